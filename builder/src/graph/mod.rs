@@ -1,0 +1,101 @@
+//! The layer graph: vertices whose inputs always have smaller ids, so that there are no cycles
+//! and one pass in order of ids sees inputs before what reads them.
+
+pub mod op;
+
+use kiln_registry::digest::{Digest, Hasher};
+
+pub use op::{
+    CopyOp, CopySource, FetchOp, ImageOp, MkdirOp, MountOp, Network, Op, Origin, RunOp, Script,
+};
+
+/// Version of the encoding that [`Vertex::digest`] hashes; a change of [`Op`] raises it.
+const ENCODING: &[u8] = b"kiln op 1\n";
+
+/// Names a vertex of one graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VertexId(u32);
+
+impl VertexId {
+    /// Its place in [`Graph::vertices`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One operation with its inputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vertex {
+    /// What it does.
+    pub op: Op,
+    /// What it reads.
+    pub inputs: Vec<VertexId>,
+    /// How progress names it, for example `[builder 2/5] RUN make`.
+    pub name: String,
+    /// Where it was written.
+    pub origin: Option<Origin>,
+}
+
+impl Vertex {
+    /// Digest of the operation alone, without its inputs.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut hasher = Hasher::new();
+        hasher.update(ENCODING);
+        // Serialising plain structs, strings and numbers cannot fail.
+        hasher.update(&serde_json::to_vec(&self.op).unwrap_or_default());
+        hasher.finish()
+    }
+}
+
+/// A graph of operations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Graph {
+    vertices: Vec<Vertex>,
+}
+
+impl Graph {
+    /// Adds a vertex, or finds the same one: equal operations on equal inputs are one vertex.
+    ///
+    /// # Panics
+    /// When an input is not a vertex of this graph, which is a bug of the caller.
+    pub fn add(&mut self, vertex: Vertex) -> VertexId {
+        assert!(
+            vertex
+                .inputs
+                .iter()
+                .all(|input| input.index() < self.vertices.len()),
+            "inputs come first"
+        );
+        let same = |known: &Vertex| known.op == vertex.op && known.inputs == vertex.inputs;
+        let index = self.vertices.iter().position(same).unwrap_or_else(|| {
+            self.vertices.push(vertex);
+            self.vertices.len() - 1
+        });
+        VertexId(
+            u32::try_from(index)
+                .expect("a Dockerfile of 4 billion instructions does not fit in memory"),
+        )
+    }
+
+    /// The vertices in order of their ids.
+    #[must_use]
+    pub fn vertices(&self) -> &[Vertex] {
+        &self.vertices
+    }
+
+    /// All ids, in order.
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = VertexId> + use<> {
+        (0..self.vertices.len()).map(|index| VertexId(u32::try_from(index).unwrap_or(u32::MAX)))
+    }
+
+    /// One vertex.
+    ///
+    /// # Panics
+    /// When the id is of another graph.
+    #[must_use]
+    pub fn vertex(&self, id: VertexId) -> &Vertex {
+        &self.vertices[id.index()]
+    }
+}

@@ -1,0 +1,170 @@
+//! The operations that make file systems.
+
+use kiln_grammar::source::Span;
+use kiln_registry::digest::Digest;
+use kiln_registry::spec::DiffId;
+use serde::Serialize;
+
+/// What a vertex does. A closed set: `ENV`, `LABEL`, `CMD` and the like make no vertex, they edit
+/// the config that lowering carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Op {
+    /// An empty root; no inputs.
+    Scratch,
+    /// The layers of an image; no inputs.
+    Image(ImageOp),
+    /// The build context (no inputs); only [`Op::Copy`] reads it.
+    Context,
+    /// Runs a process. Input 0 is its root, the others are what its mounts show.
+    Run(RunOp),
+    /// Copies files. Input 0 is the root that is written to, the others are read from.
+    Copy(CopyOp),
+    /// Makes a working directory. Input 0 is the root.
+    Mkdir(MkdirOp),
+    /// Downloads one file (no inputs); the result is a directory that holds just it.
+    Fetch(FetchOp),
+}
+
+/// The layers of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageOp {
+    /// The full name as the user may read it.
+    pub name: String,
+    /// Digest of the image's config.
+    pub config: Digest,
+    /// Its layers, lowest first.
+    pub layers: Vec<DiffId>,
+}
+
+/// A process to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunOp {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Environment, `(name, value)` in order; what the cache key holds. Proxy variables that no
+    /// `ARG` declares are not here (A6.9), the step adds them.
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// `user[:group]`, empty for root.
+    pub user: String,
+    /// Network.
+    pub network: Network,
+    /// Scripts of heredocs with a `#!` line (A13.5): file name under `/dev/pipes` and content.
+    pub scripts: Vec<Script>,
+    /// Mounts asked for by `--mount`.
+    pub mounts: Vec<MountOp>,
+}
+
+/// A file that exists only while a process runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Script {
+    /// Its name under `/dev/pipes`.
+    pub name: String,
+    /// Its content.
+    pub content: String,
+}
+
+/// A mount of `RUN --mount` (B2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum MountOp {
+    /// A view of a directory or file of an input.
+    Bind {
+        /// Index into the vertex's inputs.
+        input: usize,
+        /// Path in that input.
+        source: String,
+        /// Where it appears, absolute.
+        target: String,
+        /// Whether writes succeed (they are thrown away).
+        writable: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Where it appears, absolute.
+        target: String,
+        /// Its size limit in bytes.
+        size: Option<u64>,
+    },
+}
+
+/// The network a process sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Network {
+    /// The host's.
+    #[default]
+    Host,
+    /// Only a loopback of its own.
+    None,
+}
+
+/// A `COPY` or `ADD`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CopyOp {
+    /// What is copied, in order.
+    pub sources: Vec<CopySource>,
+    /// Destination: absolute; a slash at its end says that it is a directory (A11.1).
+    pub destination: String,
+    /// `--chown`, expanded.
+    pub chown: Option<String>,
+    /// `--chmod`, expanded.
+    pub chmod: Option<String>,
+    /// `--exclude` patterns.
+    pub exclude: Vec<String>,
+    /// `--parents`
+    pub parents: bool,
+    /// `--link`
+    pub link: bool,
+    /// Whether local archives are unpacked (`ADD`, A12.1).
+    pub unpack: bool,
+    /// Whether the source keeps its owners (`--from`); context files belong to 0:0 (A10.7).
+    pub keep_owner: bool,
+}
+
+/// One source of a [`CopyOp`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum CopySource {
+    /// A path, perhaps with wildcards, in an input.
+    Path {
+        /// Index into the vertex's inputs.
+        input: usize,
+        /// The path as written, after expansion.
+        path: String,
+    },
+    /// A file given in the Dockerfile itself (A13.8).
+    Inline {
+        /// Its name.
+        name: String,
+        /// Its content.
+        content: String,
+    },
+}
+
+/// A working directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MkdirOp {
+    /// Absolute path.
+    pub path: String,
+    /// Owner, `user[:group]`, empty for root.
+    pub user: String,
+}
+
+/// A download.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FetchOp {
+    /// Where from.
+    pub url: String,
+    /// Name of the resulting file.
+    pub name: String,
+    /// Digest that it must have.
+    pub checksum: Option<Digest>,
+}
+
+/// Where in the Dockerfile a vertex comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Index of the stage.
+    pub stage: usize,
+    /// The instruction; `None` where an `ONBUILD` of a base image asked for it.
+    pub span: Option<Span>,
+}

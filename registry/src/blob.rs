@@ -1,0 +1,111 @@
+//! The two ends of every transfer: where blobs come from and where they go.
+//!
+//! A registry repository, an OCI layout, an archive and kiln's own store implement what they can
+//! of [`BlobSource`] and [`BlobSink`]; [`crate::transfer::copy`] moves an image between any two.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::io::AsyncRead;
+
+use crate::digest::{Digest, Mismatch};
+use crate::spec::Descriptor;
+
+/// A boxed future, so that ends can be told apart at run time.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The bytes of a blob.
+pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
+
+/// Why a blob or manifest could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The source does not have it.
+    #[error("{0} not found in {1}")]
+    NotFound(Digest, String),
+    /// What arrived is not what was announced.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// The registry or the network said no.
+    #[error(transparent)]
+    Client(#[from] crate::client::ClientError),
+    /// Reading or writing failed.
+    #[error("{action}")]
+    Io {
+        /// What was being done, to what.
+        action: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// What became of a blob that was put into a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// Its bytes were moved.
+    Sent,
+    /// The sink had it already.
+    Existed,
+    /// The registry linked it from another of its repositories.
+    Mounted(String),
+}
+
+/// A place that blobs can be read from.
+pub trait BlobSource: Send + Sync + fmt::Debug {
+    /// Opens a blob, or embedded document, for reading from a byte offset.
+    ///
+    /// Readers of untrusted places (network, archives) fail at the end of the content unless size
+    /// and digest match, when read from offset 0; with another offset the caller verifies.
+    ///
+    /// # Errors
+    /// [`BlobError`] when the blob is not there or cannot be opened.
+    fn open<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobReader, BlobError>>;
+}
+
+/// A place that blobs and manifests can be written to.
+pub trait BlobSink: Send + Sync + fmt::Debug {
+    /// Puts a blob. Nothing is visible in the sink before size and digest were verified. The
+    /// source is asked again for each attempt; a blob that is there already is not read at all.
+    ///
+    /// # Errors
+    /// [`BlobError`] of either end.
+    fn put<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        source: &'a dyn BlobSource,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<Put, BlobError>>;
+
+    /// Puts a manifest or index, bytes unchanged, after everything it refers to; under its digest
+    /// or, when given, under a tag.
+    ///
+    /// # Errors
+    /// [`BlobError`] when the sink refuses it.
+    fn put_manifest<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        bytes: &'a [u8],
+        tag: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), BlobError>>;
+}
+
+/// Called with what happens to each blob.
+pub type Progress = dyn Fn(&Descriptor, Step) + Send + Sync;
+
+/// What happens to a blob in a transfer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Its turn has come.
+    Start,
+    /// So many of its bytes are there by now.
+    Bytes(u64),
+    /// It failed and is tried again, after a wait in milliseconds, for this reason.
+    Retry(u64, String),
+    /// It is done.
+    Done(Put),
+}

@@ -1,0 +1,7 @@
+//! Images as bytes and names.
+#![forbid(unsafe_code)]
+
+pub mod blob;
+pub mod client;
+pub mod digest;
+pub mod spec;
