@@ -28,9 +28,11 @@ pub enum Op {
 /// The layers of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageOp {
-    /// The full name as the user may read it.
+    /// The full name as the user may read it; not part of the operation's identity.
+    #[serde(skip)]
     pub name: String,
-    /// Digest of the image's config.
+    /// Digest of the image's config; not part of the operation's identity, which is the layers.
+    #[serde(skip)]
     pub config: Digest,
     /// Its layers, lowest first.
     pub layers: Vec<DiffId>,

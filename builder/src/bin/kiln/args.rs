@@ -1,0 +1,240 @@
+//! The command line, as clap reads it; nothing here does anything.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Builds container images from Dockerfiles and moves them to and from registries, without a daemon.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, disable_help_subcommand = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Folder of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
+    #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// Mirror to pull from first, as HOST=URL; may be repeated (docker.io=http://127.0.0.1:5000)
+    #[arg(long = "mirror", global = true, env = "KILN_MIRRORS", value_delimiter = ',', value_name = "HOST=URL")]
+    pub(crate) mirrors: Vec<String>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from a Dockerfile
+    Build(BuildArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Remove names and images
+    Rmi(RmiArgs),
+    /// Show all that is known of images, as JSON
+    Inspect(InspectArgs),
+    /// Show how an image came about
+    History(HistoryArgs),
+    /// Send an image to its registry
+    Push(PushArgs),
+    /// Fetch an image from its registry
+    Pull(PullArgs),
+    /// Write images to an archive
+    Save(SaveArgs),
+    /// Read images from an archive
+    Load(LoadArgs),
+}
+
+/// `kiln build`
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// Name for the image, NAME[:TAG]; may be repeated
+    #[arg(short, long = "tag", value_name = "NAME")]
+    pub(crate) tags: Vec<String>,
+
+    /// Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Value of an ARG; a name alone takes it from the environment; may be repeated
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub(crate) build_args: Vec<String>,
+
+    /// Label for the image; may be repeated
+    #[arg(long = "label", value_name = "NAME[=VALUE]")]
+    pub(crate) labels: Vec<String>,
+
+    /// Stage to build [default: the last one]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+
+    /// Platform to build for, OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+
+    /// Run every step, whatever is remembered
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+
+    /// Ask the registry for base images even when they are here
+    #[arg(long)]
+    pub(crate) pull: bool,
+
+    /// Push the image under all its names when it is built
+    #[arg(long, requires = "tags")]
+    pub(crate) push: bool,
+
+    /// Network of RUN steps
+    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
+    pub(crate) network: NetworkArg,
+
+    /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
+    /// of them reaches the image
+    #[arg(long)]
+    pub(crate) host_ca: bool,
+
+    /// Print nothing but the image's id
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Write the image's id to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iidfile: Option<PathBuf>,
+
+    /// How to show what happens
+    #[arg(long, value_enum, env = "BUILDKIT_PROGRESS", default_value_t = ProgressArg::Auto)]
+    pub(crate) progress: ProgressArg,
+
+    /// Folder of the build context
+    #[arg(value_name = "CONTEXT")]
+    pub(crate) context: PathBuf,
+}
+
+/// Networks of `RUN` steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NetworkArg {
+    /// This machine's
+    Host,
+    /// Only a loopback of their own
+    None,
+}
+
+/// Ways to show progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressArg {
+    /// Live on a terminal, else plain
+    Auto,
+    /// Line by line
+    Plain,
+}
+
+/// `kiln images`
+#[derive(Debug, Args)]
+pub(crate) struct ImagesArgs {
+    /// Show digests
+    #[arg(long)]
+    pub(crate) digests: bool,
+    /// Do not shorten ids
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Only images of this name, NAME[:TAG]
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+/// `kiln tag`
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// Name or id of an image
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+    /// The new name, NAME[:TAG]
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: String,
+}
+
+/// `kiln rmi`
+#[derive(Debug, Args)]
+pub(crate) struct RmiArgs {
+    /// Remove an image although it has several names
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Names or ids of images
+    #[arg(required = true, value_name = "IMAGE", action = ArgAction::Append)]
+    pub(crate) images: Vec<String>,
+}
+
+/// `kiln inspect`
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Names or ids of images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+/// `kiln history`
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// Do not shorten anything
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Sizes and dates for people (`false`: bytes and RFC 3339)
+    #[arg(short = 'H', long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub(crate) human: bool,
+    /// Name or id of an image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
+/// `kiln push`
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    /// Print nothing but the name
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// The image, NAME[:TAG]
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+/// `kiln pull`
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Print nothing but the name
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Platform to fetch, OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// The image, NAME[:TAG][@DIGEST]
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+/// `kiln save`
+#[derive(Debug, Args)]
+pub(crate) struct SaveArgs {
+    /// File to write [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Names or ids of images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+/// `kiln load`
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// File to read [default: standard input]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Print nothing but the names
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}

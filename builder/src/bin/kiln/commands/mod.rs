@@ -1,0 +1,116 @@
+//! One file per verb: each reads its arguments, calls the library, and prints the result.
+
+mod build;
+mod history;
+mod images;
+mod inspect;
+mod load;
+mod pull;
+mod push;
+mod rmi;
+mod save;
+mod tag;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use kiln_builder::runtime::Cancel;
+use kiln_builder::store::Store;
+use kiln_registry::client::{Client, ClientOptions, Mirror};
+use kiln_registry::credentials::Keychain;
+use kiln_registry::spec::Platform;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{Cli, Command};
+use crate::report::{Interrupted, UsageError};
+
+/// What every command may need.
+pub(crate) struct Setup {
+    root: Option<PathBuf>,
+    mirrors: Vec<String>,
+}
+
+impl Setup {
+    /// Opens the store.
+    pub(crate) fn store(&self) -> anyhow::Result<Arc<Store>> {
+        let root = match &self.root {
+            Some(root) => root.clone(),
+            None => default_root()?,
+        };
+        Ok(Arc::new(Store::open(&root)?))
+    }
+
+    /// A registry client with this user's credentials.
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        let mirrors = self.mirrors.iter().map(|text| mirror(text)).collect::<anyhow::Result<_>>()?;
+        let keychain = Keychain::load()?;
+        Ok(Client::new(ClientOptions { keychain, mirrors, ..ClientOptions::default() })?)
+    }
+}
+
+/// Runs a command.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+    let setup = Setup { root: cli.root, mirrors: cli.mirrors };
+    match cli.command {
+        Command::Build(args) => build::run(&setup, args),
+        Command::Images(args) => images::run(&setup, &args),
+        Command::Tag(args) => tag::run(&setup, &args),
+        Command::Rmi(args) => rmi::run(&setup, &args),
+        Command::Inspect(args) => inspect::run(&setup, &args),
+        Command::History(args) => history::run(&setup, &args),
+        Command::Push(args) => push::run(&setup, &args),
+        Command::Pull(args) => pull::run(&setup, &args),
+        Command::Save(args) => save::run(&setup, &args),
+        Command::Load(args) => load::run(&setup, &args),
+    }
+}
+
+fn default_root() -> anyhow::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/kiln"));
+    }
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
+    data.map(|data| data.join("kiln")).ok_or_else(|| UsageError::new("no HOME is set: say with --root where the store is").into())
+}
+
+fn mirror(text: &str) -> anyhow::Result<Mirror> {
+    let wrong = || UsageError::new(format!("invalid mirror `{text}`: expected HOST=URL, as in docker.io=http://127.0.0.1:5000"));
+    let (registry, url) = text.split_once('=').ok_or_else(wrong)?;
+    Mirror::new(registry, url).map_err(|_| wrong().into())
+}
+
+/// The platform of a flag, else this machine's; and whether it was given.
+pub(crate) fn platform(text: Option<&str>) -> anyhow::Result<(Platform, bool)> {
+    match text.filter(|text| !text.is_empty()) {
+        None | Some("local") => Ok((Platform::host(), false)),
+        Some(text) if text.contains(',') => {
+            Err(UsageError::new(format!("invalid platform `{text}`: building for several platforms at once is not supported yet")).into())
+        }
+        Some(text) => Ok((Platform::parse(text).map_err(|error| UsageError::new(error.to_string()))?, true)),
+    }
+}
+
+/// Runs async work to its end. An interrupt cancels it; the work then ends by itself, having put
+/// away what it had begun.
+pub(crate) fn block_on<T>(cancel: &Cancel, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the async runtime")?;
+    let result = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt()).context("watching for signals")?;
+        let mut terminate = signal(SignalKind::terminate()).context("watching for signals")?;
+        let mut work = std::pin::pin!(work);
+        let signal = tokio::select! {
+            result = &mut work => return result,
+            _ = interrupt.recv() => 2,
+            _ = terminate.recv() => 15,
+        };
+        cancel.cancel();
+        _ = work.await;
+        Err(Interrupted { signal }.into())
+    });
+    // Blocking threads that nobody waits for (a stalled read, say) must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,59 @@
+//! `kiln push` (D7.6)
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use kiln_builder::image::publish;
+use kiln_builder::runtime::Cancel;
+use kiln_builder::store::Store;
+use kiln_registry::client::Client;
+use kiln_registry::digest::Digest;
+use kiln_registry::reference::Reference;
+
+use super::{Setup, block_on};
+use crate::args::PushArgs;
+use crate::render::{self, transfer};
+
+pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
+    let mut reference = Reference::parse(&args.name)?;
+    if reference.digest.is_some() {
+        bail!("cannot push `{}` by digest: name it by a tag", args.name);
+    }
+    let store = setup.store()?;
+    let Some(image) = store.named(&reference)? else {
+        bail!("An image does not exist locally with the tag: {}", args.name);
+    };
+    if reference.tag.is_none() {
+        if !args.quiet {
+            render::err("Using default tag: latest");
+        }
+        reference.tag = Some("latest".to_owned());
+    }
+    let client = setup.client()?;
+    let cancel = Cancel::new()?;
+    block_on(&cancel, push(&store, &client, &cancel, &reference, &image, args.quiet))
+}
+
+/// Pushes an image under a name and says so.
+pub(crate) async fn push(
+    store: &Arc<Store>,
+    client: &Client,
+    cancel: &Cancel,
+    reference: &Reference,
+    image: &Digest,
+    quiet: bool,
+) -> anyhow::Result<()> {
+    let repository = format!("{}/{}", reference.registry, reference.repository);
+    if !quiet {
+        render::err(&format!("The push refers to repository [{repository}]"));
+    }
+    let observer = transfer::observer(transfer::PUSH, quiet);
+    let pushed = publish::push(store, client, reference, image, &observer, cancel).await?;
+    if quiet {
+        render::out(&reference.to_string());
+    } else {
+        let tag = reference.tag_or_latest();
+        render::out(&format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size));
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Failures, as a person reads them, and the exit codes that tell them apart.
+
+use std::process::ExitCode;
+
+use kiln_builder::pipeline::{BuildError, Source};
+use kiln_builder::step::StepError;
+use kiln_builder::store::StoreError;
+use kiln_grammar::source::Span;
+use kiln_registry::blob::BlobError;
+use kiln_registry::client::ClientError;
+
+use crate::render::{self, excerpt};
+
+/// The build failed, or an image is not there: what docker says 1 to.
+const FAILED: u8 = 1;
+/// The machine failed: disk, network, rights.
+const ENVIRONMENT: u8 = 3;
+/// The image was built and is kept, but could not be pushed.
+const NOT_PUSHED: u8 = 4;
+/// A bug of kiln's.
+const BUG: u8 = 70;
+/// The command line is wrong, as docker has it.
+const USAGE: u8 = 125;
+
+/// The command line cannot be obeyed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(String);
+
+impl UsageError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// Several things failed, each already reported.
+#[derive(Debug, thiserror::Error)]
+#[error("failed")]
+pub(crate) struct Reported;
+
+/// A signal ended the command.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted {
+    pub(crate) signal: u8,
+}
+
+/// A finished image could not be pushed.
+#[derive(Debug, thiserror::Error)]
+#[error("the image was built and is kept, but pushing `{name}` failed")]
+pub(crate) struct NotPushed {
+    pub(crate) name: String,
+    #[source]
+    pub(crate) source: anyhow::Error,
+}
+
+/// Prints what clap found, on the right stream.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    // A closed stream is nobody's failure.
+    _ = error.print();
+    if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// Prints an error and says how to exit.
+pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Reported>() {
+        return ExitCode::from(FAILED);
+    }
+    if let Some(Interrupted { signal }) = error.downcast_ref() {
+        render::err("cancelled");
+        return ExitCode::from(128 + signal);
+    }
+    match error.downcast_ref::<BuildError>() {
+        Some(BuildError::Dockerfile { source_file, diagnostics }) => {
+            for diagnostic in diagnostics {
+                render::err(&excerpt::render(source_file, diagnostic));
+            }
+        }
+        Some(BuildError::Step { name, place, source }) => step(name, place, source),
+        Some(BuildError::Resolve { place, .. }) => {
+            chain(error);
+            at(place);
+        }
+        _ => chain(error),
+    }
+    if let Some(hint) = hint(error) {
+        render::err(&format!("\nhint: {hint}"));
+    }
+    ExitCode::from(code(error))
+}
+
+/// A failed step: its last output, where it was written, and what went wrong.
+fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
+    if let StepError::Exit { log, .. } | StepError::Signal { log, .. } = error
+        && !log.is_empty()
+    {
+        render::err(&format!("------\n > {name}:"));
+        for line in log {
+            render::err(line);
+        }
+        render::err("------");
+    }
+    at(place);
+    render::err(&format!("error: failed to solve: {name}: {}", sources(error)));
+}
+
+/// Shows the place in the Dockerfile.
+fn at((source, span): &(Source, Option<Span>)) {
+    if let Some(span) = span {
+        render::err(&excerpt::place(source, *span));
+    }
+}
+
+fn chain(error: &anyhow::Error) {
+    render::err(&format!("error: {}", sources(error.as_ref())));
+}
+
+/// An error and its causes on one line. A cause that the text before already ends with is left out.
+fn sources(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// What to do about it, where somebody knows.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(NotPushed { name, .. }) = error.downcast_ref() {
+        let more = find::<ClientError>(error).and_then(ClientError::hint).map_or(String::new(), |hint| format!("; {hint}"));
+        return Some(format!("continue with: kiln push {name}{more}"));
+    }
+    find::<ClientError>(error).and_then(ClientError::hint)
+}
+
+/// The exit code of an error.
+fn code(error: &anyhow::Error) -> u8 {
+    if error.is::<UsageError>() {
+        return USAGE;
+    }
+    if error.is::<NotPushed>() {
+        return NOT_PUSHED;
+    }
+    if let Some(StepError::Thread) = find(error) {
+        return BUG;
+    }
+    match find::<StoreError>(error) {
+        Some(StoreError::NoImage(_) | StoreError::Ambiguous(_)) => return FAILED,
+        Some(_) => return ENVIRONMENT,
+        None => {}
+    }
+    if find::<ClientError>(error).is_some_and(ClientError::is_environment) {
+        return ENVIRONMENT;
+    }
+    match find::<BlobError>(error) {
+        Some(BlobError::Io { .. }) => ENVIRONMENT,
+        _ => FAILED,
+    }
+}
+
+/// The first error of a type in the chain.
+fn find<T: std::error::Error + 'static>(error: &anyhow::Error) -> Option<&T> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}

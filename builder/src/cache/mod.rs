@@ -1,0 +1,142 @@
+//! The build cache: when a step need not run again.
+//!
+//! # What is in a key
+//!
+//! A vertex has two keys, and either one finds its remembered result (a snapshot: the layer it
+//! made). The *definition key* is known before anything runs; the *content key* needs the results
+//! of the inputs.
+//!
+//! | vertex | definition key | content key |
+//! |---|---|---|
+//! | image | diff ids of its layers | the same |
+//! | `RUN` | arguments, environment (`ENV` and visible `ARG`s), directory, user, network, mounts; key of the root | the same with the identity of the root's layers |
+//! | `COPY`, `ADD` | destination, `--chown`, `--chmod` and the other flags, names and content of heredocs; key of the root; content of the selected context files, or the keys of the stages copied from | the same with the identity of the root's layers and the content of all selected files |
+//! | `WORKDIR` | path, user; key of the root | with the identity of the root's layers |
+//! | `ADD URL` | digest of the body: it is fetched first, then copied | |
+//!
+//! Content of files means: path relative to the selection, type, mode, owner (0:0 for context
+//! files), bytes, link target, device numbers and extended attributes (A15.1).
+//!
+//! # What is not, and why
+//!
+//! - Times of files: a fresh checkout has others and the same content (A15.1).
+//! - Absolute paths of the host: another checkout is the same context.
+//! - Values of proxy variables that no `ARG` declares, and the host's certificates: they are the
+//!   machine's, not the image's (A6.9).
+//! - Names of images and tags: what was resolved counts, not how it was called (A15.4).
+//! - Metadata instructions: `ENV` counts where a `RUN` sees it, `LABEL` and `CMD` nowhere (A15.7).
+//!
+//! # Early cut-off
+//!
+//! The content key names the *results* of the inputs, not how they came about. A `COPY` that is
+//! executed again because its stage was rebuilt, and selects the same bytes as before, finds its
+//! old layer by its content key; what stands on it sees the same identity and is not run again
+//! (A15.5).
+
+use std::fmt;
+
+use kiln_registry::digest::{Digest, Hasher};
+use kiln_registry::spec::ChainId;
+
+use crate::graph::Vertex;
+use crate::snapshot::SnapshotId;
+
+/// Version of the keys; raised when the meaning of a key, or of what it finds, changes.
+const VERSION: &str = "kiln cache 1";
+
+/// Names the result of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CacheKey(Digest);
+
+impl CacheKey {
+    /// The key as the store keeps it.
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.0
+    }
+}
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One layer of a vertex's result.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StackLayer {
+    /// A layer of an image, unpacked only when something needs it.
+    Image(ChainId),
+    /// A layer made by a step.
+    Built(SnapshotId),
+}
+
+/// The definition key of a vertex, from those of its inputs and, where it copies from the build
+/// context, the content of what it selects there.
+#[must_use]
+pub fn definition_key(vertex: &Vertex, inputs: &[CacheKey], context: Option<&Digest>) -> CacheKey {
+    let inputs = inputs.iter().map(ToString::to_string);
+    key("definition", vertex, inputs, context)
+}
+
+/// The content key of a vertex, from the result of its root and the content of what it reads.
+#[must_use]
+pub fn content_key(vertex: &Vertex, root: &[StackLayer], content: Option<&Digest>) -> CacheKey {
+    let layers = root.iter().map(|layer| match layer {
+        StackLayer::Image(chain) => format!("image {chain}"),
+        StackLayer::Built(snapshot) => format!("built {}", snapshot.name()),
+    });
+    key("content", vertex, layers, content)
+}
+
+fn key(kind: &str, vertex: &Vertex, parts: impl Iterator<Item = String>, content: Option<&Digest>) -> CacheKey {
+    let mut hasher = Hasher::new();
+    let mut line = |text: &str| {
+        hasher.update(text.as_bytes());
+        hasher.update(b"\n");
+    };
+    line(VERSION);
+    line(kind);
+    line(&vertex.digest().to_string());
+    for part in parts {
+        line(&part);
+    }
+    line(&content.map_or_else(|| "-".to_owned(), ToString::to_string));
+    CacheKey(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{MkdirOp, Op};
+
+    fn vertex(path: &str) -> Vertex {
+        let op = Op::Mkdir(MkdirOp { path: path.to_owned(), user: String::new() });
+        Vertex { op, inputs: Vec::new(), name: "any".to_owned(), origin: None }
+    }
+
+    #[test]
+    fn keys_differ_by_what_is_in_them_and_by_nothing_else() {
+        let a = vertex("/a");
+        let renamed = Vertex { name: "other".to_owned(), ..a.clone() };
+        let input = definition_key(&vertex("/in"), &[], None);
+        let content = Digest::of(b"content");
+        let key = definition_key(&a, &[input], Some(&content));
+        assert_eq!(key, definition_key(&renamed, &[input], Some(&content)));
+        assert_ne!(key, definition_key(&vertex("/b"), &[input], Some(&content)));
+        assert_ne!(key, definition_key(&a, &[], Some(&content)));
+        assert_ne!(key, definition_key(&a, &[input], None));
+        assert_ne!(key, definition_key(&a, &[input], Some(&Digest::of(b"other"))));
+        assert_ne!(content_key(&a, &[], None), definition_key(&a, &[], None));
+    }
+
+    #[test]
+    fn the_identity_of_the_root_is_its_layers() {
+        let built = |name: &str| StackLayer::Built(SnapshotId::from_name(name.to_owned()));
+        let image = StackLayer::Image(ChainId(Digest::of(b"layer")));
+        let key = content_key(&vertex("/a"), &[image.clone(), built("one")], None);
+        assert_eq!(key, content_key(&vertex("/a"), &[image.clone(), built("one")], None));
+        assert_ne!(key, content_key(&vertex("/a"), &[image.clone(), built("two")], None));
+        assert_ne!(key, content_key(&vertex("/a"), &[image], None));
+    }
+}

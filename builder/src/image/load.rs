@@ -1,0 +1,133 @@
+//! Images out of archives into the store (D10.4).
+
+use std::io;
+use std::sync::Arc;
+
+use kiln_registry::archive::{Archive, ArchivedLayer, ArchivedManifest};
+use kiln_registry::digest::{Digest, Hasher};
+use kiln_registry::reference::Reference;
+use kiln_registry::spec::DiffId;
+use kiln_registry::spec::media_type::{Compression, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD};
+
+use super::ImageError;
+use crate::layer;
+use crate::step::StepError;
+use crate::store::{LayerBlob, Store, StoreError};
+
+/// An image that was loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// Its id.
+    pub id: Digest,
+    /// Its names.
+    pub names: Vec<Reference>,
+    /// Names that stood for another image before, and that image's id.
+    pub moved: Vec<(Reference, Digest)>,
+}
+
+/// Loads all images of an archive, for this machine's platform where there is a choice. Names are
+/// given last, when all content is in the store and was verified.
+///
+/// # Errors
+/// [`ImageError`]; no name changes then.
+pub fn load(store: &Arc<Store>, archive: &Archive) -> Result<Vec<Loaded>, ImageError> {
+    let mut images = Vec::new();
+    for image in archive.images() {
+        let manifest = archive.load(image, None)?;
+        let blobs = manifest
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(number, layer)| Ok((layer.diff_id, store_layer(store, archive, number, layer)?)))
+            .collect::<Result<Vec<_>, ImageError>>()?;
+        store.write_blob(&manifest.config.bytes)?;
+        images.push((image.names.clone(), manifest, blobs));
+    }
+    if images.is_empty() {
+        return Err(ImageError::Empty);
+    }
+    let mut loaded = Vec::with_capacity(images.len());
+    for (names, manifest, blobs) in images {
+        for (diff_id, blob) in &blobs {
+            store.add_layer_blob(*diff_id, blob)?;
+        }
+        let id = manifest.config.digest;
+        record(store, &manifest, &blobs)?;
+        let mut moved = Vec::new();
+        for name in &names {
+            moved.extend(store.tag(name, &id)?.map(|before| (name.clone(), before)));
+        }
+        loaded.push(Loaded { id, names, moved });
+    }
+    Ok(loaded)
+}
+
+/// Records the image. A manifest of plain layers is how archives hold images that never were in a
+/// registry; it is not what a push should send, so it is not kept.
+fn record(store: &Store, manifest: &ArchivedManifest, blobs: &[(DiffId, LayerBlob)]) -> Result<(), ImageError> {
+    let compressed = blobs.iter().all(|(diff_id, blob)| blob.digest != diff_id.0);
+    let keep = manifest.manifest.as_ref().filter(|_| manifest.announced && compressed);
+    if let Some(raw) = keep {
+        store.write_blob(&raw.bytes)?;
+    }
+    store.add_image(&manifest.config.digest, keep.and_then(|_| manifest.descriptor()).as_ref())?;
+    Ok(())
+}
+
+/// Stores a layer as it lies in the archive.
+fn store_layer(
+    store: &Store,
+    archive: &Archive,
+    number: usize,
+    layer: &ArchivedLayer,
+) -> Result<LayerBlob, ImageError> {
+    let media_type = match layer.compression {
+        Compression::None => OCI_LAYER,
+        Compression::Gzip => OCI_LAYER_GZIP,
+        Compression::Zstd => OCI_LAYER_ZSTD,
+    };
+    let plain = layer.compression == Compression::None;
+    let announced = layer.digest.or(plain.then_some(layer.diff_id.0));
+    if let Some(digest) = announced.filter(|digest| store.has_blob(digest)) {
+        return Ok(LayerBlob { digest, media_type: media_type.to_owned(), size: layer.size });
+    }
+    let mut section = archive.layer(layer)?;
+    let mut writer = store.new_blob()?;
+    io::copy(&mut section, &mut writer).map_err(|source| StoreError::Io {
+        action: "storing the layer",
+        path: store.root().join(&layer.member),
+        source,
+    })?;
+    let stored = writer.digest();
+    let expected = layer.diff_id;
+    // A layer whose stored bytes nobody announced is known by its diff id alone: check that now.
+    let actual = match (plain, layer.digest) {
+        (true, _) => DiffId(stored),
+        (false, Some(_)) => expected,
+        (false, None) => {
+            let mut section = archive.layer(layer)?;
+            let unpacked = layer::decompressor(layer.compression, &mut section);
+            unpacked.and_then(hash).map_err(|source| StepError::Io {
+                action: "decompressing the layer",
+                path: layer.member.clone().into(),
+                source,
+            })?
+        }
+    };
+    if actual != expected {
+        return Err(ImageError::DiffId { number, expected, actual });
+    }
+    let (digest, size) = writer.commit(store)?;
+    Ok(LayerBlob { digest, media_type: media_type.to_owned(), size })
+}
+
+fn hash(mut reader: impl io::Read) -> io::Result<DiffId> {
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(DiffId(hasher.finish())),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}

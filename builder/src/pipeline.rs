@@ -1,0 +1,374 @@
+//! A build from beginning to end: the calls of all stages in order.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_grammar::ast::Dockerfile;
+use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile};
+use kiln_registry::client::Client;
+use kiln_registry::digest::Digest;
+use kiln_registry::reference::{Reference, ReferenceError};
+use kiln_registry::spec::Platform;
+
+use crate::context::{ContextError, Tree};
+use crate::event::{Event, Observer};
+use crate::image::{self, ImageError};
+use crate::lower::{self, BaseImage, BaseImages, LowerOptions, Plan, Wanted};
+use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::schedule::{CachePolicy, Failure, Schedule};
+use crate::snapshot::{Snapshots, now};
+use crate::step::{RemoteImage, ResolveError, Settings, StepError, Worker};
+use crate::store::{Store, StoreError};
+
+/// Longest Dockerfile that is read, bytes.
+const DOCKERFILE_LIMIT: u64 = 64 << 20;
+
+/// What is to be built.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Folder of the build context.
+    pub context: PathBuf,
+    /// Where the Dockerfile is.
+    pub dockerfile: DockerfileFrom,
+    /// Names for the image.
+    pub tags: Vec<Reference>,
+    /// What lowering is told.
+    pub options: LowerOptions,
+    /// Whether remembered results are used.
+    pub cache: CachePolicy,
+    /// Whether base images are asked for in their registry even when they are here (`--pull`).
+    pub pull: bool,
+    /// What the machine gives to `RUN` steps.
+    pub settings: Settings,
+    /// Time that replaces all times of this build (C11.1), seconds since 1970.
+    pub epoch: Option<i64>,
+}
+
+/// Where a Dockerfile comes from.
+#[derive(Clone, Debug)]
+pub enum DockerfileFrom {
+    /// `Dockerfile` or, where there is none, `dockerfile` in the context (A14.8).
+    Context,
+    /// A file, inside the context or not (A18.2).
+    Path(PathBuf),
+    /// Text that was given.
+    Text(String),
+}
+
+/// A finished build.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The image's id.
+    pub image: Digest,
+    /// The Dockerfile that was read.
+    pub source: Source,
+    /// What is worth a word.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// A Dockerfile as it was read.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// How to name it in messages.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// Why a build failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The build context is not there.
+    #[error("path \"{}\" not found", .0.display())]
+    NoContext(PathBuf),
+    /// The build context is not a folder.
+    #[error("unable to prepare context: \"{}\" is not a directory", .0.display())]
+    ContextNotFolder(PathBuf),
+    /// The Dockerfile cannot be read (A18.1).
+    #[error("failed to read dockerfile: open {}", path.display())]
+    NoDockerfile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The ignore file cannot be read or understood.
+    #[error("cannot read ignore file `{}`", path.display())]
+    Ignore {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The Dockerfile is wrong.
+    #[error("the Dockerfile has errors")]
+    Dockerfile {
+        /// The Dockerfile.
+        source_file: Source,
+        /// What is wrong with it.
+        diagnostics: Vec<Diagnostic>,
+    },
+    /// A base image could not be resolved.
+    #[error("failed to resolve source metadata for `{name}`")]
+    Resolve {
+        /// The image.
+        name: String,
+        /// The Dockerfile, and the instruction that names the image.
+        place: Box<(Source, Option<kiln_grammar::source::Span>)>,
+        /// Why.
+        source: BaseError,
+    },
+    /// A step failed.
+    #[error("{name}")]
+    Step {
+        /// The step's name.
+        name: String,
+        /// The Dockerfile, and the instruction of the step.
+        place: Box<(Source, Option<kiln_grammar::source::Span>)>,
+        /// Why.
+        source: StepError,
+    },
+    /// The build context could not be opened.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// The image could not be assembled.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The sandbox is not available.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Why a base image could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// It is no valid name.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// Its registry refused, or it is no image.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Builds an image, stores it and gives it its names.
+///
+/// # Errors
+/// [`BuildError`]; what was finished before stays in the cache, everything else is gone.
+pub async fn build(
+    request: Request,
+    store: Arc<Store>,
+    client: Client,
+    observer: Observer,
+    cancel: Cancel,
+) -> Result<Outcome, BuildError> {
+    let context = open_folder(&request.context)?;
+    let (path, source) = read_dockerfile(&request)?;
+    let wrong = |diagnostics| BuildError::Dockerfile { source_file: source.clone(), diagnostics };
+    let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
+    let ignore = read_ignore_file(path.as_deref(), &context)?;
+
+    let mut resolver = Resolver { client: &client, store: &store, cancel: &cancel, pull: request.pull, images: BTreeMap::new() };
+    let (bases, mut warnings) = resolver.resolve_all(&file, &source, &request.options).await?;
+    let images = resolver.images;
+    let plan = lower::lower(&file, &source.text, &request.options, &bases).map_err(wrong)?;
+    warnings.extend(file.warnings.iter().cloned());
+    warnings.extend(plan.warnings.iter().cloned());
+
+    let stat_cache = store.root().join("cache").join(Digest::of(context.as_os_str().as_encoded_bytes()).hex());
+    let tree = Arc::new(Tree::context(&context, ignore, Some(&stat_cache))?);
+    let worker = Arc::new(Worker {
+        snapshots: Snapshots::new(Arc::clone(&store)),
+        store: Arc::clone(&store),
+        runtime: Native::current()?,
+        context: Arc::clone(&tree),
+        client,
+        images,
+        observer: observer.clone(),
+        cancel: cancel.clone(),
+        settings: request.settings.clone(),
+    });
+    let exported = plan.layers().collect();
+    let schedule = Schedule::new(plan.graph.clone(), worker, request.cache, exported);
+    let finished = schedule.run(plan.root).await.map_err(|failure| step_error(failure, &plan, &source))?;
+    // A stat cache that cannot be written costs time in the next build, no more.
+    if let Err(error) = tree.save_stat_cache() {
+        observer.tell(Event::Note { step: None, text: error.to_string() });
+    }
+
+    let image = image::assemble(&store, &plan, &finished.layers, request.epoch)?;
+    for tag in &request.tags {
+        store.tag(tag, &image)?;
+    }
+    Ok(Outcome { image, source, warnings })
+}
+
+fn open_folder(path: &Path) -> Result<PathBuf, BuildError> {
+    let context = fs::canonicalize(path).map_err(|_| BuildError::NoContext(path.to_owned()))?;
+    if context.is_dir() { Ok(context) } else { Err(BuildError::ContextNotFolder(path.to_owned())) }
+}
+
+/// The Dockerfile's path, where it has one, and its text.
+fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), BuildError> {
+    let path = match &request.dockerfile {
+        DockerfileFrom::Text(text) => {
+            return Ok((None, Source { name: "Dockerfile".to_owned(), text: text.clone() }));
+        }
+        DockerfileFrom::Path(path) => path.clone(),
+        DockerfileFrom::Context => {
+            let usual = request.context.join("Dockerfile");
+            let fallback = request.context.join("dockerfile");
+            if !usual.exists() && fallback.exists() { fallback } else { usual }
+        }
+    };
+    let text = read_text(&path).map_err(|source| BuildError::NoDockerfile { path: path.clone(), source })?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((Some(path), Source { name, text }))
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let file = fs::File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    let mut text = String::new();
+    if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64 == DOCKERFILE_LIMIT {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
+}
+
+/// The ignore file beside the Dockerfile, else that of the context (A14.1).
+fn read_ignore_file(dockerfile: Option<&Path>, context: &Path) -> Result<Option<IgnoreFile>, BuildError> {
+    let specific = dockerfile.map(|path| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".dockerignore");
+        PathBuf::from(name)
+    });
+    for path in specific.into_iter().chain([context.join(".dockerignore")]) {
+        let wrong = |source: Box<dyn std::error::Error + Send + Sync>| BuildError::Ignore { path: path.clone(), source };
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let parsed: Result<_, IgnoreError> = IgnoreFile::parse(&text);
+                return Ok(Some(parsed.map_err(|error| wrong(error.into()))?));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(wrong(error.into())),
+        }
+    }
+    Ok(None)
+}
+
+fn step_error(failure: Failure, plan: &Plan, source: &Source) -> BuildError {
+    let vertex = plan.graph.vertex(failure.vertex);
+    if matches!(failure.error, StepError::Cancelled) {
+        return BuildError::Cancelled;
+    }
+    let span = vertex.origin.and_then(|origin| origin.span);
+    BuildError::Step { name: vertex.name.clone(), place: Box::new((source.clone(), span)), source: failure.error }
+}
+
+/// Finds out what base images are.
+struct Resolver<'a> {
+    client: &'a Client,
+    store: &'a Store,
+    cancel: &'a Cancel,
+    pull: bool,
+    images: BTreeMap<Digest, RemoteImage>,
+}
+
+impl Resolver<'_> {
+    /// Resolves until the Dockerfile, and the triggers of its base images, want no more.
+    async fn resolve_all(
+        &mut self,
+        file: &Dockerfile,
+        source: &Source,
+        options: &LowerOptions,
+    ) -> Result<(BaseImages, Vec<Diagnostic>), BuildError> {
+        let mut bases = BaseImages::default();
+        let mut warnings = Vec::new();
+        loop {
+            let wanted = lower::wanted(file, &source.text, options, &bases)
+                .map_err(|diagnostics| BuildError::Dockerfile { source_file: source.clone(), diagnostics })?;
+            if wanted.is_empty() {
+                return Ok((bases, warnings));
+            }
+            for want in wanted {
+                let base = self.resolve(&want).await.map_err(|error| match error {
+                    BaseError::Cancelled => BuildError::Cancelled,
+                    error => BuildError::Resolve {
+                        name: want.reference.clone(),
+                        place: Box::new((source.clone(), want.span)),
+                        source: error,
+                    },
+                })?;
+                warnings.extend(platform_warning(&want, &base));
+                bases.insert(want.reference, want.platform, base);
+            }
+        }
+    }
+
+    /// Resolves one image: in the store, unless it has to be asked for, else in its registry.
+    async fn resolve(&mut self, want: &Wanted) -> Result<BaseImage, BaseError> {
+        let reference = Reference::parse(&want.reference)?;
+        if !self.pull
+            && let Some(base) = self.stored(&reference, &want.platform)?
+        {
+            return Ok(base);
+        }
+        let remote = tokio::select! {
+            remote = RemoteImage::resolve(self.client, &reference, &want.platform) => remote?,
+            () = self.cancel.cancelled() => return Err(BaseError::Cancelled),
+        };
+        let base = BaseImage {
+            name: reference.to_string(),
+            config_digest: remote.resolved.manifest.value.config.digest,
+            config: remote.config.clone(),
+        };
+        self.images.insert(base.config_digest, remote);
+        Ok(base)
+    }
+
+    /// An image of that name and platform in the store. A built image may lie here as snapshots
+    /// only, a pulled one as blobs; both will do.
+    fn stored(&self, reference: &Reference, platform: &Platform) -> Result<Option<BaseImage>, StoreError> {
+        let Some(id) = self.store.named(reference)? else { return Ok(None) };
+        let config = self.store.config(&id)?;
+        let fits = config.os == platform.os && config.architecture == platform.architecture;
+        Ok(fits.then(|| BaseImage { name: reference.to_string(), config_digest: id, config }))
+    }
+}
+
+/// A base image of another platform than wanted is used, with a warning (A7.8).
+fn platform_warning(want: &Wanted, base: &BaseImage) -> Option<Diagnostic> {
+    let (os, architecture) = (&base.config.os, &base.config.architecture);
+    if *os == want.platform.os && *architecture == want.platform.architecture {
+        return None;
+    }
+    let message = format!(
+        "Base image {} was pulled with platform \"{os}/{architecture}\", expected \"{}/{}\" for current build",
+        want.reference, want.platform.os, want.platform.architecture
+    );
+    Some(Diagnostic::warning("InvalidBaseImagePlatform", message, want.span.unwrap_or_default()))
+}
+
+/// Time of a build: SOURCE_DATE_EPOCH where it is set, else now, seconds since 1970.
+#[must_use]
+pub fn build_time(epoch: Option<i64>) -> i64 {
+    epoch.unwrap_or_else(now)
+}

@@ -1,0 +1,362 @@
+//! Which vertices must run, and running them: cached results are looked up from the definition of
+//! each vertex first; what is missing runs as soon as its inputs are there, independent vertices
+//! at the same time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, try_join_all};
+use kiln_registry::digest::Digest;
+use kiln_registry::spec::DiffId;
+use tokio::sync::{Mutex, OnceCell, Semaphore};
+use tokio::task::JoinHandle;
+
+use crate::cache::{CacheKey, content_key, definition_key};
+use crate::event::Event;
+use crate::graph::{Graph, ImageOp, Op, VertexId};
+use crate::snapshot::SnapshotId;
+use crate::step::{self, Selections, Stack, StepError, Worker};
+use crate::store::StepLock;
+
+/// A step that failed, and which vertex it was.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Failure {
+    /// The vertex.
+    pub vertex: VertexId,
+    /// What went wrong.
+    #[source]
+    pub error: StepError,
+}
+
+/// Which remembered results may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// All that fit.
+    Use,
+    /// None (`--no-cache`); new ones are remembered all the same (A15.6).
+    Ignore,
+}
+
+/// A run over a graph.
+pub struct Schedule {
+    graph: Arc<Graph>,
+    worker: Arc<Worker>,
+    policy: CachePolicy,
+    /// Vertices whose layers are part of the image: their digests are computed early.
+    exported: BTreeSet<VertexId>,
+    /// What is known of each vertex that the root needs before anything runs.
+    defined: BTreeMap<VertexId, Defined>,
+    results: Vec<OnceCell<Stack>>,
+    /// Each step holds one while it executes; who gets all of them knows that nothing runs.
+    permits: Arc<Semaphore>,
+    width: u32,
+    seals: Mutex<BTreeMap<SnapshotId, JoinHandle<Result<(DiffId, u64), StepError>>>>,
+}
+
+/// What is known of a vertex before anything runs.
+#[derive(Clone, Debug)]
+struct Defined {
+    key: CacheKey,
+    /// The files it copies, where they are known already, and their digest.
+    selected: Option<(Arc<Selections>, Digest)>,
+}
+
+impl std::fmt::Debug for Schedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Schedule").field("vertices", &self.results.len()).finish_non_exhaustive()
+    }
+}
+
+/// What a finished run leaves.
+#[derive(Debug)]
+pub struct Finished {
+    /// The result of the root.
+    pub root: Stack,
+    /// The exported layers: snapshot, digest and tar size (bytes).
+    pub layers: BTreeMap<VertexId, (SnapshotId, DiffId, u64)>,
+}
+
+impl Schedule {
+    /// Prepares a run.
+    #[must_use]
+    pub fn new(graph: Graph, worker: Arc<Worker>, policy: CachePolicy, exported: BTreeSet<VertexId>) -> Self {
+        let results = graph.ids().map(|_| OnceCell::new()).collect();
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let width = u32::try_from(cores.max(4) * 2).unwrap_or(8);
+        Self {
+            graph: Arc::new(graph),
+            worker,
+            policy,
+            exported,
+            defined: BTreeMap::new(),
+            results,
+            permits: Arc::new(Semaphore::new(width as usize)),
+            width,
+            seals: Mutex::default(),
+        }
+    }
+
+    /// Runs what the root needs. The first failure cancels everything else, and is returned only
+    /// after all that ran has ended.
+    ///
+    /// # Errors
+    /// The first [`Failure`].
+    pub async fn run(mut self, root: VertexId) -> Result<Finished, Failure> {
+        let result = self.run_all(root).await;
+        if result.is_err() {
+            self.worker.cancel.cancel();
+            // Nothing may outlive the build: wait for the steps of other stages, too.
+            _ = self.permits.acquire_many(self.width).await;
+            for (_, task) in std::mem::take(&mut *self.seals.lock().await) {
+                _ = task.await;
+            }
+        }
+        result
+    }
+
+    async fn run_all(&mut self, root: VertexId) -> Result<Finished, Failure> {
+        self.define(root).await?;
+        let stack = self.result(root).await?;
+        let mut layers = BTreeMap::new();
+        for &id in &self.exported {
+            // Every exported vertex is below the root, so its result is there.
+            let Some(snapshot) = self.results[id.index()].get().and_then(|stack| stack.built.last()) else { continue };
+            let seal = self.seals.lock().await.remove(snapshot);
+            let (diff_id, size) = match seal {
+                Some(task) => task.await.map_err(|_| StepError::Thread).flatten(),
+                None => self.worker.snapshots.seal(snapshot).map_err(StepError::from),
+            }
+            .map_err(|error| Failure { vertex: id, error })?;
+            layers.insert(id, (snapshot.clone(), diff_id, size));
+        }
+        Ok(Finished { root: stack, layers })
+    }
+
+    /// Computes the definition keys of all that the root needs. URLs are fetched here: what they
+    /// give is part of the definition (A15.4).
+    async fn define(&mut self, root: VertexId) -> Result<(), Failure> {
+        let needed = self.needed(root);
+        let fetches = needed.iter().copied().filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_)));
+        try_join_all(fetches.map(|id| self.result(id))).await?;
+        for id in needed {
+            let defined = self.define_one(id).await.map_err(|error| Failure { vertex: id, error })?;
+            self.defined.insert(id, defined);
+        }
+        Ok(())
+    }
+
+    fn needed(&self, root: VertexId) -> BTreeSet<VertexId> {
+        let mut needed = BTreeSet::from([root]);
+        // Inputs have smaller ids, so one pass from the last to the first sees all.
+        for id in self.graph.ids().rev() {
+            if needed.contains(&id) {
+                needed.extend(self.graph.vertex(id).inputs.iter().copied());
+            }
+        }
+        needed
+    }
+
+    async fn define_one(&self, id: VertexId) -> Result<Defined, StepError> {
+        let vertex = self.graph.vertex(id);
+        let keys: Vec<CacheKey> = vertex.inputs.iter().map(|input| self.defined[input].key).collect();
+        let local = |input: &VertexId| matches!(self.graph.vertex(*input).op, Op::Context | Op::Fetch(_));
+        match &vertex.op {
+            Op::Copy(_) if vertex.inputs[1..].iter().all(local) => {
+                let stacks = vertex.inputs[1..].iter().map(|input| self.finished(*input)).collect();
+                let (selections, digest) = self.select(id, stacks).await?;
+                let key = definition_key(vertex, &keys[..1], Some(&digest));
+                Ok(Defined { key, selected: Some((selections, digest)) })
+            }
+            _ => Ok(Defined { key: definition_key(vertex, &keys, None), selected: None }),
+        }
+    }
+
+    /// The result of a vertex that has one already; nothing for the context.
+    fn finished(&self, id: VertexId) -> Stack {
+        self.results[id.index()].get().cloned().unwrap_or_default()
+    }
+
+    /// The result of a vertex, computed once.
+    fn result(&self, id: VertexId) -> BoxFuture<'_, Result<Stack, Failure>> {
+        let cell = &self.results[id.index()];
+        async move { cell.get_or_try_init(|| self.evaluate(id)).await.cloned() }.boxed()
+    }
+
+    async fn evaluate(&self, id: VertexId) -> Result<Stack, Failure> {
+        let fail = |error| Failure { vertex: id, error };
+        if self.worker.cancel.is_cancelled() {
+            return Err(fail(StepError::Cancelled));
+        }
+        match &self.graph.vertex(id).op {
+            Op::Scratch | Op::Context => Ok(Stack::default()),
+            Op::Image(image) => {
+                self.image(id, image).await.map_err(fail)?;
+                Ok(Stack { image: image.layers.clone(), built: Vec::new() })
+            }
+            Op::Fetch(_) => {
+                let layer = self.observed(id, self.execute(id, Stack::default(), Vec::new(), None)).await.map_err(fail)?;
+                Ok(Stack::default().with(layer))
+            }
+            Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) => self.layered(id).await,
+        }
+    }
+
+    /// Fetches what is missing of an image.
+    async fn image(&self, id: VertexId, image: &ImageOp) -> Result<(), StepError> {
+        let Some(remote) = self.worker.images.get(&image.config) else {
+            self.cached_event(id);
+            return Ok(());
+        };
+        let fetch = async {
+            tokio::select! {
+                result = remote.fetch(&self.worker.client, &self.worker.store, &self.worker.observer) => result,
+                () = self.worker.cancel.cancelled() => Err(StepError::Cancelled),
+            }
+        };
+        self.observed(id, fetch).await
+    }
+
+    /// A vertex that puts a layer on its first input.
+    async fn layered(&self, id: VertexId) -> Result<Stack, Failure> {
+        let fail = |error| Failure { vertex: id, error };
+        let vertex = self.graph.vertex(id);
+        let defined = &self.defined[&id];
+        if let Some(layer) = self.remembered(defined.key).await.map_err(fail)? {
+            let root = self.result(vertex.inputs[0]).await?;
+            self.cached_event(id);
+            self.start_seal(id, &layer).await;
+            return Ok(root.with(layer));
+        }
+        let mut stacks = try_join_all(vertex.inputs.iter().map(|&input| self.result(input))).await?;
+        let inputs = stacks.split_off(1);
+        let root = stacks.pop().unwrap_or_default();
+        let layer = self.made(id, root.clone(), inputs).await.map_err(fail)?;
+        self.start_seal(id, &layer).await;
+        Ok(root.with(layer))
+    }
+
+    /// The layer of a vertex whose inputs are there: remembered for what they are, or made now.
+    async fn made(&self, id: VertexId, root: Stack, inputs: Vec<Stack>) -> Result<SnapshotId, StepError> {
+        let vertex = self.graph.vertex(id);
+        let defined = &self.defined[&id];
+        let selected = match (&vertex.op, &defined.selected) {
+            (Op::Copy(_), None) => Some(self.select(id, inputs.clone()).await?),
+            (_, known) => known.clone(),
+        };
+        let key = content_key(vertex, &root.identity(), selected.as_ref().map(|(_, digest)| digest));
+        if let Some(layer) = self.remembered(key).await? {
+            self.cached_event(id);
+            self.worker.store.remember(defined.key.digest(), &layer)?;
+            return Ok(layer);
+        }
+        // Another process may be executing the very same step: then its result is ours.
+        let lock = self.lock(key).await?;
+        if let Some(layer) = self.remembered(key).await? {
+            self.cached_event(id);
+            return Ok(layer);
+        }
+        let selections = selected.map(|(selections, _)| selections);
+        let layer = self.observed(id, self.execute(id, root, inputs, selections)).await?;
+        self.worker.store.remember(key.digest(), &layer)?;
+        self.worker.store.remember(defined.key.digest(), &layer)?;
+        drop(lock);
+        Ok(layer)
+    }
+
+    async fn lock(&self, key: CacheKey) -> Result<StepLock, StepError> {
+        let worker = Arc::clone(&self.worker);
+        blocking(move || Ok(worker.store.lock_step(key.digest())?)).await
+    }
+
+    async fn remembered(&self, key: CacheKey) -> Result<Option<SnapshotId>, StepError> {
+        if self.policy == CachePolicy::Ignore {
+            return Ok(None);
+        }
+        let worker = Arc::clone(&self.worker);
+        blocking(move || {
+            let Some(record) = worker.store.cached(key.digest())? else { return Ok(None) };
+            Ok(worker.snapshots.check(&record.snapshot)?.then_some(record.snapshot))
+        })
+        .await
+    }
+
+    /// Which files a `COPY` selects in its inputs, and their digest.
+    async fn select(&self, id: VertexId, inputs: Vec<Stack>) -> Result<(Arc<Selections>, Digest), StepError> {
+        let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
+        blocking(move || {
+            let selections = Selections::of(&worker, &graph, id, &inputs)?;
+            let digest = selections.digest()?;
+            Ok((Arc::new(selections), digest))
+        })
+        .await
+    }
+
+    /// Executes a vertex on a thread that may block.
+    async fn execute(
+        &self,
+        id: VertexId,
+        root: Stack,
+        inputs: Vec<Stack>,
+        selections: Option<Arc<Selections>>,
+    ) -> Result<SnapshotId, StepError> {
+        let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StepError::Thread)?;
+        if let Op::Fetch(fetch) = &graph.vertex(id).op {
+            let _permit = permit;
+            return tokio::select! {
+                result = step::fetch(&worker, fetch) => result,
+                () = worker.cancel.cancelled() => Err(StepError::Cancelled),
+            };
+        }
+        blocking(move || {
+            let _permit = permit;
+            _ = inputs;
+            step::execute(&worker, &graph, id, &root, selections.as_deref())
+        })
+        .await
+    }
+
+    /// Tells the observer of a step's begin and end.
+    async fn observed<T>(
+        &self,
+        id: VertexId,
+        work: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
+        let step = id.index();
+        let observer = &self.worker.observer;
+        observer.tell(Event::Started { step, name: self.graph.vertex(id).name.clone() });
+        let start = Instant::now();
+        let result = work.await;
+        let seconds = start.elapsed().as_secs_f64();
+        observer.tell(if result.is_ok() { Event::Done { step, seconds } } else { Event::Failed { step, seconds } });
+        result
+    }
+
+    fn cached_event(&self, id: VertexId) {
+        self.worker.observer.tell(Event::Cached { step: id.index(), name: self.graph.vertex(id).name.clone() });
+    }
+
+    /// Starts computing the digest of a layer that the image will name, beside the next steps.
+    async fn start_seal(&self, id: VertexId, layer: &SnapshotId) {
+        if !self.exported.contains(&id) {
+            return;
+        }
+        let (worker, snapshot) = (Arc::clone(&self.worker), layer.clone());
+        self.seals
+            .lock()
+            .await
+            .entry(layer.clone())
+            .or_insert_with(|| tokio::task::spawn_blocking(move || Ok(worker.snapshots.seal(&snapshot)?)));
+    }
+}
+
+/// Runs work that blocks on a thread for such work.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> Result<T, StepError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| StepError::Thread)?
+}

@@ -1,0 +1,219 @@
+//! Snapshots: layers as directories, and stacks of them as file systems.
+//!
+//! A snapshot holds one layer in overlayfs form (a whiteout is a character device 0:0, an opaque
+//! directory carries an xattr). A stack of snapshots is mounted as one overlay: by the sandbox for
+//! a process, or as a detached, read-only view for kiln itself, which leaves nothing behind even
+//! when kiln is killed.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use kiln_registry::spec::DiffId;
+
+use crate::layer;
+use crate::store::{SnapshotFacts, Store, StoreError, TempDir};
+use crate::sys::root::Root;
+
+/// Names a snapshot of one store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId(String);
+
+impl SnapshotId {
+    /// The id of that name; names are those that the store gave.
+    #[must_use]
+    pub fn from_name(name: String) -> Self {
+        Self(name)
+    }
+
+    /// Its name, which is also that of its folder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Why a snapshot could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A directory could not be read, written or mounted.
+    #[error("{action} `{path}`")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The layer could not be packed.
+    #[error("packing a layer")]
+    Pack(#[from] layer::PackError),
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+    move |source| SnapshotError::Io { action, path: path.to_owned(), source }
+}
+
+/// A snapshot being made. Dropped without [`Snapshots::commit`], it is gone.
+#[derive(Debug)]
+pub struct Active {
+    folder: TempDir,
+}
+
+impl Active {
+    /// The directory that becomes the layer.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.folder.path().join("fs")
+    }
+
+    /// An empty directory beside it, for overlayfs.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.folder.path().join("work")
+    }
+}
+
+/// The snapshots of a store.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    store: Arc<Store>,
+}
+
+impl Snapshots {
+    /// The snapshots of this store.
+    #[must_use]
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+
+    /// Starts a snapshot: an empty layer.
+    ///
+    /// # Errors
+    /// When its folders cannot be made.
+    pub fn prepare(&self) -> Result<Active, SnapshotError> {
+        let active = Active { folder: self.store.temporary()? };
+        for path in [active.upper(), active.work()] {
+            fs::create_dir(&path).map_err(io_error("making the folder", &path))?;
+            // Not what the umask says: the upper directory is the root of what a step sees.
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .map_err(io_error("setting the mode of", &path))?;
+        }
+        Ok(active)
+    }
+
+    /// Opens what is in a snapshot that is being made.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(&self, active: &Active) -> Result<Root, SnapshotError> {
+        let upper = active.upper();
+        Root::open(&upper).map_err(io_error("opening", &upper))
+    }
+
+    /// Ends the making of a snapshot; from now on it does not change.
+    ///
+    /// # Errors
+    /// When it cannot be named or recorded.
+    pub fn commit(&self, active: Active) -> Result<SnapshotId, SnapshotError> {
+        let upper = active.upper();
+        let (entries, bytes) = measure(&upper).map_err(io_error("measuring", &upper))?;
+        let name = active.folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let id = SnapshotId(name);
+        let target = self.store.snapshot_path(&id);
+        fs::rename(&upper, &target).map_err(io_error("naming the snapshot", &target))?;
+        let facts = SnapshotFacts { layer: None, bytes, entries, created: now(), settled: true };
+        self.store.add_snapshot(&id, &facts)?;
+        Ok(id)
+    }
+
+    /// The directories of a stack, lowest first, as overlayfs wants them: topmost first, and
+    /// without layers that hold nothing.
+    ///
+    /// # Errors
+    /// When a snapshot is missing.
+    pub fn lowers(&self, stack: &[SnapshotId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut lowers = Vec::with_capacity(stack.len());
+        for id in stack.iter().rev() {
+            if self.store.snapshot(id)?.entries > 0 {
+                lowers.push(self.store.snapshot_path(id));
+            }
+        }
+        Ok(lowers)
+    }
+
+    /// The merged tree of a stack, read-only; `None` for a stack that holds nothing.
+    ///
+    /// # Errors
+    /// When a snapshot is missing or the view cannot be mounted.
+    pub fn view(&self, stack: &[SnapshotId]) -> Result<Option<Root>, SnapshotError> {
+        let lowers = self.lowers(stack)?;
+        let Some(first) = lowers.first() else { return Ok(None) };
+        let paths: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
+        let view = crate::sys::mount::overlay_view(&paths).map_err(io_error("mounting a view of", first))?;
+        Ok(Some(Root::from_fd(view)))
+    }
+
+    /// The layer's digest and the size of its tar in bytes, computed when not known yet.
+    ///
+    /// # Errors
+    /// When the layer cannot be packed or recorded.
+    pub fn seal(&self, id: &SnapshotId) -> Result<(DiffId, u64), SnapshotError> {
+        if let Some(known) = self.store.snapshot(id)?.layer {
+            return Ok(known);
+        }
+        let (diff_id, size) = self.pack(id)?;
+        self.store.seal_snapshot(id, diff_id, size)?;
+        Ok((diff_id, size))
+    }
+
+    /// Whether a snapshot can be used. One that an earlier boot may have left half written is
+    /// compared with the digest of its layer first, and forgotten when it differs.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn check(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
+        let facts = self.store.snapshot(id)?;
+        if facts.settled {
+            return Ok(true);
+        }
+        let whole = matches!((facts.layer, self.pack(id)), (Some(known), Ok(found)) if known == found);
+        if whole {
+            self.store.settle_snapshot(id)?;
+        } else {
+            self.store.forget_snapshot(id)?;
+        }
+        Ok(whole)
+    }
+
+    fn pack(&self, id: &SnapshotId) -> Result<(DiffId, u64), SnapshotError> {
+        Ok(layer::diff_id(&self.store.snapshot_path(id), &layer::PackOptions::default())?)
+    }
+}
+
+/// Number of entries below a directory and bytes of file content in them.
+fn measure(directory: &Path) -> io::Result<(u64, u64)> {
+    let (mut entries, mut bytes) = (0, 0);
+    for entry in walkdir::WalkDir::new(directory).min_depth(1) {
+        let entry = entry?;
+        entries += 1;
+        if entry.file_type().is_file() {
+            bytes += entry.metadata()?.size();
+        }
+    }
+    Ok((entries, bytes))
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> i64 {
+    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}

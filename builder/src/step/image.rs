@@ -1,0 +1,179 @@
+//! Images: their layers are fetched when a build needs the image, and unpacked when a step needs
+//! their files.
+
+use std::io::{self, Read};
+
+use kiln_registry::client::{Client, ClientError, Resolved};
+use kiln_registry::reference::Reference;
+use kiln_registry::spec::media_type::layer_compression;
+use kiln_registry::spec::{ChainId, Descriptor, DiffId, ImageConfig, Platform};
+use kiln_registry::transfer;
+
+use super::{Stack, StepError, Worker};
+use crate::event::{BlobState, Event, Observer};
+use crate::layer::{self, Hashing, UnpackOptions};
+use crate::snapshot::SnapshotId;
+use crate::store::{LayerBlob, Store, StoreError};
+
+/// Blobs fetched at once.
+pub const JOBS: usize = 6;
+
+/// Why an image could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The registry refused.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The image's config is no config.
+    #[error("the image's config cannot be understood")]
+    Config(#[from] serde_json::Error),
+    /// The image is no image that can be run or built on.
+    #[error("the image has {layers} layers but its config names {diff_ids}")]
+    Layers {
+        /// Layers in the manifest.
+        layers: usize,
+        /// Layers in the config.
+        diff_ids: usize,
+    },
+}
+
+/// An image that was resolved in a registry.
+#[derive(Debug)]
+pub struct RemoteImage {
+    /// Its manifest and where it came from.
+    pub resolved: Resolved,
+    /// Its config.
+    pub config: ImageConfig,
+}
+
+impl RemoteImage {
+    /// Finds out what an image is: its manifest for a platform, and its config.
+    ///
+    /// # Errors
+    /// [`ResolveError`] when the registry refuses or the image is none that kiln understands.
+    pub async fn resolve(client: &Client, reference: &Reference, platform: &Platform) -> Result<Self, ResolveError> {
+        let resolved = client.resolve(reference, platform).await?;
+        let config: ImageConfig = serde_json::from_slice(&client.config(&resolved).await?)?;
+        let (layers, diff_ids) = (resolved.manifest.value.layers.len(), config.rootfs.diff_ids.len());
+        if layers != diff_ids {
+            return Err(ResolveError::Layers { layers, diff_ids });
+        }
+        Ok(Self { resolved, config })
+    }
+
+    /// Fetches what the store lacks of the image, then records it under its name.
+    ///
+    /// # Errors
+    /// When something cannot be fetched or stored.
+    pub async fn fetch(
+        &self,
+        client: &Client,
+        store: &Store,
+        observer: &Observer,
+    ) -> Result<(), StepError> {
+        let Resolved { reference, manifest, descriptor, .. } = &self.resolved;
+        let source = client.repository(reference);
+        let observer = observer.clone();
+        let progress = move |blob: &Descriptor, step| observer.tell(blob_event(blob, step));
+        transfer::copy(manifest, descriptor, &source, store, None, JOBS, &progress)
+            .await
+            .map_err(|error| StepError::Blob(reference.familiar(), error))?;
+        let id = manifest.value.config.digest;
+        store.add_image(&id, Some(descriptor))?;
+        for (diff_id, blob) in self.config.rootfs.diff_ids.iter().zip(&manifest.value.layers) {
+            let blob = LayerBlob { digest: blob.digest, media_type: blob.media_type.clone(), size: blob.size };
+            store.add_layer_blob(*diff_id, &blob)?;
+        }
+        store.add_repo_digest(reference, &descriptor.digest, &id)?;
+        if let Some((index, bytes)) = &self.resolved.index {
+            store.write_blob(bytes)?;
+            store.add_repo_digest(reference, &index.digest, &id)?;
+        }
+        if reference.digest.is_none() {
+            store.tag(reference, &id)?;
+        }
+        Ok(())
+    }
+}
+
+/// A transfer's progress as an event.
+#[must_use]
+pub fn blob_event(blob: &Descriptor, step: kiln_registry::blob::Step) -> Event {
+    use kiln_registry::blob::{Put, Step};
+    let state = match step {
+        Step::Start => BlobState::Started,
+        Step::Bytes(count) => BlobState::Bytes(count),
+        Step::Retry(wait, reason) => BlobState::Retry { wait, reason },
+        Step::Done(Put::Sent) => BlobState::Done,
+        Step::Done(Put::Existed) => BlobState::Existed,
+        Step::Done(Put::Mounted(from)) => BlobState::Mounted(from),
+    };
+    Event::Blob { digest: blob.digest, size: blob.size, state }
+}
+
+/// The snapshots of a stack; layers of its image are unpacked where they are not yet.
+pub(super) fn unpacked(worker: &Worker, stack: &Stack) -> Result<Vec<SnapshotId>, StepError> {
+    let mut snapshots = Vec::with_capacity(stack.image.len() + stack.built.len());
+    for (chain, &diff_id) in ChainId::of(&stack.image).into_iter().zip(&stack.image) {
+        snapshots.push(match known(worker, chain, diff_id)? {
+            Some(id) => id,
+            None => unpack_once(worker, chain, diff_id, &snapshots)?,
+        });
+    }
+    snapshots.extend(stack.built.iter().cloned());
+    Ok(snapshots)
+}
+
+/// The layer where it lies unpacked: from an image, or because it was built here.
+fn known(worker: &Worker, chain: ChainId, diff_id: DiffId) -> Result<Option<SnapshotId>, StepError> {
+    if let Some(id) = worker.store.chain_snapshot(chain)? {
+        return Ok(Some(id));
+    }
+    let built = worker.store.sealed_snapshot(diff_id)?.map(|(id, _)| id);
+    Ok(built.filter(|id| matches!(worker.snapshots.check(id), Ok(true))))
+}
+
+/// Unpacks a layer, or waits for the process or thread that is doing it.
+fn unpack_once(
+    worker: &Worker,
+    chain: ChainId,
+    diff_id: DiffId,
+    below: &[SnapshotId],
+) -> Result<SnapshotId, StepError> {
+    let _lock = worker.store.lock_step(&chain.0)?;
+    if let Some(id) = worker.store.chain_snapshot(chain)? {
+        return Ok(id);
+    }
+    let active = worker.snapshots.prepare()?;
+    let lower = worker.snapshots.view(below)?;
+    let mut tar = Hashing::new(open_layer(&worker.store, diff_id)?);
+    let options = UnpackOptions { lower: lower.as_ref(), ..UnpackOptions::default() };
+    let failed = |error| StepError::Unpack(diff_id, error);
+    layer::unpack(&mut tar, &active.upper(), &options).map_err(failed)?;
+    // The tar ends before the file does; the digest is over all of it.
+    io::copy(&mut tar, &mut io::sink()).map_err(|error| failed(error.into()))?;
+    let actual = DiffId(tar.finish().0);
+    if actual != diff_id {
+        return Err(StepError::DiffId { expected: diff_id, actual });
+    }
+    let id = worker.snapshots.commit(active)?;
+    worker.store.set_chain_snapshot(chain, &id)?;
+    Ok(id)
+}
+
+/// The uncompressed tar of a layer that lies in the store as a blob.
+///
+/// # Errors
+/// When no form of it is here.
+pub fn open_layer(store: &Store, diff_id: DiffId) -> Result<Box<dyn Read + Send>, StepError> {
+    for blob in store.layer_blobs(diff_id)? {
+        let Some(compression) = layer_compression(&blob.media_type) else { continue };
+        let file = store.open_blob(&blob.digest)?;
+        return Ok(layer::decompressor(compression, file).map_err(|source| StepError::Io {
+            action: "reading the layer",
+            path: store.blob_path(&blob.digest),
+            source,
+        })?);
+    }
+    Err(StoreError::Missing { what: format!("layer {diff_id}"), path: store.root().to_owned() }.into())
+}

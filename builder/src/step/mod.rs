@@ -1,0 +1,227 @@
+//! Steps: the execution of one vertex, on top of the results of its inputs.
+
+pub mod copy;
+mod fetch;
+mod image;
+mod mkdir;
+mod run;
+mod select;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use kiln_registry::blob::BlobError;
+use kiln_registry::client::Client;
+use kiln_registry::digest::Digest;
+use kiln_registry::spec::{ChainId, DiffId};
+
+use crate::cache::StackLayer;
+use crate::context::key::KeyError;
+use crate::context::{ContextError, Tree};
+use crate::event::Observer;
+use crate::graph::{Graph, Op, VertexId};
+use crate::layer::{PackError, UnpackError};
+use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
+use crate::store::{Store, StoreError};
+use crate::sys::users::UserError;
+
+pub use fetch::fetch;
+pub use image::{RemoteImage, ResolveError, blob_event, open_layer};
+pub use select::Selections;
+
+/// What steps need to do their work.
+#[derive(Debug)]
+pub struct Worker {
+    /// Where everything lies.
+    pub store: Arc<Store>,
+    /// Its snapshots.
+    pub snapshots: Snapshots,
+    /// Runs processes.
+    pub runtime: Native,
+    /// The build context.
+    pub context: Arc<Tree>,
+    /// Fetches images and URLs.
+    pub client: Client,
+    /// Images that were resolved but whose layers may not be here yet, by config digest.
+    pub images: BTreeMap<Digest, RemoteImage>,
+    /// Who watches.
+    pub observer: Observer,
+    /// Ends everything early.
+    pub cancel: Cancel,
+    /// What the machine adds to each process.
+    pub settings: Settings,
+}
+
+/// What the machine, not the Dockerfile, gives to steps. Nothing of it is in a cache key.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The host's certificate authorities (PEM bundle), shown to `RUN` steps.
+    pub host_ca: Option<PathBuf>,
+    /// Proxy variables that no `ARG` declares (A6.9).
+    pub proxies: Vec<(String, String)>,
+    /// Time that files made by the builder itself get, seconds since 1970.
+    pub time: i64,
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The process ended with another code than 0.
+    #[error("process \"{command}\" did not complete successfully: exit code: {code}")]
+    Exit {
+        /// The command.
+        command: String,
+        /// Its exit code.
+        code: i32,
+        /// Its last lines of output.
+        log: Vec<String>,
+    },
+    /// The process was killed.
+    #[error("process \"{command}\" was killed by signal {signal}{}", if *.signal == 9 { " (out of memory?)" } else { "" })]
+    Signal {
+        /// The command.
+        command: String,
+        /// The signal.
+        signal: i32,
+        /// Its last lines of output.
+        log: Vec<String>,
+    },
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The process could not be started.
+    #[error(transparent)]
+    Runtime(RuntimeError),
+    /// Files could not be selected or copied.
+    #[error(transparent)]
+    Copy(#[from] copy::CopyError),
+    /// What is copied has no content key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The build context could not be read.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// A user or group is not known in the image.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// A layer could not be unpacked.
+    #[error("unpacking layer {0}")]
+    Unpack(DiffId, #[source] UnpackError),
+    /// An unpacked layer is not what the image's config says.
+    #[error("layer {expected} of the image unpacks to {actual}: the image is damaged")]
+    DiffId {
+        /// What the config says.
+        expected: DiffId,
+        /// What the layer's bytes are.
+        actual: DiffId,
+    },
+    /// A layer could not be packed.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// A URL could not be fetched.
+    #[error("failed to fetch `{url}`")]
+    Fetch {
+        /// The URL, without credentials.
+        url: String,
+        /// Why.
+        source: fetch::FetchError,
+    },
+    /// An image could not be resolved.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// A layer of an image could not be fetched.
+    #[error("fetching the layers of `{0}`")]
+    Blob(String, #[source] BlobError),
+    /// A directory could not be made or read.
+    #[error("{action} `{path}`")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The snapshot could not be made or read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A thread of kiln died; a bug.
+    #[error("a worker thread ended without a result")]
+    Thread,
+}
+
+impl From<RuntimeError> for StepError {
+    fn from(error: RuntimeError) -> Self {
+        if matches!(error, RuntimeError::Cancelled) { Self::Cancelled } else { Self::Runtime(error) }
+    }
+}
+
+impl Settings {
+    fn time(&self) -> SystemTime {
+        fetch::system_time(self.time)
+    }
+}
+
+/// Executes a vertex that puts a layer on a stack. Blocks.
+///
+/// # Errors
+/// [`StepError`]; nothing is left of the layer then.
+pub fn execute(
+    worker: &Worker,
+    graph: &Graph,
+    id: VertexId,
+    root: &Stack,
+    selections: Option<&Selections>,
+) -> Result<SnapshotId, StepError> {
+    let stack = worker.unpacked(root)?;
+    let active = worker.snapshots.prepare()?;
+    match (&graph.vertex(id).op, selections) {
+        (Op::Run(op), _) => run::execute(worker, op, &stack, id.index(), active.upper(), active.work())?,
+        (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
+        (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, id.index(), &active)?,
+        // The scheduler selects before it copies, and has its own ways for all other operations.
+        (op, _) => unreachable!("{op:?} makes no layer on a stack"),
+    }
+    Ok(worker.snapshots.commit(active)?)
+}
+
+impl Worker {
+    /// The snapshots of a stack, with layers of images unpacked where they are not yet. Blocks.
+    ///
+    /// # Errors
+    /// When a layer is missing or damaged.
+    pub fn unpacked(&self, stack: &Stack) -> Result<Vec<SnapshotId>, StepError> {
+        image::unpacked(self, stack)
+    }
+}
+
+/// The result of a vertex: layers, lowest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stack {
+    /// Diff ids of the layers that are an image's; they are the lowest.
+    pub image: Vec<DiffId>,
+    /// The layers made by steps, on top of those.
+    pub built: Vec<SnapshotId>,
+}
+
+impl Stack {
+    /// The stack as the cache identifies it.
+    #[must_use]
+    pub fn identity(&self) -> Vec<StackLayer> {
+        let image = ChainId::of(&self.image).last().copied().map(StackLayer::Image);
+        image.into_iter().chain(self.built.iter().cloned().map(StackLayer::Built)).collect()
+    }
+
+    /// The stack with one more layer.
+    #[must_use]
+    pub fn with(mut self, layer: SnapshotId) -> Self {
+        self.built.push(layer);
+        self
+    }
+}

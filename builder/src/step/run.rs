@@ -1,0 +1,224 @@
+//! `RUN`: a process in a sandbox on top of a stack of layers.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{StepError, Worker};
+use crate::event::Event;
+use crate::graph::{MountOp, Network, RunOp};
+use crate::runtime::{Exit, Mount, ProcessSpec, Root};
+use crate::snapshot::SnapshotId;
+
+/// Host name inside the sandbox (B4.3).
+const HOSTNAME: &str = "buildkitsandbox";
+/// Size of `/dev/shm`, bytes (B5.3).
+const SHM_SIZE: u64 = 64 << 20;
+/// Where the host's certificates appear for programs that are told by a variable.
+const CA_FILE: &str = "/dev/kiln-host-ca.crt";
+/// Where programs look for certificates by themselves: Debian and Alpine, Alpine's OpenSSL, Red Hat.
+const CA_PATHS: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+];
+/// Variables that tell OpenSSL, pip, requests, Node, npm, curl, git and others where to look.
+const CA_VARIABLES: [&str; 8] = [
+    "SSL_CERT_FILE",
+    "PIP_CERT",
+    "REQUESTS_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "NPM_CONFIG_CAFILE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "AWS_CA_BUNDLE",
+];
+
+/// Lines of output that an error repeats.
+const TAIL: usize = 20;
+/// Bytes of one line that an error repeats.
+const TAIL_LINE: usize = 4096;
+
+/// Runs the process; its changes are in `upper` afterwards.
+pub(super) fn execute(
+    worker: &Worker,
+    op: &RunOp,
+    stack: &[SnapshotId],
+    step: usize,
+    upper: PathBuf,
+    work: PathBuf,
+) -> Result<(), StepError> {
+    let root = Root { lowers: worker.snapshots.lowers(stack)?, upper, work };
+    let spec = specification(worker, op, root, stack)?;
+    let mut tail = Tail::default();
+    let exit = worker.runtime.run(
+        &spec,
+        &mut |stream, bytes| {
+            tail.add(bytes);
+            worker.observer.tell(Event::Output { step, stream, bytes: bytes.to_vec() });
+        },
+        &worker.cancel,
+    )?;
+    match exit {
+        Exit::Code(0) => Ok(()),
+        Exit::Code(code) => Err(StepError::Exit { command: shown(&op.args), code, log: tail.lines() }),
+        Exit::Signal(signal) => Err(StepError::Signal { command: shown(&op.args), signal, log: tail.lines() }),
+    }
+}
+
+fn shown(args: &[String]) -> String {
+    args.join(" ")
+}
+
+fn specification(worker: &Worker, op: &RunOp, root: Root, stack: &[SnapshotId]) -> Result<ProcessSpec, StepError> {
+    let mut env = op.env.clone();
+    let mut mounts: Vec<Mount> = op.mounts.iter().map(mount).collect();
+    for script in &op.scripts {
+        let target = format!("/dev/pipes/{}", script.name);
+        mounts.push(Mount::File { content: script.content.clone().into_bytes(), target, mode: 0o755 });
+    }
+    // The machine's own settings come last and never override what the Dockerfile says.
+    for (name, value) in &worker.settings.proxies {
+        set_default(&mut env, name, value);
+    }
+    if let Some(bundle) = &worker.settings.host_ca {
+        for name in CA_VARIABLES {
+            set_default(&mut env, name, CA_FILE);
+        }
+        mounts.push(bind(bundle, CA_FILE));
+        mounts.extend(present(worker, stack, &CA_PATHS)?.iter().map(|path| bind(bundle, path)));
+    }
+    Ok(ProcessSpec {
+        args: op.args.clone(),
+        env,
+        cwd: op.cwd.clone(),
+        user: op.user.clone(),
+        root,
+        hostname: HOSTNAME.to_owned(),
+        host_network: op.network == Network::Host,
+        hosts: hosts(),
+        resolv_conf: resolv_conf(Path::new("/")),
+        mounts,
+        shm_size: SHM_SIZE,
+        rlimits: Vec::new(),
+    })
+}
+
+fn set_default(env: &mut Vec<(String, String)>, name: &str, value: &str) {
+    if !env.iter().any(|(known, _)| known == name) {
+        env.push((name.to_owned(), value.to_owned()));
+    }
+}
+
+fn bind(source: &Path, target: &str) -> Mount {
+    Mount::Bind { source: source.to_owned(), target: target.to_owned(), writable: false }
+}
+
+fn mount(op: &MountOp) -> Mount {
+    match op {
+        MountOp::Tmpfs { target, size } => Mount::Tmpfs { target: target.clone(), size: *size },
+    }
+}
+
+/// Those of the paths that are files of the image. A bundle that the image does not have is not
+/// mounted over: installing one (`apt-get install ca-certificates`) has to stay possible.
+fn present(worker: &Worker, stack: &[SnapshotId], paths: &[&'static str]) -> Result<Vec<&'static str>, StepError> {
+    let Some(view) = worker.snapshots.view(stack)? else { return Ok(Vec::new()) };
+    // Two of the paths may be one file by way of links; one mount shows in both.
+    let mut seen = BTreeSet::new();
+    Ok(paths
+        .iter()
+        .filter(|path| {
+            let Ok(stat) = view.stat(Path::new(path), true) else { return false };
+            let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
+            regular && seen.insert((stat.st_dev, stat.st_ino))
+        })
+        .copied()
+        .collect())
+}
+
+/// `/etc/hosts` of the sandbox (B6.1).
+fn hosts() -> String {
+    format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+}
+
+/// `/etc/resolv.conf` of the sandbox (B6.2): the host's; behind a local stub resolver that of
+/// systemd. The sandbox shares the host's network, so loopback servers stay.
+fn resolv_conf(host: &Path) -> String {
+    let read = |path: &str| fs::read_to_string(host.join(path)).unwrap_or_default();
+    let text = read("etc/resolv.conf");
+    let servers: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(str::trim).collect();
+    if servers == ["127.0.0.53"] {
+        let upstream = read("run/systemd/resolve/resolv.conf");
+        if !upstream.is_empty() {
+            return upstream;
+        }
+    }
+    text
+}
+
+/// The last lines of a process's output, in bounded memory.
+#[derive(Debug, Default)]
+struct Tail {
+    lines: std::collections::VecDeque<Vec<u8>>,
+    open: bool,
+}
+
+impl Tail {
+    fn add(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            if !self.open {
+                self.lines.push_back(Vec::new());
+                if self.lines.len() > TAIL {
+                    self.lines.pop_front();
+                }
+            }
+            self.open = !piece.ends_with(b"\n");
+            let text = piece.strip_suffix(b"\n").unwrap_or(piece);
+            if let Some(line) = self.lines.back_mut() {
+                let room = TAIL_LINE.saturating_sub(line.len());
+                line.extend_from_slice(&text[..text.len().min(room)]);
+            }
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lines.iter().map(|line| String::from_utf8_lossy(line).trim_end_matches('\r').to_owned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_keeps_the_last_lines_however_they_arrive() {
+        let mut tail = Tail::default();
+        for number in 0..50 {
+            tail.add(format!("li").as_bytes());
+            tail.add(format!("ne {number}\n").as_bytes());
+        }
+        tail.add(b"unfinished");
+        let lines = tail.lines();
+        assert_eq!(lines.len(), TAIL);
+        assert_eq!(lines[0], "line 31");
+        assert_eq!(lines[TAIL - 1], "unfinished");
+        tail.add(&vec![b'x'; 1 << 20]);
+        assert_eq!(tail.lines()[TAIL - 1].len(), TAIL_LINE);
+    }
+
+    #[test]
+    fn b6_2_a_stub_resolver_is_replaced_by_what_stands_behind_it() {
+        let host = tempfile::tempdir().unwrap();
+        fs::create_dir_all(host.path().join("etc")).unwrap();
+        fs::create_dir_all(host.path().join("run/systemd/resolve")).unwrap();
+        fs::write(host.path().join("etc/resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
+        assert_eq!(resolv_conf(host.path()), "nameserver 127.0.0.53\n");
+        fs::write(host.path().join("run/systemd/resolve/resolv.conf"), "nameserver 10.0.0.1\n").unwrap();
+        assert_eq!(resolv_conf(host.path()), "nameserver 10.0.0.1\n");
+        fs::write(host.path().join("etc/resolv.conf"), "nameserver 10.0.0.2\nnameserver 127.0.0.53\n").unwrap();
+        assert!(resolv_conf(host.path()).contains("10.0.0.2"));
+    }
+}

@@ -1,0 +1,109 @@
+//! What a `COPY` or `ADD` reads: trees of its inputs, and the files selected in them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use kiln_registry::digest::Digest;
+
+use super::{Stack, StepError, Worker, copy};
+use crate::context::Tree;
+use crate::context::key::content_key;
+use crate::context::select::{Selection, select_all};
+use crate::event::Event;
+use crate::graph::{CopyOp, Graph, Op, VertexId};
+use crate::layer;
+use crate::snapshot::{Active, SnapshotId};
+
+/// The files that a copy selects. They are found once, for the cache key, and then copied.
+#[derive(Debug)]
+pub struct Selections {
+    op: CopyOp,
+    /// At the indices of the vertex's inputs; input 0, which is written to, has none.
+    trees: Vec<Option<Arc<Tree>>>,
+    files: Vec<Selection>,
+    /// Empty directories that stand for stages without files.
+    _empty: Vec<Active>,
+}
+
+impl Selections {
+    /// Finds the files of a copy; `inputs` are the results of the vertex's inputs but the first.
+    /// Blocks, and unpacks images where it has to.
+    ///
+    /// # Errors
+    /// When sources are missing or unreadable.
+    pub fn of(worker: &Worker, graph: &Graph, id: VertexId, inputs: &[Stack]) -> Result<Self, StepError> {
+        let vertex = graph.vertex(id);
+        let Op::Copy(op) = &vertex.op else { return Err(StepError::Thread) };
+        let mut trees = vec![None];
+        let mut empty = Vec::new();
+        for (input, stack) in vertex.inputs[1..].iter().zip(inputs) {
+            let input = graph.vertex(*input);
+            trees.push(Some(match &input.op {
+                Op::Context => Arc::clone(&worker.context),
+                _ => Arc::new(tree(worker, stack, &mut empty)?.named(format!("`{}`", input.name))),
+            }));
+        }
+        let borrowed: Vec<_> = trees.iter().map(Option::as_deref).collect();
+        let files = select_all(op, &borrowed).map_err(copy::CopyError::from)?;
+        Ok(Self { op: op.clone(), trees, files, _empty: empty })
+    }
+
+    /// Digest of all that is selected (A15.1).
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn digest(&self) -> Result<Digest, StepError> {
+        Ok(content_key(&self.op, &self.trees(), &self.files)?)
+    }
+
+    fn trees(&self) -> Vec<Option<&Tree>> {
+        self.trees.iter().map(Option::as_deref).collect()
+    }
+
+    /// Writes the selected files into a new layer on top of a stack.
+    pub(super) fn copy(
+        &self,
+        worker: &Worker,
+        stack: &[SnapshotId],
+        step: usize,
+        active: &Active,
+    ) -> Result<(), StepError> {
+        let lower = worker.snapshots.view(stack)?;
+        let upper = active.upper();
+        let inputs = copy::CopyInputs {
+            trees: &self.trees(),
+            lower: lower.as_ref(),
+            upper: &upper,
+            scratch: &active.work(),
+            time: worker.settings.time(),
+        };
+        let report = copy::copy(&self.op, &self.files, &inputs, &mut unpack)?;
+        for note in report.notes {
+            worker.observer.tell(Event::Note { step: Some(step), text: note.to_string() });
+        }
+        Ok(())
+    }
+}
+
+/// The merged tree of a stack.
+fn tree(worker: &Worker, stack: &Stack, empty: &mut Vec<Active>) -> Result<Tree, StepError> {
+    let root = match worker.snapshots.view(&worker.unpacked(stack)?)? {
+        Some(root) => root,
+        None => {
+            let active = worker.snapshots.prepare()?;
+            let root = worker.snapshots.open(&active)?;
+            empty.push(active);
+            root
+        }
+    };
+    Ok(Tree::merged(root))
+}
+
+/// Unpacks a file that `ADD` met, if it is an archive (A12.1).
+fn unpack(
+    archive: &copy::Archive<'_>,
+) -> Result<Option<copy::Unpacked>, Box<dyn std::error::Error + Send + Sync>> {
+    layer::unpack_archive(archive.file, Path::new(archive.into))
+        .map(|unpacked| unpacked.map(|unpacked| copy::Unpacked { implied: unpacked.implied }))
+        .map_err(Into::into)
+}

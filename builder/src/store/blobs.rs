@@ -1,0 +1,244 @@
+//! Blobs: files named by their digest.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use kiln_registry::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, Step};
+use kiln_registry::digest::{Digest, Hasher, Verifier};
+use kiln_registry::spec::Descriptor;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::sync::mpsc;
+
+use super::{Store, StoreError, TempDir};
+
+/// Bytes read at once when a blob is copied.
+const CHUNK: usize = 256 * 1024;
+
+/// A blob being written; it gets its name with [`BlobWriter::commit`].
+#[derive(Debug)]
+pub struct BlobWriter {
+    file: File,
+    path: PathBuf,
+    hasher: Hasher,
+    size: u64,
+    _folder: TempDir,
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Store {
+    /// Path of a blob, whether it is there or not.
+    #[must_use]
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Whether a blob is there.
+    #[must_use]
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blob_path(digest).exists()
+    }
+
+    /// Opens a blob.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is not there.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
+        let path = self.blob_path(digest);
+        File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::Missing { what: digest.to_string(), path: self.root.clone() },
+            _ => StoreError::io("opening the blob", &path)(error),
+        })
+    }
+
+    /// Reads a small blob whole and checks its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] when it is not there, [`StoreError::Damaged`] when it is not what
+    /// its name says.
+    pub fn read_blob(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut self.open_blob(digest)?, &mut bytes)
+            .map_err(StoreError::io("reading the blob", &self.blob_path(digest)))?;
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            let detail = format!("its bytes have the digest {actual}");
+            return Err(StoreError::Damaged { what: format!("blob {digest}"), detail });
+        }
+        Ok(bytes)
+    }
+
+    /// Stores a small blob and returns its digest.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(bytes);
+        if !self.has_blob(&digest) {
+            let mut writer = self.new_blob()?;
+            let path = writer.path.clone();
+            writer.write_all(bytes).map_err(StoreError::io("writing", &path))?;
+            writer.commit(self)?;
+        }
+        Ok(digest)
+    }
+
+    /// Starts a blob whose digest is computed while it is written.
+    ///
+    /// # Errors
+    /// When no temporary file can be made.
+    pub fn new_blob(&self) -> Result<BlobWriter, StoreError> {
+        let folder = self.temporary()?;
+        let path = folder.path().join("blob");
+        let file = File::create(&path).map_err(StoreError::io("making", &path))?;
+        Ok(BlobWriter { file, path, hasher: Hasher::new(), size: 0, _folder: folder })
+    }
+}
+
+impl BlobWriter {
+    /// Digest of what was written so far.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
+    }
+
+    /// Gives the blob its name, after it is surely on disk; returns its digest and size.
+    ///
+    /// # Errors
+    /// When it cannot be synced or renamed.
+    pub fn commit(mut self, store: &Store) -> Result<(Digest, u64), StoreError> {
+        let digest = std::mem::take(&mut self.hasher).finish();
+        let size = self.size;
+        self.publish(&store.blob_path(&digest))?;
+        Ok((digest, size))
+    }
+
+    /// Writes what arrives and publishes it if, at the end, it is what was announced.
+    fn receive(
+        mut self,
+        mut chunks: mpsc::Receiver<Vec<u8>>,
+        digest: Digest,
+        size: u64,
+        target: &Path,
+    ) -> Result<(), StoreError> {
+        let mut verifier = Verifier::new(digest, size);
+        while let Some(chunk) = chunks.blocking_recv() {
+            verifier.update(&chunk)?;
+            self.file.write_all(&chunk).map_err(StoreError::io("writing", &self.path))?;
+        }
+        verifier.finish()?;
+        self.publish(target)
+    }
+
+    fn publish(self, target: &Path) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(StoreError::io("syncing", &self.path))?;
+        fs::rename(&self.path, target).map_err(StoreError::io("naming the blob", target))
+    }
+}
+
+fn io_error(action: String) -> impl FnOnce(io::Error) -> BlobError {
+    move |source| BlobError::Io { action, source }
+}
+
+/// A store's error as an end of a transfer reports it.
+fn blob_error(error: StoreError) -> BlobError {
+    match error {
+        StoreError::Io { action, path, source } => {
+            BlobError::Io { action: format!("{action} `{}`", path.display()), source }
+        }
+        StoreError::Mismatch(mismatch) => BlobError::Mismatch(mismatch),
+        other => BlobError::Io { action: "using the store".to_owned(), source: io::Error::other(other) },
+    }
+}
+
+impl BlobSource for Store {
+    fn open<'a>(&'a self, blob: &'a Descriptor, offset: u64) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+        Box::pin(async move {
+            let path = self.blob_path(&blob.digest);
+            let mut file = tokio::fs::File::open(&path).await.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => BlobError::NotFound(blob.digest, self.root.display().to_string()),
+                _ => io_error(format!("opening the blob `{}`", path.display()))(error),
+            })?;
+            file.seek(io::SeekFrom::Start(offset))
+                .await
+                .map_err(io_error(format!("reading the blob `{}`", path.display())))?;
+            file.set_max_buf_size(CHUNK);
+            Ok(Box::new(file) as BlobReader)
+        })
+    }
+}
+
+impl BlobSink for Store {
+    fn put<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        source: &'a dyn BlobSource,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<Put, BlobError>> {
+        Box::pin(async move {
+            if self.has_blob(&blob.digest) {
+                progress(blob, Step::Done(Put::Existed));
+                return Ok(Put::Existed);
+            }
+            progress(blob, Step::Start);
+            let mut reader = source.open(blob, 0).await?;
+            let writer = self.new_blob().map_err(blob_error)?;
+            // Hashing and writing run beside the network, on a thread that may block.
+            let (sender, receiver) = mpsc::channel::<Vec<u8>>(4);
+            let (digest, size, target) = (blob.digest, blob.size, self.blob_path(&blob.digest));
+            let sink = tokio::task::spawn_blocking(move || writer.receive(receiver, digest, size, &target));
+            let mut seen = 0;
+            loop {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                let count = reader.read_buf(&mut chunk).await.map_err(io_error(format!("reading {}", blob.digest)));
+                seen += match count {
+                    Ok(0) => break,
+                    Ok(count) => count as u64,
+                    Err(error) => {
+                        // The writer sees less than was announced and publishes nothing.
+                        drop(sender);
+                        _ = sink.await;
+                        return Err(error);
+                    }
+                };
+                progress(blob, Step::Bytes(seen));
+                if sender.send(chunk).await.is_err() {
+                    break; // The writer stopped; its own error says why.
+                }
+            }
+            drop(sender);
+            let written = sink.await.map_err(|error| io_error("writing a blob".to_owned())(io::Error::other(error)))?;
+            written.map_err(blob_error)?;
+            progress(blob, Step::Done(Put::Sent));
+            Ok(Put::Sent)
+        })
+    }
+
+    fn put_manifest<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        bytes: &'a [u8],
+        _tag: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), BlobError>> {
+        // Tags of the store are names in its database, given when the whole image is there.
+        Box::pin(async move {
+            let mut verifier = Verifier::new(descriptor.digest, descriptor.size);
+            verifier.update(bytes)?;
+            verifier.finish()?;
+            self.write_blob(bytes).map_err(blob_error)?;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,202 @@
+//! The store: where images, layers and cached steps lie on disk.
+//!
+//! ```text
+//! ROOT/version             format version of the store, one line
+//! ROOT/blobs/sha256/HEX    manifests, configs and layers as pulled, loaded or pushed
+//! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
+//! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
+//! ROOT/cache/              stat caches of build contexts
+//! ROOT/locks/content       held shared by whoever adds content, exclusively by who removes it
+//! ROOT/locks/step-KEY      held by the process that executes that step
+//! ROOT/tmp/ID/             unfinished things; `lock` in it is held by the process they belong to
+//! ```
+//!
+//! Many processes use one store at once. Files are immutable once named and names appear by
+//! rename, so readers need no locks; the database serves several processes; what a killed process
+//! left in `tmp` is removed by the next one, because the kernel freed its lock.
+
+mod blobs;
+mod cache;
+mod images;
+mod layers;
+mod lock;
+mod schema;
+mod sweep;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kiln_registry::digest::{Digest, Mismatch};
+use rusqlite::Connection;
+
+pub use blobs::BlobWriter;
+pub use cache::CacheRecord;
+pub use images::{ImageRecord, NamedImage, RepoDigest};
+pub use layers::{LayerBlob, SnapshotFacts};
+pub use lock::{StepLock, TempDir};
+
+/// Format version that this kiln reads and writes.
+const VERSION: &str = "1";
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory of the store could not be read or written.
+    #[error("{action} `{path}`")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The database refused.
+    #[error("the store's database `{path}`")]
+    Database {
+        /// The database file.
+        path: PathBuf,
+        /// Why it refused.
+        source: rusqlite::Error,
+    },
+    /// Another version of kiln made the store.
+    #[error(
+        "the store `{path}` has format version `{found}`, this kiln knows version {VERSION}: use the kiln that made it, or another --root"
+    )]
+    Version {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// Content is not what it was announced to be; nothing was stored.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// No image of this name or id.
+    #[error("No such image: {0}")]
+    NoImage(String),
+    /// An id prefix fits several images.
+    #[error("the id prefix `{0}` fits several images, give more of its digits")]
+    Ambiguous(String),
+    /// A record in the store cannot be understood.
+    #[error("the store's record of {what} is damaged: {detail}")]
+    Damaged {
+        /// Which record.
+        what: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Something the store should hold is gone.
+    #[error("{what} is missing in the store `{path}`: pull or load the image again")]
+    Missing {
+        /// What.
+        what: String,
+        /// The store.
+        path: PathBuf,
+    },
+}
+
+impl StoreError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+
+    /// Whether the disk is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+}
+
+/// An opened store.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    database: Mutex<Connection>,
+    /// Held shared as long as the store is open, so that nobody sweeps what we are adding.
+    content: fs::File,
+    boot: String,
+}
+
+impl Store {
+    /// Opens a store, making it first where there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be made or opened, or is of another version.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        for folder in ["", "blobs/sha256", "snapshots", "cache", "locks", "tmp"] {
+            let path = root.join(folder);
+            fs::create_dir_all(&path).map_err(StoreError::io("making the folder", &path))?;
+        }
+        let root = fs::canonicalize(root).map_err(StoreError::io("finding the folder", root))?;
+        check_version(&root)?;
+        let content = lock::content(&root)?;
+        let database = schema::open(&root.join("kiln.db"))?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let store = Self { root, database: Mutex::new(database), content, boot };
+        lock::clean_temporary(&store.root);
+        store.settle_snapshots()?;
+        Ok(store)
+    }
+
+    /// The store's folder, absolute.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The database. A panic of another thread while it held the connection leaves at worst an
+    /// open transaction, which the next one rolls back; so poisoning is ignored.
+    fn database(&self) -> MutexGuard<'_, Connection> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs queries and says on failure which database it was.
+    fn query<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        work(&self.database()).map_err(|source| self.database_error(source))
+    }
+
+    /// Runs queries that change something, all or nothing.
+    fn change<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let mut database = self.database();
+        let run = || {
+            let transaction = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let result = work(&transaction)?;
+            transaction.commit()?;
+            Ok(result)
+        };
+        run().map_err(|source| self.database_error(source))
+    }
+
+    fn database_error(&self, source: rusqlite::Error) -> StoreError {
+        StoreError::Database { path: self.root.join("kiln.db"), source }
+    }
+
+    fn damaged(what: impl Into<String>) -> impl FnOnce(kiln_registry::digest::DigestError) -> StoreError {
+        move |error| StoreError::Damaged { what: what.into(), detail: error.to_string() }
+    }
+}
+
+fn check_version(root: &Path) -> Result<(), StoreError> {
+    let path = root.join("version");
+    match fs::read_to_string(&path) {
+        Ok(text) if text.trim() == VERSION => Ok(()),
+        Ok(text) => Err(StoreError::Version { path: root.to_owned(), found: text.trim().chars().take(40).collect() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let temporary = root.join("tmp").join(lock::random_name());
+            let write = || {
+                fs::write(&temporary, format!("{VERSION}\n"))?;
+                fs::rename(&temporary, &path)
+            };
+            write().map_err(StoreError::io("writing", &path))
+        }
+        Err(error) => Err(StoreError::io("reading", &path)(error)),
+    }
+}
+
+/// Reads a digest that the store itself wrote.
+fn digest(text: &str, what: &str) -> Result<Digest, StoreError> {
+    text.parse().map_err(Store::damaged(what))
+}
