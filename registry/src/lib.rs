@@ -4,4 +4,5 @@
 pub mod blob;
 pub mod client;
 pub mod digest;
+pub mod reference;
 pub mod spec;
