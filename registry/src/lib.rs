@@ -5,4 +5,5 @@ pub mod blob;
 pub mod client;
 pub mod digest;
 pub mod reference;
+pub mod section;
 pub mod spec;
