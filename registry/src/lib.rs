@@ -1,6 +1,7 @@
 //! Images as bytes and names.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod blob;
 pub mod client;
 pub mod digest;
