@@ -1,7 +1,10 @@
 //! Images as bytes and names.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod blob;
 pub mod client;
 pub mod digest;
+pub mod reference;
+pub mod section;
 pub mod spec;
