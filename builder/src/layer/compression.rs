@@ -173,7 +173,8 @@ mod tests {
             Compression::Gzip => gzip(content),
             Compression::Zstd => zstd::encode_all(content, 3).unwrap(),
             Compression::Bzip2 => {
-                let mut writer = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+                let mut writer =
+                    bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
                 writer.write_all(content).unwrap();
                 writer.finish().unwrap()
             }

@@ -193,7 +193,10 @@ impl Pool {
     /// Waits for the oldest block.
     fn next(&mut self) -> Option<io::Result<Done>> {
         let done = self.pending.pop_front()?;
-        Some(done.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())))
+        Some(
+            done.recv()
+                .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())),
+        )
     }
 }
 
@@ -311,7 +314,10 @@ mod tests {
         let content = sample(5 * BLOCK + 12_345);
         let expected = compress(&content, 0, usize::MAX);
         for (threads, chunk) in [(0, 777), (1, 4096), (2, 65_536), (3, BLOCK), (7, 1_000_003)] {
-            assert!(compress(&content, threads, chunk) == expected, "{threads} {chunk}");
+            assert!(
+                compress(&content, threads, chunk) == expected,
+                "{threads} {chunk}"
+            );
         }
     }
 
@@ -327,7 +333,9 @@ mod tests {
     fn incompressible_content_fits() {
         let mut state = 1u64;
         let content: Vec<u8> = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
             (state >> 56) as u8
         })
         .take(2 * BLOCK)

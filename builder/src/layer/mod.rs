@@ -7,7 +7,20 @@
 //! [`archive`] tells archives from other files. A layer's bytes are fixed: see [`pack`] for the
 //! order and [`tar::Writer`] for the form.
 
+pub mod archive;
 pub mod compression;
 pub mod gzip;
+pub mod pack;
+pub mod seal;
 pub mod tar;
+pub mod unpack;
 pub mod whiteout;
+mod xattr;
+
+pub use archive::{Sniffed, is_tar_archive, sniff};
+pub use compression::{Compression, Limits, decompressor};
+pub use pack::{PackError, PackOptions, PackWarning, Packed, pack, pack_at};
+pub use seal::{Hashing, Sealed, diff_id, seal};
+pub use unpack::{
+    Form, Owner, UnpackError, UnpackOptions, UnpackWarning, Unpacked, unpack, unpack_at,
+};

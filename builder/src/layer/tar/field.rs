@@ -123,7 +123,10 @@ fn base256(field: &[u8]) -> Option<i64> {
 fn trim(field: &[u8]) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | 0);
     let start = field.iter().position(|b| !blank(b)).unwrap_or(field.len());
-    let end = field.iter().rposition(|b| !blank(b)).map_or(start, |i| i + 1);
+    let end = field
+        .iter()
+        .rposition(|b| !blank(b))
+        .map_or(start, |i| i + 1);
     &field[start..end]
 }
 
@@ -155,9 +158,15 @@ mod tests {
             (b"-1\0", None),
             (b"12\x0034", Some(0o12)),
             (b"\x80\0\0\0\0\0\0\x01\0\0\0\0", Some(1 << 32)),
-            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb", Some(-5)),
+            (
+                b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfb",
+                Some(-5),
+            ),
             (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
-            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
+            (
+                b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Some(i64::MAX),
+            ),
             (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", Some(i64::MIN)),
             (b"\x80\0\0\x01\0\0\0\0\0\0\0\0", None),
         ] {

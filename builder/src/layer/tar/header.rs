@@ -99,7 +99,9 @@ pub(super) fn parse(block: &Block, format: Format, pending: Pending) -> Result<P
         },
         xattrs: records
             .iter()
-            .filter_map(|(key, value)| Some((key.strip_prefix(pax::XATTR)?.to_vec(), value.clone())))
+            .filter_map(|(key, value)| {
+                Some((key.strip_prefix(pax::XATTR)?.to_vec(), value.clone()))
+            })
             .filter(|(name, _)| !name.is_empty())
             .collect(),
     };
@@ -194,9 +196,9 @@ fn name(
 ) -> Result<Vec<u8>, Refusal> {
     let long = long.filter(|long| !long.is_empty());
     match (record, long) {
-        (Some(record), Some(long)) if record != long => {
-            Err(Refusal::Ambiguous("an extended header and a long name differ"))
-        }
+        (Some(record), Some(long)) if record != long => Err(Refusal::Ambiguous(
+            "an extended header and a long name differ",
+        )),
         (Some(name), _) | (None, Some(name)) => Ok(name.clone()),
         (None, None) => Ok(field),
     }

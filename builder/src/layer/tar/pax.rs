@@ -175,7 +175,11 @@ mod tests {
             ("1.0000000009", 1, 0),
             ("1.", 1, 0),
         ] {
-            assert_eq!(time(text.as_bytes()), Some(Time { seconds, nanos }), "{text}");
+            assert_eq!(
+                time(text.as_bytes()),
+                Some(Time { seconds, nanos }),
+                "{text}"
+            );
         }
         for text in ["", ".5", "--1", "1.5e3", "1.-5", "9223372036854775808"] {
             assert_eq!(time(text.as_bytes()), None, "{text}");

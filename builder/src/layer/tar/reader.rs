@@ -337,7 +337,9 @@ impl<R: Read> Reader<R> {
     ) -> Result<Vec<Segment>, TarError> {
         let malformed = |what| TarError::Malformed { offset: at, what };
         if format != Format::Gnu {
-            return Err(malformed("a sparse file in an archive that is not GNU tar's"));
+            return Err(malformed(
+                "a sparse file in an archive that is not GNU tar's",
+            ));
         }
         let mut segments = Vec::new();
         let mut more = sparse::gnu_entries(block, true, &mut segments).map_err(malformed)?;
@@ -374,7 +376,8 @@ impl<R: Read> Reader<R> {
                     }
                     continue;
                 }
-                let number = pax::decimal(&line).ok_or_else(|| malformed("malformed sparse map"))?;
+                let number =
+                    pax::decimal(&line).ok_or_else(|| malformed("malformed sparse map"))?;
                 line.clear();
                 numbers.push(number);
                 if numbers[0] > MAX_SEGMENTS as u64 {
@@ -394,7 +397,9 @@ impl<R: Read> Read for Reader<R> {
         let data = self.content.next_segment().map(|segment| segment.offset);
         let hole = data.unwrap_or(self.content.size) - position;
         if hole > 0 {
-            let count = usize::try_from(hole).unwrap_or(usize::MAX).min(buffer.len());
+            let count = usize::try_from(hole)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             buffer[..count].fill(0);
             self.content.position += count as u64;
             return Ok(count);
