@@ -1,0 +1,142 @@
+//! Packs, takes the digests and compresses in one pass.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use kiln_registry::digest::{Digest, Hasher};
+use kiln_registry::spec::DiffId;
+use kiln_registry::spec::media_type::Compression;
+
+use super::gzip::GzipWriter;
+use super::pack::{PackError, PackOptions, Packed, pack};
+
+/// zstd's own default; its bytes with one worker are those with any number.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Passes bytes on and takes their digest and number.
+#[derive(Debug)]
+pub struct Hashing<T> {
+    inner: T,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<T> Hashing<T> {
+    /// Wraps a reader or writer.
+    pub fn new(inner: T) -> Self {
+        Self {
+            inner,
+            hasher: Hasher::new(),
+            size: 0,
+        }
+    }
+
+    /// Digest and number of the bytes that passed, and what they passed to or came from.
+    pub fn finish(self) -> (Digest, u64, T) {
+        (self.hasher.finish(), self.size, self.inner)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+}
+
+/// A layer that was packed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Digest of the tar.
+    pub diff_id: DiffId,
+    /// What was packed; `packed.size` is the size of the tar.
+    pub packed: Packed,
+    /// Digest of the bytes written, for the descriptor.
+    pub digest: Digest,
+    /// Number of the bytes written, for the descriptor.
+    pub size: u64,
+}
+
+/// Packs a directory, compresses with so many threads besides the calling one, and writes the
+/// layer's blob.
+///
+/// # Errors
+/// [`PackError`]; what was written is no layer then.
+pub fn seal(
+    upper: &Path,
+    compression: Compression,
+    threads: usize,
+    out: impl Write,
+    options: &PackOptions,
+) -> Result<Sealed, PackError> {
+    let mut blob = Hashing::new(out);
+    let (diff_id, packed) = match compression {
+        Compression::None => tar(upper, &mut blob, options)?,
+        Compression::Gzip => {
+            let mut writer = GzipWriter::new(&mut blob, threads).map_err(write)?;
+            let facts = tar(upper, &mut writer, options)?;
+            writer.finish().map_err(write)?;
+            facts
+        }
+        Compression::Zstd => {
+            let mut writer = zstd::Encoder::new(&mut blob, ZSTD_LEVEL).map_err(write)?;
+            let workers = u32::try_from(threads.max(1)).unwrap_or(1);
+            writer.multithread(workers).map_err(write)?;
+            let facts = tar(upper, &mut writer, options)?;
+            writer.finish().map_err(write)?;
+            facts
+        }
+    };
+    blob.flush().map_err(write)?;
+    let (digest, size, _) = blob.finish();
+    Ok(Sealed {
+        diff_id,
+        packed,
+        digest,
+        size,
+    })
+}
+
+/// The diff id of a directory, and what would be packed.
+///
+/// # Errors
+/// [`PackError`]
+pub fn diff_id(upper: &Path, options: &PackOptions) -> Result<(DiffId, Packed), PackError> {
+    tar(upper, io::sink(), options)
+}
+
+fn tar(
+    upper: &Path,
+    out: impl Write,
+    options: &PackOptions,
+) -> Result<(DiffId, Packed), PackError> {
+    // Headers are small: gathered, they cost the hasher and the compressor less.
+    let mut tar = io::BufWriter::with_capacity(64 << 10, Hashing::new(out));
+    let packed = pack(upper, &mut tar, options)?;
+    let tar = tar
+        .into_inner()
+        .map_err(|error| write(error.into_error()))?;
+    let (digest, _, _) = tar.finish();
+    Ok((DiffId(digest), packed))
+}
+
+fn write(source: io::Error) -> PackError {
+    PackError::Write {
+        source: source.into(),
+    }
+}

@@ -1,0 +1,112 @@
+//! Extended attributes of files that cannot all be opened: links, devices and pipes are reached
+//! through the directory that holds them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+/// The most that the kernel lets a list of names, or a value, have.
+const MOST: usize = 64 << 10;
+
+/// A file whose attributes are meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place<'a> {
+    /// An opened file.
+    Open(BorrowedFd<'a>),
+    /// A name in an opened directory; a symbolic link there is meant itself.
+    In(BorrowedFd<'a>, &'a [u8]),
+}
+
+/// Reads attributes, with buffers that are used again and again.
+#[derive(Debug)]
+pub(super) struct Reader {
+    names: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Reader {
+    pub(super) fn new() -> Self {
+        Self {
+            names: vec![0; MOST],
+            value: vec![0; MOST],
+        }
+    }
+
+    /// The attributes with names that are wanted; none where the file system has none.
+    pub(super) fn read(
+        &mut self,
+        place: Place<'_>,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut attributes = BTreeMap::new();
+        let length = match list(place, &mut self.names) {
+            Ok(length) => length,
+            Err(Errno::NOTSUP | Errno::NODATA) => return Ok(attributes),
+            Err(error) => return Err(error.into()),
+        };
+        let names = &self.names[..length];
+        for name in names.split(|&b| b == 0).filter(|name| !name.is_empty()) {
+            if !wanted(name) {
+                continue;
+            }
+            match get(place, name, &mut self.value) {
+                Ok(length) => {
+                    attributes.insert(name.to_vec(), self.value[..length].to_vec());
+                }
+                // Listed but for others only, or gone again.
+                Err(Errno::NODATA | Errno::NOTSUP) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(attributes)
+    }
+}
+
+fn list(place: Place<'_>, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    match place {
+        Place::Open(file) => rustix::fs::flistxattr(file, buffer),
+        Place::In(directory, name) => rustix::fs::llistxattr(path(directory, name), buffer),
+    }
+}
+
+fn get(place: Place<'_>, attribute: &[u8], buffer: &mut [u8]) -> rustix::io::Result<usize> {
+    match place {
+        Place::Open(file) => rustix::fs::fgetxattr(file, attribute, buffer),
+        Place::In(directory, name) => {
+            rustix::fs::lgetxattr(path(directory, name), attribute, buffer)
+        }
+    }
+}
+
+/// Sets one attribute.
+pub(super) fn set(place: Place<'_>, attribute: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+    let flags = XattrFlags::empty();
+    match place {
+        Place::Open(file) => rustix::fs::fsetxattr(file, attribute, value, flags),
+        Place::In(directory, name) => {
+            rustix::fs::lsetxattr(path(directory, name), attribute, value, flags)
+        }
+    }
+}
+
+/// Removes one attribute.
+pub(super) fn remove(place: Place<'_>, attribute: &[u8]) -> rustix::io::Result<()> {
+    match place {
+        Place::Open(file) => rustix::fs::fremovexattr(file, attribute),
+        Place::In(directory, name) => rustix::fs::lremovexattr(path(directory, name), attribute),
+    }
+}
+
+/// The kernel knows these calls for opened files and for paths only; this path leads through the
+/// opened directory and no other.
+pub(super) fn path(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+    let mut path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    path.push(OsStr::from_bytes(name));
+    path
+}
