@@ -1,0 +1,3 @@
+//! Steps: what executes one operation of the graph.
+
+pub mod copy;
