@@ -175,7 +175,7 @@ fn write(path: &Path, records: &BTreeMap<Key, Record>) -> io::Result<()> {
     let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The first error is the one to tell.
-        _ = fs::remove_file(&temporary);
+        drop(fs::remove_file(&temporary));
     }
     written
 }
