@@ -116,7 +116,7 @@ impl Tree {
         Ok(Self {
             root,
             label: "the build context".to_owned(),
-            rules: Rules(ignore),
+            rules: Rules::new(ignore),
             live: true,
             listings: Mutex::default(),
             stats: Mutex::new(StatCache::open(stat_cache)),

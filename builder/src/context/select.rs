@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use kiln_grammar::dockerignore::IgnoreError;
 use kiln_grammar::glob;
 
 use super::metadata::{Kind, Metadata};
@@ -57,9 +58,12 @@ pub enum SelectError {
         /// How many files and directories the sources name.
         count: usize,
     },
-    /// A wildcard or a pattern of `--exclude` is malformed.
-    #[error("invalid pattern `{0}`")]
+    /// A wildcard is malformed.
+    #[error("syntax error in pattern `{0}`")]
     Pattern(String),
+    /// A pattern of `--exclude` is malformed.
+    #[error("invalid value of `--exclude`")]
+    Exclude(#[from] IgnoreError),
     /// A source is of an input that the caller did not give.
     #[error("input {0} of the copy is not a tree of files")]
     NoTree(usize),
@@ -179,19 +183,12 @@ fn select(
                 tree,
                 input: *input,
                 written: path,
-                exclude: exclude_rules(&op.exclude)?,
+                exclude: Rules::from_patterns(&op.exclude)?,
                 parents: op.parents,
             };
             selector.select()
         }
     }
-}
-
-fn exclude_rules(patterns: &[String]) -> Result<Rules, SelectError> {
-    if patterns.is_empty() {
-        return Ok(Rules::default());
-    }
-    Rules::from_patterns(patterns).map_err(SelectError::Pattern)
 }
 
 /// Part of a source path.

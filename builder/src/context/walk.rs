@@ -137,6 +137,7 @@ impl Tree {
                 result => break result?,
             }
         };
+        let rules = self.rules.within(dir);
         let mut entries = Vec::new();
         let mut names = RawDir::new(&opened, buffer);
         while let Some(found) = names.next() {
@@ -153,25 +154,17 @@ impl Tree {
             };
             let metadata = Metadata::from(&stat);
             let name = OsStr::from_bytes(name.to_bytes());
-            let passage = match self.verdict_in(dir, name, metadata.is_dir()) {
-                Verdict::Excluded => continue,
-                Verdict::Passage => true,
-                Verdict::Included => false,
-            };
+            let verdict = rules.as_ref().map(|rules| rules.verdict(name, metadata.is_dir()));
+            if verdict == Some(Verdict::Excluded) {
+                continue;
+            }
             entries.push(Entry {
                 name: name.to_owned(),
                 metadata,
-                passage,
+                passage: verdict == Some(Verdict::Passage),
             });
         }
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
-    }
-
-    fn verdict_in(&self, dir: &Path, name: &OsStr, is_dir: bool) -> Verdict {
-        if self.rules.is_empty() {
-            return Verdict::Included;
-        }
-        self.rules.verdict(&dir.join(name), is_dir)
     }
 }
