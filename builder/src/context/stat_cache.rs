@@ -1,0 +1,364 @@
+//! Digests of files remembered between builds.
+//!
+//! A record says: when the inode had this size, mtime and ctime, its content had this digest.
+//! On disk it is one file of fixed-size records sorted by device and inode, with a checksum at its
+//! end; it is read whole, merged with what other processes wrote meanwhile, written to a temporary
+//! file and renamed. Whatever is wrong with it makes it an empty cache, never a failed build.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use kiln_registry::digest::Digest;
+
+use super::metadata::{Metadata, Timestamp};
+
+const MAGIC: &[u8; 16] = b"kiln stat v1\n\0\0\0";
+const RECORD: usize = 84;
+/// Records that no build has asked for in so many days are dropped.
+const KEEP_DAYS: u32 = 60;
+/// A record's day of last use is brought up to date when it is older than this.
+const REFRESH_DAYS: u32 = 7;
+/// How far the last change must lie back before the times of a file can be trusted to tell the
+/// next change: more than a tick of the kernel's clock.
+const TICK: i128 = 20_000_000;
+/// The same for file systems that keep whole seconds, or pairs of them, only.
+const COARSE_TICK: i128 = 2_100_000_000;
+
+/// What is remembered of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Remembered {
+    /// Digest of its content.
+    pub(super) digest: Digest,
+    /// Whether it has no attributes that a copy would carry.
+    pub(super) plain: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Record {
+    size: u64,
+    mtime: Timestamp,
+    ctime: Timestamp,
+    remembered: Remembered,
+    /// Day of last use, counted since 1970.
+    day: u32,
+}
+
+/// Device and inode.
+type Key = (u64, u64);
+
+/// Digests by inode, with the file they are kept in.
+#[derive(Debug, Default)]
+pub(super) struct StatCache {
+    path: Option<PathBuf>,
+    /// As read from disk, sorted by key.
+    known: Vec<(Key, Record)>,
+    /// Found out, or used again after a while, by this process.
+    fresh: BTreeMap<Key, Record>,
+}
+
+impl StatCache {
+    /// Reads the cache kept in a file; without a file it lives in memory only.
+    pub(super) fn open(path: Option<&Path>) -> Self {
+        Self {
+            path: path.map(Path::to_owned),
+            known: path.map(read).unwrap_or_default(),
+            fresh: BTreeMap::new(),
+        }
+    }
+
+    /// The digest of a file, if it is known and the file's times say that it is unchanged.
+    pub(super) fn get(&mut self, metadata: &Metadata) -> Option<Remembered> {
+        let key = (metadata.device, metadata.inode);
+        let matches = |record: &Record| {
+            record.size == metadata.size
+                && record.mtime == metadata.mtime
+                && record.ctime == metadata.ctime
+        };
+        if let Some(record) = self.fresh.get(&key) {
+            return matches(record).then_some(record.remembered);
+        }
+        let index = self.known.binary_search_by_key(&key, |known| known.0).ok()?;
+        let mut record = self.known.get(index)?.1;
+        if !matches(&record) {
+            return None;
+        }
+        let today = today();
+        if record.day.saturating_add(REFRESH_DAYS) < today {
+            record.day = today;
+            self.fresh.insert(key, record);
+        }
+        Some(record.remembered)
+    }
+
+    /// Remembers the digest of a file whose hashing began at `begun`, unless the file had changed
+    /// so shortly before that another change might leave its times as they are.
+    pub(super) fn put(&mut self, metadata: &Metadata, remembered: Remembered, begun: Timestamp) {
+        if !is_settled(metadata, begun) {
+            return;
+        }
+        let record = Record {
+            size: metadata.size,
+            mtime: metadata.mtime,
+            ctime: metadata.ctime,
+            remembered,
+            day: today(),
+        };
+        self.fresh.insert((metadata.device, metadata.inode), record);
+    }
+
+    /// Writes what is new, merged with what the file holds by now.
+    pub(super) fn save(&mut self) -> io::Result<()> {
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        if self.fresh.is_empty() {
+            return Ok(());
+        }
+        let mut merged: BTreeMap<Key, Record> = read(path).into_iter().collect();
+        merged.append(&mut self.fresh);
+        let oldest = today().saturating_sub(KEEP_DAYS);
+        merged.retain(|_, record| record.day >= oldest);
+        write(path, &merged)?;
+        self.known = merged.into_iter().collect();
+        Ok(())
+    }
+}
+
+/// Whether the times of a file are old enough, at `now`, to tell its next change.
+fn is_settled(metadata: &Metadata, now: Timestamp) -> bool {
+    let coarse = metadata.mtime.nanoseconds == 0 && metadata.ctime.nanoseconds == 0;
+    let tick = if coarse { COARSE_TICK } else { TICK };
+    metadata.mtime.until(now) >= tick && metadata.ctime.until(now) >= tick
+}
+
+fn today() -> u32 {
+    let days = Timestamp::from(SystemTime::now()).seconds / 86_400;
+    u32::try_from(days).unwrap_or(0)
+}
+
+fn read(path: &Path) -> Vec<(Key, Record)> {
+    let parse = |bytes: &[u8]| {
+        let (body, checksum) = bytes.split_last_chunk::<4>()?;
+        let records = body.strip_prefix(MAGIC)?;
+        let intact = crc32fast::hash(body) == u32::from_le_bytes(*checksum);
+        let (records, []) = records.as_chunks::<RECORD>() else {
+            return None;
+        };
+        let records: Vec<_> = records.iter().map(decode).collect::<Option<_>>()?;
+        (intact && records.is_sorted_by_key(|record| record.0)).then_some(records)
+    };
+    fs::read(path)
+        .ok()
+        .and_then(|bytes| parse(&bytes))
+        .unwrap_or_default()
+}
+
+fn write(path: &Path, records: &BTreeMap<Key, Record>) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(MAGIC.len() + records.len() * RECORD + 4);
+    bytes.extend_from_slice(MAGIC);
+    for (key, record) in records {
+        encode(*key, record, &mut bytes);
+    }
+    let checksum = crc32fast::hash(&bytes);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    let mut name = path.as_os_str().to_owned();
+    // Several trees of one process may save at once.
+    let thread = rustix::thread::gettid().as_raw_pid();
+    name.push(format!(".{}.{thread}.tmp", std::process::id()));
+    let temporary = PathBuf::from(name);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The first error is the one to tell.
+        drop(fs::remove_file(&temporary));
+    }
+    written
+}
+
+fn encode(key: Key, record: &Record, bytes: &mut Vec<u8>) {
+    for number in [key.0, key.1, record.size] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    for time in [record.mtime, record.ctime] {
+        bytes.extend_from_slice(&time.seconds.to_le_bytes());
+        bytes.extend_from_slice(&time.nanoseconds.to_le_bytes());
+    }
+    bytes.extend_from_slice(record.remembered.digest.bytes());
+    let plain = u32::from(record.remembered.plain) << 31;
+    bytes.extend_from_slice(&(record.day | plain).to_le_bytes());
+}
+
+fn decode(bytes: &[u8; RECORD]) -> Option<(Key, Record)> {
+    let u64_at = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let time_at = |at: usize| {
+        Some(Timestamp {
+            seconds: i64::from_le_bytes(*bytes.get(at..)?.first_chunk()?),
+            nanoseconds: u32_at(at + 8)?,
+        })
+    };
+    let digest: [u8; 32] = *bytes.get(48..)?.first_chunk()?;
+    let day = u32_at(80)?;
+    let record = Record {
+        size: u64_at(16)?,
+        mtime: time_at(24)?,
+        ctime: time_at(36)?,
+        remembered: Remembered {
+            digest: Digest::from(digest),
+            plain: day >> 31 == 1,
+        },
+        day: day & !(1 << 31),
+    };
+    Some(((u64_at(0)?, u64_at(8)?), record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::metadata::Kind;
+
+    fn metadata(inode: u64) -> Metadata {
+        let time = |seconds| Timestamp {
+            seconds,
+            nanoseconds: 5,
+        };
+        Metadata {
+            kind: Kind::File,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            size: 7,
+            blocks: 8,
+            mtime: time(100),
+            ctime: time(200),
+            device: 1,
+            inode,
+            links: 1,
+            rdev: 0,
+        }
+    }
+
+    fn remembered(text: &[u8]) -> Remembered {
+        Remembered {
+            digest: Digest::of(text),
+            plain: text.len().is_multiple_of(2),
+        }
+    }
+
+    fn now() -> Timestamp {
+        SystemTime::now().into()
+    }
+
+    #[test]
+    fn records_of_several_processes_are_merged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/stat");
+        let (mut one, mut two) = (StatCache::open(Some(&path)), StatCache::open(Some(&path)));
+        one.put(&metadata(1), remembered(b"one"), now());
+        two.put(&metadata(2), remembered(b"twos"), now());
+        one.save().unwrap();
+        two.save().unwrap();
+        let mut read = StatCache::open(Some(&path));
+        assert_eq!(read.get(&metadata(1)), Some(remembered(b"one")));
+        assert_eq!(read.get(&metadata(2)), Some(remembered(b"twos")));
+        assert_eq!(read.get(&metadata(3)), None);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn any_difference_in_the_metadata_is_a_miss() {
+        let mut cache = StatCache::open(None);
+        let file = metadata(1);
+        cache.put(&file, remembered(b"x"), now());
+        assert!(cache.get(&file).is_some());
+        let ctime = Timestamp {
+            nanoseconds: 6,
+            ..file.ctime
+        };
+        for other in [
+            Metadata { size: 8, ..file },
+            Metadata { device: 2, ..file },
+            Metadata { ctime, ..file },
+            Metadata {
+                mtime: ctime,
+                ..file
+            },
+        ] {
+            assert_eq!(cache.get(&other), None);
+        }
+    }
+
+    /// A file of the same size written twice within a tick has the same times.
+    #[test]
+    fn a_file_changed_just_now_is_not_remembered() {
+        let file = metadata(1);
+        let later = |nanoseconds: u32| Timestamp {
+            seconds: 200,
+            nanoseconds: 5 + nanoseconds,
+        };
+        assert!(!is_settled(&file, later(0)));
+        assert!(!is_settled(&file, later(19_999_999)));
+        assert!(is_settled(&file, later(20_000_000)));
+        // A clock that went back says nothing.
+        assert!(!is_settled(&file, Timestamp { seconds: 199, ..file.ctime }));
+        let whole = |seconds| Timestamp {
+            seconds,
+            nanoseconds: 0,
+        };
+        let coarse = Metadata {
+            mtime: whole(100),
+            ctime: whole(200),
+            ..file
+        };
+        assert!(!is_settled(&coarse, whole(202)));
+        assert!(is_settled(&coarse, whole(203)));
+        let mut cache = StatCache::open(None);
+        cache.put(&file, remembered(b"x"), later(1));
+        assert_eq!(cache.get(&file), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_empty_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stat");
+        let mut cache = StatCache::open(Some(&path));
+        cache.put(&metadata(1), remembered(b"one"), now());
+        cache.save().unwrap();
+        let good = fs::read(&path).unwrap();
+        assert_eq!(good.len(), MAGIC.len() + RECORD + 4);
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).unwrap();
+            assert_eq!(StatCache::open(Some(&path)).get(&metadata(1)), None, "{at}");
+            fs::write(&path, &good[..at]).unwrap();
+            assert_eq!(StatCache::open(Some(&path)).get(&metadata(1)), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn records_not_used_for_long_are_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stat");
+        let mut cache = StatCache::open(Some(&path));
+        cache.put(&metadata(1), remembered(b"old"), now());
+        cache.put(&metadata(2), remembered(b"used"), now());
+        for (key, days) in [(1, KEEP_DAYS + 1), (2, REFRESH_DAYS + 1)] {
+            cache.fresh.get_mut(&(1, key)).unwrap().day -= days;
+        }
+        // Written as they are, without the filter, as an earlier build would have.
+        write(&path, &cache.fresh).unwrap();
+        let mut cache = StatCache::open(Some(&path));
+        assert!(cache.get(&metadata(2)).is_some());
+        cache.save().unwrap();
+        let mut cache = StatCache::open(Some(&path));
+        assert_eq!(cache.get(&metadata(1)), None);
+        assert!(cache.get(&metadata(2)).is_some());
+        assert!(cache.fresh.is_empty(), "its day is that of today");
+    }
+}

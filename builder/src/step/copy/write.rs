@@ -1,0 +1,133 @@
+//! Writes regular files, several at a time.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::attributes::{Flags, Owners};
+use super::{CopyError, Note, content, destination, merge};
+use crate::context::metadata::Metadata;
+use crate::context::{Tree, threads, xattr};
+use crate::sys::root::Root;
+
+/// Files that one thread takes at once: neighbours, mostly in one directory.
+const CHUNK: usize = 32;
+
+/// A regular file to be written; nothing is in its way.
+#[derive(Debug)]
+pub(super) struct Job<'a> {
+    /// Path in the tree.
+    pub(super) source: &'a Path,
+    pub(super) metadata: &'a Metadata,
+    /// Directory in the layer, which exists.
+    pub(super) dir: Arc<Path>,
+    pub(super) name: &'a OsStr,
+}
+
+/// Writes all files, and hands back what is to be noted.
+pub(super) fn write_all(
+    tree: &Tree,
+    upper: &Root,
+    flags: &Flags,
+    owners: &Owners,
+    jobs: &[Job<'_>],
+) -> Result<Vec<Note>, CopyError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut writer = Writer {
+            tree,
+            upper,
+            flags,
+            owners: owners.clone(),
+            opened: None,
+            buffer: vec![0; content::BUFFER],
+        };
+        writer.owners.notes.clear();
+        loop {
+            let start = next.fetch_add(CHUNK, Ordering::Relaxed);
+            let Some(rest) = jobs.get(start..).filter(|rest| !rest.is_empty()) else {
+                return Ok(writer.owners.notes);
+            };
+            for job in rest.iter().take(CHUNK) {
+                if let Err(error) = writer.write(job) {
+                    // The others need not go on.
+                    next.store(jobs.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    if jobs.len() <= CHUNK {
+        return work();
+    }
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads()).map(|_| scope.spawn(work)).collect();
+        let mut notes = work();
+        for other in others {
+            let more = other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            notes = notes.and_then(|mut notes| {
+                notes.extend(more?);
+                Ok(notes)
+            });
+        }
+        notes
+    })
+}
+
+/// Creates a file that is not there yet.
+pub(super) fn create(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<OwnedFd> {
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // The bits that mean more than permissions come last, with the owner known.
+    let mode = Mode::from_raw_mode(mode & 0o777);
+    Ok(rustix::fs::openat(dir, name, flags, mode)?)
+}
+
+struct Writer<'a> {
+    tree: &'a Tree,
+    upper: &'a Root,
+    flags: &'a Flags,
+    owners: Owners,
+    opened: Option<(Arc<Path>, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, job: &Job<'_>) -> Result<(), CopyError> {
+        let path = job.dir.join(job.name);
+        let source = self.tree.open(job.source)?;
+        self.tree.check_unchanged(job.source, &source, job.metadata)?;
+        let xattrs = xattr::read(&source).map_err(|e| self.tree.read_error(job.source, e))?;
+        let attributes = self.flags.of(job.metadata, xattrs);
+        let dir = self.directory(&job.dir)?;
+        let target = create(dir, job.name, attributes.mode)
+            .map_err(|error| CopyError::write("create", &path, error))?;
+        let copied = content::copy(&source, &target, job.metadata, &mut self.buffer);
+        // A file that became shorter ends too early; that it changed is the better message.
+        self.tree.check_unchanged(job.source, &source, job.metadata)?;
+        copied.map_err(|error| CopyError::write("copy to", &path, error))?;
+        attributes
+            .apply(&target, &path, &mut self.owners)
+            .map_err(|error| CopyError::write("set metadata of", &path, error))?;
+        if let Some(note) = merge::sparse(job.metadata, path) {
+            self.owners.note(note);
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, dir: &Arc<Path>) -> Result<&OwnedFd, CopyError> {
+        let handle = match self.opened.take() {
+            Some((opened, handle)) if opened == *dir => handle,
+            _ => destination::open_directory(self.upper, dir)?,
+        };
+        Ok(&self.opened.insert((Arc::clone(dir), handle)).1)
+    }
+}
