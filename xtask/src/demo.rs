@@ -31,6 +31,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let context = workspace::testdata().join("demo");
     let context = relative(&context);
 
+    println!("$ export KILN_MIRRORS=docker.io=http://{}", hub.address());
     say("Build an image, then build it again: every step comes from the cache.");
     let build = [
         "build",

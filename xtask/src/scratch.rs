@@ -1,11 +1,18 @@
 //! A directory that goes away.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::hold::Hold;
-use crate::workspace;
+use crate::{process, workspace};
+
+/// Removes the directory `$1`; what other builders leave mounted below it is taken off first.
+const REMOVE: &str = r#"
+    grep -o " $1/[^ ]*" /proc/mounts | sort -r | xargs -r umount -l
+    rm -rf --one-file-system -- "$1"
+"#;
 
 /// A directory below `target/xtask` that is removed at the end, also when a signal ends us.
 #[derive(Debug)]
@@ -23,7 +30,11 @@ impl Scratch {
         std::fs::create_dir_all(&path)
             .with_context(|| format!("cannot make `{}`", path.display()))?;
         let text = path.to_string_lossy().into_owned();
-        let hold = Hold::new("cat >/dev/null; rm -rf -- \"$1\"", &[&text])?;
+        // a builder that outlives us for a moment may still write
+        let script = format!(
+            "cat >/dev/null; for n in 1 2 3 4 5; do\n{REMOVE}\n[ -e \"$1\" ] || exit; sleep 1; done"
+        );
+        let hold = Hold::new(&script, &[&text])?;
         Ok(Self { path, _hold: hold })
     }
 
@@ -36,6 +47,11 @@ impl Scratch {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Removes a directory in which a builder kept its store.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    process::quiet(Command::new("sh").args(["-c", REMOVE, "remove"]).arg(path))
 }
 
 #[cfg(test)]

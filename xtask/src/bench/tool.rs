@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::kiln::Kiln;
 use crate::process;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 
 /// A builder with a store.
 #[derive(Debug)]
@@ -68,11 +68,7 @@ impl Tool {
                 return process::quiet(self.command().args(["builder", "prune", "-af"]));
             }
         };
-        if folder.exists() {
-            // what other kinds of file systems are mounted below is the tool's own mistake
-            fs::remove_dir_all(folder)
-                .with_context(|| format!("cannot remove `{}`", folder.display()))?;
-        }
+        scratch::remove(folder)?;
         fs::create_dir_all(folder)?;
         Ok(())
     }
