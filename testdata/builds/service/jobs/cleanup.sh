@@ -1,0 +1,1 @@
+find "$SPOOL/out" -name "*.count" -mtime +7 -delete

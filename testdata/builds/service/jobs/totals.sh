@@ -1,0 +1,1 @@
+cat "$SPOOL"/out/*.count

@@ -1,0 +1,2 @@
+# everything in lower case
+s/.*/\L&/

@@ -1,0 +1,130 @@
+//! `cargo xtask bench`: kiln against other builders, in one run on one machine.
+//!
+//! [`tool`] says how each builder is told to do a thing, [`workload`] what is measured,
+//! [`measure`] how, [`generate`] makes the inputs, [`report`] the table.
+
+mod generate;
+mod measure;
+mod report;
+mod tool;
+mod workload;
+
+use anyhow::{Context, Result, bail};
+
+use crate::kiln::{self, Profile};
+use crate::scratch::Scratch;
+use crate::{bases, peers, workspace};
+use report::Row;
+use tool::Tool;
+use workload::{Bench, WORKLOADS};
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    runs: usize,
+    write: bool,
+    workloads: Vec<String>,
+}
+
+/// Measures the workloads that `arguments` name, or all.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let options = Options::parse(arguments)?;
+    peers::ensure(&[peers::REGISTRY, peers::BUSYBOX, peers::BUILDAH, peers::RUNC])?;
+    let binary = kiln::build(Profile::Release)?;
+    let scratch = Scratch::new("bench")?;
+    let hub = bases::serve(&binary, &["busybox"])?;
+    let tools = Tool::present(&binary, &scratch)?;
+    let base = format!("{}/library/busybox:latest", hub.address());
+    let bench = Bench::new(&scratch, base, options.runs);
+
+    let mut rows: Vec<Row> = Vec::new();
+    for name in &options.workloads {
+        for tool in &tools {
+            eprintln!("measuring {name}: {}", tool.name());
+            let samples = bench
+                .measure(name, tool)
+                .with_context(|| format!("cannot measure `{name}` with {}", tool.name()))?;
+            rows.push(Row::new(name, tool.name(), &samples));
+            tool.reset()?;
+        }
+    }
+    let text = report::render(&rows, &tools, options.runs);
+    print!("{text}");
+    if options.write {
+        let path = workspace::root().join("docs/BENCHMARKS.md");
+        std::fs::write(&path, text)
+            .with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+impl Options {
+    fn parse(arguments: &[String]) -> Result<Self> {
+        let mut options = Self {
+            runs: 3,
+            write: false,
+            workloads: Vec::new(),
+        };
+        let mut words = arguments.iter();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--write" => options.write = true,
+                "--runs" => {
+                    let number = words.next().context("`--runs` needs a number")?;
+                    options.runs =
+                        number
+                            .parse()
+                            .ok()
+                            .filter(|&runs| runs > 0)
+                            .with_context(|| {
+                                format!("`--runs` needs a number above zero, got `{number}`")
+                            })?;
+                }
+                name if WORKLOADS.iter().any(|(known, _)| *known == name) => {
+                    options.workloads.push(name.to_owned());
+                }
+                other => {
+                    let names: Vec<&str> = WORKLOADS.iter().map(|(name, _)| *name).collect();
+                    bail!("unknown workload `{other}`; there are {}", names.join(", "));
+                }
+            }
+        }
+        if options.workloads.is_empty() {
+            options.workloads = WORKLOADS
+                .iter()
+                .map(|(name, _)| (*name).to_owned())
+                .collect();
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Options> {
+        Options::parse(
+            &words
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn options() {
+        let options = parse(&["--runs", "5", "push", "--write", "noop"]).unwrap();
+        assert_eq!((options.runs, options.write), (5, true));
+        assert_eq!(options.workloads, ["push", "noop"]);
+        assert_eq!(parse(&[]).unwrap().workloads.len(), WORKLOADS.len());
+        for wrong in [
+            &["--runs"][..],
+            &["--runs", "0"],
+            &["--runs", "x"],
+            &["fly"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

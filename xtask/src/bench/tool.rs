@@ -1,0 +1,157 @@
+//! How each builder is told to do a thing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::kiln::Kiln;
+use crate::process;
+use crate::scratch::{self, Scratch};
+
+/// A builder with a store.
+#[derive(Debug)]
+pub(super) enum Tool {
+    /// Ours.
+    Kiln(Kiln),
+    /// buildah with a store of its own, in this directory.
+    Buildah(PathBuf),
+    /// The machine's docker daemon and its process; its store is not ours to empty.
+    Docker(Option<u32>),
+}
+
+impl Tool {
+    /// Returns kiln and those of the others that this machine has.
+    pub(super) fn present(binary: &Path, scratch: &Scratch) -> Result<Vec<Self>> {
+        let kiln = Kiln::new(binary, scratch.join("kiln"));
+        let mut tools = vec![Self::Kiln(kiln), Self::Buildah(scratch.join("buildah"))];
+        // a docker program without a daemon is no docker
+        if process::quiet(Command::new("docker").arg("version")).is_ok() {
+            let pid = fs::read_to_string("/var/run/docker.pid").ok();
+            tools.push(Self::Docker(pid.and_then(|text| text.trim().parse().ok())));
+        }
+        for tool in &tools {
+            tool.reset()?;
+        }
+        Ok(tools)
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Kiln(_) => "kiln",
+            Self::Buildah(_) => "buildah",
+            Self::Docker(_) => "docker",
+        }
+    }
+
+    /// Returns what the tool calls its version.
+    pub(super) fn version(&self) -> String {
+        let text = process::output(self.command().arg("--version")).unwrap_or_default();
+        text.lines().next().unwrap_or("unknown version").to_owned()
+    }
+
+    /// Returns the process that works on behalf of the commands.
+    pub(super) fn daemon(&self) -> Option<u32> {
+        match self {
+            Self::Docker(pid) => *pid,
+            Self::Kiln(_) | Self::Buildah(_) => None,
+        }
+    }
+
+    /// Empties the store; docker's is left alone but for its build cache.
+    pub(super) fn reset(&self) -> Result<()> {
+        let folder = match self {
+            Self::Kiln(kiln) => kiln.root(),
+            Self::Buildah(folder) => folder,
+            Self::Docker(_) => {
+                return process::quiet(self.command().args(["builder", "prune", "-af"]));
+            }
+        };
+        scratch::remove(folder)?;
+        fs::create_dir_all(folder)?;
+        Ok(())
+    }
+
+    /// Makes the store forget one image.
+    pub(super) fn forget(&self, image: &str) -> Result<()> {
+        match self {
+            Self::Kiln(_) | Self::Buildah(_) => self.reset(),
+            Self::Docker(_) => process::quiet(self.command().args(["rmi", "-f", image])),
+        }
+    }
+
+    pub(super) fn build(&self, context: &Path, dockerfile: &Path, image: &str) -> Command {
+        let mut command = self.command();
+        match self {
+            Self::Kiln(_) | Self::Docker(_) => command.arg("build"),
+            Self::Buildah(_) => {
+                command.args(["bud", "--layers", "--tls-verify=false", "--runtime", "runc"])
+            }
+        };
+        command
+            .args(["--network", "host", "-t", image, "-f"])
+            .arg(dockerfile)
+            .arg(context);
+        command
+    }
+
+    pub(super) fn push(&self, image: &str) -> Command {
+        let mut command = self.command();
+        command.arg("push");
+        match self {
+            Self::Kiln(_) | Self::Docker(_) => command.arg(image),
+            Self::Buildah(_) => command
+                .arg("--tls-verify=false")
+                .arg(image)
+                .arg(format!("docker://{image}")),
+        };
+        command
+    }
+
+    pub(super) fn pull(&self, image: &str) -> Command {
+        let mut command = self.command();
+        command.arg("pull");
+        if let Self::Buildah(_) = self {
+            command.arg("--tls-verify=false");
+        }
+        command.arg(image);
+        command
+    }
+
+    pub(super) fn save(&self, image: &str, archive: &Path) -> Command {
+        let mut command = self.command();
+        match self {
+            Self::Kiln(_) | Self::Docker(_) => command.args(["save", "-o"]).arg(archive).arg(image),
+            Self::Buildah(_) => command
+                .args(["push", image])
+                .arg(format!("docker-archive:{}:{image}", archive.display())),
+        };
+        command
+    }
+
+    pub(super) fn load(&self, archive: &Path) -> Command {
+        let mut command = self.command();
+        match self {
+            Self::Kiln(_) | Self::Docker(_) => command.args(["load", "-i"]).arg(archive),
+            Self::Buildah(_) => command
+                .arg("pull")
+                .arg(format!("docker-archive:{}", archive.display())),
+        };
+        command
+    }
+
+    fn command(&self) -> Command {
+        match self {
+            Self::Kiln(kiln) => kiln.command(),
+            Self::Buildah(folder) => {
+                let mut command = Command::new("buildah");
+                command.arg("--root").arg(folder.join("root"));
+                command.arg("--runroot").arg(folder.join("run"));
+                command.args(["--storage-driver", "overlay"]);
+                command
+            }
+            Self::Docker(_) => Command::new("docker"),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `cargo xtask dist`: the static binaries, in `target/dist`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{kiln, no_arguments, peers, process, workspace};
+
+/// A platform that binaries are made for.
+struct Platform {
+    /// Name in the file's name.
+    name: &'static str,
+    target: &'static str,
+    /// C compilers that can build for it, the best first.
+    compilers: &'static [&'static str],
+    /// Package of the last one.
+    package: &'static str,
+}
+
+const PLATFORMS: [Platform; 2] = [
+    Platform {
+        name: "x86_64",
+        target: "x86_64-unknown-linux-musl",
+        compilers: &["x86_64-linux-musl-gcc", "musl-gcc"],
+        package: "musl-tools",
+    },
+    // musl has the functions of the GNU library that its headers ask for
+    Platform {
+        name: "aarch64",
+        target: "aarch64-unknown-linux-musl",
+        compilers: &["aarch64-linux-musl-gcc", "aarch64-linux-gnu-gcc"],
+        package: "gcc-aarch64-linux-gnu",
+    },
+];
+
+/// Builds the binary for this machine's architecture, and for the other one where that can be done.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    no_arguments("dist", arguments)?;
+    if cfg!(target_arch = "x86_64") {
+        peers::ensure(&[peers::MUSL])?;
+    }
+    for platform in &PLATFORMS {
+        let own = platform.name == std::env::consts::ARCH;
+        match platform.build() {
+            Ok(()) => {}
+            Err(error) if own => return Err(error),
+            Err(error) => println!("kiln-{}: not built: {error:#}", platform.name),
+        }
+    }
+    Ok(())
+}
+
+impl Platform {
+    fn build(&self) -> Result<()> {
+        let found = self
+            .compilers
+            .iter()
+            .find(|name| process::find(name).is_some());
+        let Some(compiler) = found else {
+            let (names, package) = (self.compilers.join(" or "), self.package);
+            bail!("no C compiler for it: {names} (Debian's package {package})");
+        };
+        self.add_target()?;
+        let upper = self.target.to_uppercase().replace('-', "_");
+        let lower = self.target.replace('-', "_");
+        process::run(
+            kiln::cargo()
+                .args([
+                    "build",
+                    "--release",
+                    "--package",
+                    "kiln-builder",
+                    "--bin",
+                    "kiln",
+                ])
+                .args(["--target", self.target])
+                .env(format!("CC_{lower}"), compiler)
+                .env(format!("CARGO_TARGET_{upper}_LINKER"), compiler),
+        )?;
+        let built = workspace::target().join(self.target).join("release/kiln");
+        let folder = workspace::target().join("dist");
+        fs::create_dir_all(&folder)?;
+        let file = folder.join(format!("kiln-{}", self.name));
+        fs::copy(&built, &file).with_context(|| format!("cannot copy `{}`", built.display()))?;
+        check_static(&file)?;
+        let size = fs::metadata(&file)?.len();
+        println!("{} ({:.1} MB)", file.display(), size as f64 / 1e6);
+        Ok(())
+    }
+
+    fn add_target(&self) -> Result<()> {
+        let library = process::output(Command::new("rustc").args([
+            "--print",
+            "target-libdir",
+            "--target",
+            self.target,
+        ]))?;
+        if Path::new(library.trim()).is_dir() {
+            return Ok(());
+        }
+        if process::find("rustup").is_none() {
+            bail!(
+                "no standard library for `{}`, and no rustup to install it",
+                self.target
+            );
+        }
+        process::quiet(Command::new("rustup").args(["target", "add", self.target]))
+    }
+}
+
+/// Program header types of ELF that say what a binary needs at run time.
+const PT_INTERP: u32 = 3;
+
+/// Fails when a binary (64 bits, little endian) needs an interpreter to load libraries.
+fn check_static(path: &Path) -> Result<()> {
+    let bytes = fs::read(path)?;
+    let number = |at: usize, size: usize| -> Option<u64> {
+        let field = bytes.get(at..at.checked_add(size)?)?;
+        Some(
+            field
+                .iter()
+                .rev()
+                .fold(0, |value, &byte| value << 8 | u64::from(byte)),
+        )
+    };
+    let headers = || -> Option<Vec<u64>> {
+        let (start, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        (0..count)
+            .map(|n| number(usize::try_from(start + n * size).ok()?, 4))
+            .collect()
+    };
+    let Some(types) = headers().filter(|_| bytes.starts_with(b"\x7fELF")) else {
+        bail!("`{}` is not an ELF binary", path.display());
+    };
+    if types.contains(&u64::from(PT_INTERP)) {
+        bail!("`{}` is not static", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn tells_static_from_dynamic() {
+        let own = std::env::current_exe().unwrap();
+        assert!(
+            check_static(&own)
+                .unwrap_err()
+                .to_string()
+                .contains("is not static")
+        );
+        let error = check_static(Path::new("/dev/null")).unwrap_err();
+        assert!(error.to_string().contains("not an ELF"));
+        let scratch = Scratch::new("test-static").unwrap();
+        let mut header = b"\x7fELF".to_vec();
+        header.resize(64, 0);
+        fs::write(scratch.join("none"), &header).unwrap();
+        check_static(&scratch.join("none")).unwrap();
+        header[32] = 64;
+        header[54] = 56;
+        header[56] = 1;
+        fs::write(scratch.join("cut"), &header).unwrap();
+        assert!(check_static(&scratch.join("cut")).is_err());
+    }
+}

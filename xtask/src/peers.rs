@@ -1,0 +1,104 @@
+//! Programs of the host that the tests and chores use, and the Debian packages they come from.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::process;
+
+/// A program and the package that has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    program: &'static str,
+    package: &'static str,
+}
+
+const fn peer(program: &'static str, package: &'static str) -> Peer {
+    Peer { program, package }
+}
+
+/// A registry that is not ours.
+pub(crate) const REGISTRY: Peer = peer("docker-registry", "docker-registry");
+/// The programs of the small base image.
+pub(crate) const BUSYBOX: Peer = peer("busybox", "busybox-static");
+/// Makes the root file system of the Debian base image.
+pub(crate) const DEBOOTSTRAP: Peer = peer("debootstrap", "debootstrap");
+/// The builder that kiln is measured against.
+pub(crate) const BUILDAH: Peer = peer("buildah", "buildah");
+/// Runs containers for buildah, and for kiln with `--runtime`.
+pub(crate) const RUNC: Peer = peer("runc", "runc");
+/// The C compiler for the static binary.
+pub(crate) const MUSL: Peer = peer("musl-gcc", "musl-tools");
+
+/// All that the test suite uses.
+pub(crate) const TESTS: [Peer; 13] = [
+    REGISTRY,
+    BUSYBOX,
+    DEBOOTSTRAP,
+    BUILDAH,
+    RUNC,
+    MUSL,
+    peer("crun", "crun"),
+    peer("podman", "podman"),
+    peer("skopeo", "skopeo"),
+    peer("umoci", "umoci"),
+    peer("htpasswd", "apache2-utils"),
+    peer("gcc", "gcc"),
+    peer("git", "git"),
+];
+
+/// Returns whether we are root.
+pub(crate) fn is_root() -> bool {
+    process::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+/// Installs the packages of those `peers` that are missing, saying which.
+///
+/// # Errors
+/// When something is missing and cannot be installed: the message says what, and how.
+pub(crate) fn ensure(peers: &[Peer]) -> Result<()> {
+    let missing = missing(peers);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if process::find("apt-get").is_none() {
+        bail!(
+            "missing: {list} (names of Debian's packages); install them with the system's package manager"
+        );
+    }
+    if !is_root() {
+        bail!("missing: {list}; install them with `apt-get install {list}`");
+    }
+    eprintln!("installing: {list}");
+    process::quiet(apt_get().arg("update"))?;
+    let install = ["install", "-y", "--no-install-recommends"];
+    process::quiet(apt_get().args(install).args(&missing))?;
+    Ok(())
+}
+
+fn missing(peers: &[Peer]) -> Vec<&'static str> {
+    peers
+        .iter()
+        .filter(|peer| process::find(peer.program).is_none())
+        .map(|peer| peer.package)
+        .collect()
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").arg("-q");
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_packages_of_missing_programs_only() {
+        let peers = [peer("sh", "dash"), peer("no-such-program-here", "nowhere")];
+        assert_eq!(missing(&peers), ["nowhere"]);
+        assert!(ensure(&peers[..1]).is_ok());
+    }
+}
