@@ -186,7 +186,7 @@ pub async fn build(
     let mut resolver = Resolver { client: &client, store: &store, cancel: &cancel, pull: request.pull, images: BTreeMap::new() };
     let (bases, mut warnings) = resolver.resolve_all(&file, &source, &request.options).await?;
     let images = resolver.images;
-    let plan = lower::lower(&file, &source.text, &request.options, &bases).map_err(wrong)?;
+    let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
     warnings.extend(file.warnings.iter().cloned());
     warnings.extend(plan.warnings.iter().cloned());
 
@@ -195,7 +195,7 @@ pub async fn build(
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
-        runtime: Native::current()?,
+        runtime: Native::current(),
         context: Arc::clone(&tree),
         client,
         images,
@@ -303,7 +303,7 @@ impl Resolver<'_> {
         let mut bases = BaseImages::default();
         let mut warnings = Vec::new();
         loop {
-            let wanted = lower::wanted(file, &source.text, options, &bases)
+            let wanted = lower::wanted(file, options, &bases)
                 .map_err(|diagnostics| BuildError::Dockerfile { source_file: source.clone(), diagnostics })?;
             if wanted.is_empty() {
                 return Ok((bases, warnings));

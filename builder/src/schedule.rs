@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::future::{LocalBoxFuture, try_join_all};
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
 use tokio::sync::{Mutex, OnceCell, Semaphore};
@@ -180,9 +180,9 @@ impl Schedule {
     }
 
     /// The result of a vertex, computed once.
-    fn result(&self, id: VertexId) -> BoxFuture<'_, Result<Stack, Failure>> {
+    fn result(&self, id: VertexId) -> LocalBoxFuture<'_, Result<Stack, Failure>> {
         let cell = &self.results[id.index()];
-        async move { cell.get_or_try_init(|| self.evaluate(id)).await.cloned() }.boxed()
+        async move { cell.get_or_try_init(|| self.evaluate(id)).await.cloned() }.boxed_local()
     }
 
     async fn evaluate(&self, id: VertexId) -> Result<Stack, Failure> {

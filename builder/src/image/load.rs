@@ -10,7 +10,7 @@ use kiln_registry::spec::DiffId;
 use kiln_registry::spec::media_type::{Compression, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD};
 
 use super::ImageError;
-use crate::layer;
+use crate::layer::{self, Limits};
 use crate::step::StepError;
 use crate::store::{LayerBlob, Store, StoreError};
 
@@ -105,8 +105,8 @@ fn store_layer(
         (true, _) => DiffId(stored),
         (false, Some(_)) => expected,
         (false, None) => {
-            let mut section = archive.layer(layer)?;
-            let unpacked = layer::decompressor(layer.compression, &mut section);
+            let section = archive.layer(layer)?;
+            let unpacked = layer::decompressor(layer.compression.into(), section, Limits::default());
             unpacked.and_then(hash).map_err(|source| StepError::Io {
                 action: "decompressing the layer",
                 path: layer.member.clone().into(),

@@ -19,7 +19,8 @@ use kiln_registry::transfer;
 
 use super::ImageError;
 use crate::event::{Event, Observer};
-use crate::layer::{self, GzipWriter, Hashing, PackOptions};
+use crate::layer::gzip::GzipWriter;
+use crate::layer::{self, Hashing, PackOptions};
 use crate::runtime::Cancel;
 use crate::snapshot::{SnapshotId, Snapshots};
 use crate::step::{StepError, blob_event, open_layer};

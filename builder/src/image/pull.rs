@@ -20,8 +20,6 @@ pub struct Pulled {
     pub digest: Digest,
     /// Whether the name stood for another image, or none, before.
     pub new: bool,
-    /// What the registry, or the choice of a platform, makes worth a word.
-    pub warnings: Vec<String>,
 }
 
 /// Pulls what is missing of an image and gives it its name. Nothing is unpacked.
@@ -37,12 +35,12 @@ pub async fn pull(
     cancel: &Cancel,
 ) -> Result<Pulled, ImageError> {
     let work = async {
-        let remote = RemoteImage::resolve(client, reference, platform).await?;
+        let remote = RemoteImage::resolve(client, reference, platform).await.map_err(StepError::from)?;
         let before = store.named(reference)?;
         remote.fetch(client, store, observer).await?;
         let image = remote.resolved.manifest.value.config.digest;
         let digest = remote.resolved.index.as_ref().map_or(remote.resolved.descriptor.digest, |(index, _)| index.digest);
-        Ok(Pulled { image, digest, new: before != Some(image), warnings: remote.resolved.warnings.clone() })
+        Ok(Pulled { image, digest, new: before != Some(image) })
     };
     tokio::select! {
         result = work => result,

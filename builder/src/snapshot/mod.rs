@@ -194,7 +194,8 @@ impl Snapshots {
     }
 
     fn pack(&self, id: &SnapshotId) -> Result<(DiffId, u64), SnapshotError> {
-        Ok(layer::diff_id(&self.store.snapshot_path(id), &layer::PackOptions::default())?)
+        let (diff_id, packed) = layer::diff_id(&self.store.snapshot_path(id), &layer::PackOptions::default())?;
+        Ok((diff_id, packed.size))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Images: their layers are fetched when a build needs the image, and unpacked when a step needs
 //! their files.
 
-use std::io::{self, Read};
+use std::io::Read;
 
+use kiln_registry::blob::BlobError;
 use kiln_registry::client::{Client, ClientError, Resolved};
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::layer_compression;
@@ -11,7 +12,7 @@ use kiln_registry::transfer;
 
 use super::{Stack, StepError, Worker};
 use crate::event::{BlobState, Event, Observer};
-use crate::layer::{self, Hashing, UnpackOptions};
+use crate::layer::{self, Hashing, Limits, UnpackOptions};
 use crate::snapshot::SnapshotId;
 use crate::store::{LayerBlob, Store, StoreError};
 
@@ -24,6 +25,9 @@ pub enum ResolveError {
     /// The registry refused.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The image's config could not be fetched.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
     /// The image's config is no config.
     #[error("the image's config cannot be understood")]
     Config(#[from] serde_json::Error),
@@ -150,8 +154,6 @@ fn unpack_once(
     let options = UnpackOptions { lower: lower.as_ref(), ..UnpackOptions::default() };
     let failed = |error| StepError::Unpack(diff_id, error);
     layer::unpack(&mut tar, &active.upper(), &options).map_err(failed)?;
-    // The tar ends before the file does; the digest is over all of it.
-    io::copy(&mut tar, &mut io::sink()).map_err(|error| failed(error.into()))?;
     let actual = DiffId(tar.finish().0);
     if actual != diff_id {
         return Err(StepError::DiffId { expected: diff_id, actual });
@@ -169,7 +171,7 @@ pub fn open_layer(store: &Store, diff_id: DiffId) -> Result<Box<dyn Read + Send>
     for blob in store.layer_blobs(diff_id)? {
         let Some(compression) = layer_compression(&blob.media_type) else { continue };
         let file = store.open_blob(&blob.digest)?;
-        return Ok(layer::decompressor(compression, file).map_err(|source| StepError::Io {
+        return Ok(layer::decompressor(compression.into(), file, Limits::default()).map_err(|source| StepError::Io {
             action: "reading the layer",
             path: store.blob_path(&blob.digest),
             source,

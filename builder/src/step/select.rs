@@ -1,6 +1,6 @@
 //! What a `COPY` or `ADD` reads: trees of its inputs, and the files selected in them.
 
-use std::path::Path;
+use std::io::{Seek as _, SeekFrom};
 use std::sync::Arc;
 
 use kiln_registry::digest::Digest;
@@ -11,7 +11,7 @@ use crate::context::key::content_key;
 use crate::context::select::{Selection, select_all};
 use crate::event::Event;
 use crate::graph::{CopyOp, Graph, Op, VertexId};
-use crate::layer;
+use crate::layer::{self, Form, Limits, UnpackOptions};
 use crate::snapshot::{Active, SnapshotId};
 
 /// The files that a copy selects. They are found once, for the cache key, and then copied.
@@ -100,10 +100,12 @@ fn tree(worker: &Worker, stack: &Stack, empty: &mut Vec<Active>) -> Result<Tree,
 }
 
 /// Unpacks a file that `ADD` met, if it is an archive (A12.1).
-fn unpack(
-    archive: &copy::Archive<'_>,
-) -> Result<Option<copy::Unpacked>, Box<dyn std::error::Error + Send + Sync>> {
-    layer::unpack_archive(archive.file, Path::new(archive.into))
-        .map(|unpacked| unpacked.map(|unpacked| copy::Unpacked { implied: unpacked.implied }))
-        .map_err(Into::into)
+fn unpack(archive: &copy::Archive<'_>) -> Result<Option<copy::Unpacked>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut file = archive.file;
+    let Some(compression) = layer::is_tar_archive(file)? else { return Ok(None) };
+    file.seek(SeekFrom::Start(0))?;
+    let mut tar = layer::decompressor(compression, file, Limits::default())?;
+    let options = UnpackOptions { form: Form::Plain, ..UnpackOptions::default() };
+    let unpacked = layer::unpack(&mut tar, archive.into, &options)?;
+    Ok(Some(copy::Unpacked { implied: unpacked.implied }))
 }

@@ -25,9 +25,9 @@ pub(crate) fn run(setup: &Setup, args: &PullArgs) -> anyhow::Result<()> {
     let observer = transfer::observer(transfer::PULL, args.quiet);
     let shown = reference.tag.clone().unwrap_or_else(|| reference.tag_or_latest().to_owned());
     say(&format!("{shown}: Pulling from {}", reference.repository));
-    let Pulled { digest, new, warnings, .. } =
+    let Pulled { digest, new, .. } =
         block_on(&cancel, async { Ok(pull(&store, &client, &reference, &platform, &observer, &cancel).await?) })?;
-    for warning in warnings {
+    for warning in client.warnings() {
         say(&format!("warning: {warning}"));
     }
     let name = reference.familiar();
