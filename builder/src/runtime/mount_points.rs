@@ -286,7 +286,12 @@ impl Made {
             set_modified(directory.as_fd(), self.before)?;
         }
         for copied in &self.copied {
-            let Some(dir) = present(beneath(upper, &copied.path, OFlags::RDONLY))? else {
+            let Some(dir) = present(beneath(
+                upper,
+                &copied.path,
+                OFlags::RDONLY | OFlags::DIRECTORY,
+            ))?
+            else {
                 break;
             };
             if Copied::describe(dir.as_fd(), &copied.path)? != *copied
@@ -363,7 +368,7 @@ fn beneath(dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Resul
         path
     };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let flags = flags | OFlags::CLOEXEC;
     loop {
         match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
             Err(Errno::AGAIN) => {}

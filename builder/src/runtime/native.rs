@@ -65,13 +65,14 @@ impl Native {
         let mut sandbox = Sandbox::start(&self.executable).map_err(RuntimeError::Start)?;
         let supervised = sandbox.supervise(spec, output, cancel);
         let ended = sandbox.end(output);
-        clean(&spec.root, &sandbox.made)?;
+        let cleaned = clean(&spec.root, &sandbox.made);
         supervised.and(ended).map_err(RuntimeError::Start)?;
-        match sandbox.result {
-            _ if cancel.is_cancelled() => Err(RuntimeError::Cancelled),
-            Some(result) => result,
-            None => Err(RuntimeError::Lost),
-        }
+        let exit = match sandbox.result {
+            _ if cancel.is_cancelled() => return Err(RuntimeError::Cancelled),
+            Some(result) => result?,
+            None => return Err(RuntimeError::Lost),
+        };
+        cleaned.map(|()| exit)
     }
 }
 
@@ -239,7 +240,7 @@ impl Sandbox {
     /// Ends the sandbox if it has not ended, and hands over what is left in its pipes.
     fn end(&mut self, output: &mut dyn FnMut(Stream, &[u8])) -> io::Result<()> {
         // The keeper takes that as the order to kill; it ends after everything else has.
-        _ = self.control.shutdown(Shutdown::Both);
+        drop(self.control.shutdown(Shutdown::Both));
         self.child.wait()?;
         for left in &mut self.outputs {
             while left.forward(output)? {}

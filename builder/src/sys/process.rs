@@ -106,10 +106,21 @@ pub fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Result<Infall
 /// # Errors
 /// When the signal mask cannot be set.
 pub fn reset_signals() -> io::Result<()> {
+    // A kernel `sigaction` of zeros: the default action, no flags, an empty mask. The C library's
+    // own function would leave out the two signals that it keeps to itself.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // Fails for SIGKILL, SIGSTOP and those that the C library keeps to itself.
-        // SAFETY: the default action runs no code of ours.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // Fails for SIGKILL and SIGSTOP only.
+        // SAFETY: the array is as long as the struct, and the default action runs no code of ours.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
+        }
     }
     // SAFETY: an all-zero set is a valid value, and `sigemptyset` makes it the empty one.
     let done = unsafe {
