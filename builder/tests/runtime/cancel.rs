@@ -1,0 +1,118 @@
+//! Ends that somebody else brings about.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kiln_builder::runtime::{Cancel, Exit, RuntimeError, Stream};
+
+use crate::env::{Step, native, needs_root};
+
+/// Whether any process of the machine has this argument.
+pub(crate) fn is_running(argument: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap();
+    processes.filter_map(Result::ok).any(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|part| part == argument.as_bytes())
+    })
+}
+
+fn wait_until(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "waited in vain"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// B4.4
+#[test]
+fn cancelling_kills_grandchildren_too() {
+    needs_root!();
+    let step = Step::sh("(setsid sleep 66661 &) ; setsid sleep 66662 & echo ready; sleep 66663");
+    let cancel = Cancel::new().unwrap();
+    let token = cancel.clone();
+    let mut cancel_when_ready = |_: Stream, _: &[u8]| token.cancel();
+    let result = native().run(&step.spec, &mut cancel_when_ready, &cancel);
+    assert!(matches!(result, Err(RuntimeError::Cancelled)), "{result:?}");
+    for argument in ["66661", "66662", "66663"] {
+        assert!(!is_running(argument), "{argument} is left");
+    }
+    let again = native().run(&step.spec, &mut |_, _| {}, &cancel);
+    assert!(matches!(again, Err(RuntimeError::Cancelled)));
+}
+
+#[test]
+fn a_step_that_floods_its_output_can_be_cancelled() {
+    needs_root!();
+    let step = Step::exec(&["yes", "55551"]);
+    let cancel = Cancel::new().unwrap();
+    let token = cancel.clone();
+    let mut read = 0;
+    let mut flood = |_: Stream, bytes: &[u8]| {
+        read += bytes.len();
+        if read > 1 << 20 {
+            token.cancel();
+        }
+    };
+    let result = native().run(&step.spec, &mut flood, &cancel);
+    assert!(matches!(result, Err(RuntimeError::Cancelled)));
+    assert!(!is_running("55551"));
+}
+
+/// The test runs itself as the builder that is killed.
+#[test]
+fn killing_the_builder_leaves_no_process() {
+    needs_root!();
+    if std::env::var_os("KILN_TEST_VICTIM").is_some() {
+        // A program that changes its user loses its death signal.
+        let step = Step::sh("setsid sleep 44441 & exec su app -c 'echo ready; sleep 44442; true'");
+        println!("step: {}", step.directory.path().display());
+        let mut print = |_: Stream, bytes: &[u8]| println!("{}", String::from_utf8_lossy(bytes));
+        let exit = native().run(&step.spec, &mut print, &Cancel::new().unwrap());
+        panic!("ended by itself: {exit:?}");
+    }
+    let test = "cancel::killing_the_builder_leaves_no_process";
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env("KILN_TEST_VICTIM", "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut directory = None;
+    // Stays open, or the builder would fail before it is killed.
+    let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+    for line in lines.by_ref() {
+        let line = line.unwrap();
+        if let Some((_, path)) = line.split_once("step: ") {
+            directory = Some(path.to_owned());
+        }
+        if line == "ready" {
+            break;
+        }
+    }
+    wait_until(|| is_running("44441") && is_running("44442"));
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    wait_until(|| !is_running("44441") && !is_running("44442"));
+    // It could not tidy up after itself; its mounts are gone with its processes.
+    let directory = directory.unwrap();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(&directory));
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn leftovers_of_a_killed_run_do_not_matter() {
+    needs_root!();
+    let step = Step::sh("echo fine");
+    fs::create_dir_all(step.spec.root.work.join("overlay/work/incompat/volatile")).unwrap();
+    fs::create_dir_all(step.spec.root.work.join("points/proc")).unwrap();
+    let outcome = step.run();
+    assert_eq!((outcome.exit, &*outcome.stdout), (Exit::Code(0), "fine\n"));
+}
