@@ -95,7 +95,7 @@ mod tests {
         header.size = 2;
         writer.entry(&header).unwrap();
         writer.content(b"hi").unwrap();
-        writer.finish().unwrap()
+        writer.finish().unwrap().0
     }
 
     fn gzip(content: &[u8]) -> Vec<u8> {

@@ -36,21 +36,19 @@ impl From<media_type::Compression> for Compression {
 pub struct Limits {
     /// Bytes in all.
     pub size: u64,
-    /// Bytes out for each byte in; judged once [`Limits::GRACE`] bytes are out.
+    /// Bytes out for each byte in; judged once `grace` bytes are out.
     pub ratio: u64,
-}
-
-impl Limits {
     /// Bytes that may come out of however few.
-    pub const GRACE: u64 = 1 << 30;
+    pub grace: u64,
 }
 
 impl Default for Limits {
-    /// 1 TiB, and twice the ratio that gzip can reach.
+    /// 1 TiB, and beyond 1 GiB twice the ratio that gzip can reach.
     fn default() -> Self {
         Self {
             size: 1 << 40,
             ratio: 2048,
+            grace: 1 << 30,
         }
     }
 }
@@ -142,7 +140,7 @@ impl<R: Read> Read for Limited<R> {
             return exceeded(Exceeded::Size(self.limits.size));
         }
         let taken = self.taken.load(Ordering::Relaxed);
-        if self.given > Limits::GRACE && self.given / self.limits.ratio.max(1) > taken {
+        if self.given > self.limits.grace && self.given / self.limits.ratio.max(1) > taken {
             return exceeded(Exceeded::Ratio(self.limits.ratio));
         }
         Ok(count)
@@ -229,9 +227,18 @@ mod tests {
 
     #[test]
     fn the_ratio_is_limited() {
-        let zeros = io::repeat(0).take(Limits::GRACE + (1 << 20));
-        let bytes = zstd::encode_all(zeros, 1).unwrap();
-        let mut reader = decompressor(Compression::Zstd, &bytes[..], Limits::default()).unwrap();
+        let bytes = zstd::encode_all(io::repeat(0).take(32 << 20), 1).unwrap();
+        let limits = Limits {
+            grace: 16 << 20,
+            ..Limits::default()
+        };
+        assert_eq!(
+            read(Compression::Zstd, &bytes, Limits::default())
+                .unwrap()
+                .len(),
+            32 << 20
+        );
+        let mut reader = decompressor(Compression::Zstd, &bytes[..], limits).unwrap();
         let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
         let why = error.get_ref().and_then(|why| why.downcast_ref());
         assert_eq!(why, Some(&Exceeded::Ratio(2048)));

@@ -207,7 +207,7 @@ impl Drop for Pool {
         self.pending.clear();
         for thread in self.threads.drain(..) {
             // A thread that panicked has dropped its reply, which was an error already.
-            _ = thread.join();
+            drop(thread.join());
         }
     }
 }
@@ -219,7 +219,7 @@ fn work(queue: &Mutex<Receiver<Job>>) {
         let Ok(job) = job else { return };
         let done = encoder.encode(&job.buffer, job.start, job.last);
         // Nobody waits any more when the writer was dropped.
-        _ = job.reply.send(done);
+        drop(job.reply.send(done));
     }
 }
 

@@ -24,3 +24,6 @@ pub use seal::{Hashing, Sealed, diff_id, seal};
 pub use unpack::{
     Form, Owner, UnpackError, UnpackOptions, UnpackWarning, Unpacked, unpack, unpack_at,
 };
+
+#[cfg(test)]
+mod tests;

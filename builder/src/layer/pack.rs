@@ -151,8 +151,7 @@ pub fn pack_at(root: &Root, out: impl Write, options: &PackOptions) -> Result<Pa
     let Packer {
         writer, mut packed, ..
     } = packer;
-    packed.size = writer.size() + 2 * super::tar::BLOCK as u64;
-    drop(writer.finish()?);
+    packed.size = writer.finish()?.1;
     Ok(packed)
 }
 
@@ -184,26 +183,24 @@ struct Attributes {
 impl<W: Write> Packer<'_, W> {
     fn tree(&mut self) -> Result<(), PackError> {
         let directory = self.open(b"")?;
-        if let Some(frame) = self.directory(Vec::new(), directory)? {
-            let mut stack = vec![frame];
-            while let Some(frame) = stack.last_mut() {
-                let Some(name) = frame.names.next() else {
-                    stack.pop();
-                    continue;
-                };
-                let path = join(&frame.path, &name);
-                let directory = match frame.directory.take() {
-                    Some(directory) => directory,
-                    None => self.open(&frame.path)?,
-                };
-                let child = self.entry(directory.as_fd(), path, &name)?;
-                if stack.len() < OPEN
-                    && let Some(frame) = stack.last_mut()
-                {
-                    frame.directory = Some(directory);
-                }
-                stack.extend(child);
+        let mut stack = vec![self.directory(Vec::new(), directory)?];
+        while let Some(frame) = stack.last_mut() {
+            let Some(name) = frame.names.next() else {
+                stack.pop();
+                continue;
+            };
+            let path = join(&frame.path, &name);
+            let directory = match frame.directory.take() {
+                Some(directory) => directory,
+                None => self.open(&frame.path)?,
+            };
+            let child = self.entry(directory.as_fd(), path, &name)?;
+            if stack.len() < OPEN
+                && let Some(frame) = stack.last_mut()
+            {
+                frame.directory = Some(directory);
             }
+            stack.extend(child);
         }
         Ok(())
     }
@@ -237,7 +234,8 @@ impl<W: Write> Packer<'_, W> {
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let directory = rustix::fs::openat(parent, name, flags, Mode::empty());
-                return self.directory(path.clone(), directory.map_err(failed)?);
+                let directory = directory.map_err(failed)?;
+                return self.directory(path, directory).map(Some);
             }
             FileType::RegularFile => Kind::File,
             FileType::Symlink => Kind::Symlink,
@@ -277,7 +275,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     /// Packs a directory's own entry and lists its content.
-    fn directory(&mut self, path: Vec<u8>, directory: OwnedFd) -> Result<Option<Frame>, PackError> {
+    fn directory(&mut self, path: Vec<u8>, directory: OwnedFd) -> Result<Frame, PackError> {
         let failed = |error: rustix::io::Errno| unreadable(&path, error.into());
         let stat = rustix::fs::fstat(&directory).map_err(failed)?;
         let attributes = self.attributes(Place::Open(directory.as_fd()), &path)?;
@@ -301,11 +299,11 @@ impl<W: Write> Packer<'_, W> {
             }
         }
         names.sort_unstable();
-        Ok(Some(Frame {
+        Ok(Frame {
             path,
             directory: Some(directory),
             names: names.into_iter(),
-        }))
+        })
     }
 
     fn file(

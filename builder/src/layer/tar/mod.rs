@@ -158,3 +158,5 @@ pub enum TarError {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(super) use tests::fraction_header;

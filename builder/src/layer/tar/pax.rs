@@ -20,7 +20,7 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, &'static str> {
     let mut map: Vec<u8> = Vec::new();
     let mut count = 0usize;
     while !bytes.is_empty() {
-        let (key, value, rest) = record(bytes)?;
+        let (key, value) = record(&mut bytes)?;
         if key == SPARSE_OFFSET || key == SPARSE_LENGTH {
             let expected = [SPARSE_OFFSET, SPARSE_LENGTH][count % 2];
             if key != expected || value.contains(&b',') {
@@ -34,7 +34,6 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, &'static str> {
         } else {
             records.insert(key.to_vec(), value.to_vec());
         }
-        bytes = rest;
     }
     if count > 0 {
         records.insert(SPARSE_MAP.to_vec(), map);
@@ -42,8 +41,8 @@ pub(super) fn parse(mut bytes: &[u8]) -> Result<Records, &'static str> {
     Ok(records)
 }
 
-/// Takes one record off: key, value, and what follows.
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
+/// Takes one record off the front: key, and value.
+fn record<'a>(bytes: &mut &'a [u8]) -> Result<(&'a [u8], &'a [u8]), &'static str> {
     const WRONG: &str = "malformed extended header record";
     let blank = bytes.iter().take(8).position(|&b| b == b' ').ok_or(WRONG)?;
     let length = decimal(&bytes[..blank]).ok_or(WRONG)?;
@@ -56,7 +55,8 @@ fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), &'static str> {
     if key.is_empty() || key.contains(&0) || is_name && value.contains(&0) {
         return Err(WRONG);
     }
-    Ok((key, value, &bytes[length..]))
+    *bytes = &bytes[length..];
+    Ok((key, value))
 }
 
 /// A number without sign, blanks or anything else that some readers take and others do not.

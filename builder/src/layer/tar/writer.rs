@@ -51,12 +51,6 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Bytes of the archive so far.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
     /// Starts an entry. The content of a file follows by [`content`](Self::content). Fractions of
     /// a second are left out, a directory gets its slash.
     ///
@@ -107,14 +101,14 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Ends the archive and gives the underlying writer back.
+    /// Ends the archive; gives the underlying writer back, and the size of the archive in bytes.
     ///
     /// # Errors
     /// [`WriteError`], also when the last entry lacks content.
-    pub fn finish(mut self) -> Result<W, WriteError> {
+    pub fn finish(mut self) -> Result<(W, u64), WriteError> {
         self.end_content()?;
         self.put(&[0; 2 * BLOCK])?;
-        Ok(self.inner)
+        Ok((self.inner, self.size))
     }
 
     fn end_content(&mut self) -> Result<(), WriteError> {

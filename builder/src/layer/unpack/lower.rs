@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::tree::{Parent, Step, as_path, is_directory, is_whiteout};
-use super::{Form, Owner, UnpackError, Unpacker, components, refused};
+use super::{Form, UnpackError, Unpacker, components, refused};
 use crate::layer::tar::{Header, Kind, Time};
 use crate::layer::whiteout::{self, display};
 use crate::layer::xattr::Place;

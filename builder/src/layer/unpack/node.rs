@@ -29,6 +29,10 @@ impl Unpacker<'_> {
         header: &Header,
         content: &mut Pieces<'_>,
     ) -> Result<(), UnpackError> {
+        if self.is_fake_device(header) {
+            self.warn(UnpackWarning::Device(display(&header.path).into_owned()));
+            return Ok(());
+        }
         let mut opaque = false;
         if let Some(stat) = self.tree.stat(parent, name, &header.path)? {
             if is_directory(&stat) && header.kind == Kind::Directory {
@@ -36,9 +40,6 @@ impl Unpacker<'_> {
             }
             // Whiteout and directory of one name: nothing of lower layers is seen in it.
             opaque = self.options.form != Form::Plain && is_whiteout(&stat);
-            if self.is_fake_device(header) {
-                return Ok(());
-            }
             self.remove(parent, name, &header.path)?;
         }
         match header.kind {
@@ -151,10 +152,6 @@ impl Unpacker<'_> {
             _ => FileType::Fifo,
         };
         let device = rustix::fs::makedev(header.device.0, header.device.1);
-        if self.is_fake_device(header) {
-            self.warn(UnpackWarning::Device(display(&header.path).into_owned()));
-            return Ok(());
-        }
         match rustix::fs::mknodat(&parent.directory, name, kind, Mode::RUSR, device) {
             Ok(()) => {}
             Err(Errno::PERM) if header.kind != Kind::Fifo => {
@@ -234,10 +231,9 @@ impl Unpacker<'_> {
             match xattr::set(place, name, value) {
                 Ok(()) => {}
                 Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::RANGE) => {
-                    self.warn(UnpackWarning::Attribute {
-                        path: display(&header.path).into_owned(),
-                        attribute: display(name).into_owned(),
-                    })
+                    let path = display(&header.path).into_owned();
+                    let attribute = display(name).into_owned();
+                    self.warn(UnpackWarning::Attribute { path, attribute });
                 }
                 Err(error) => return Err(refused(&header.path, error)),
             }
