@@ -20,21 +20,43 @@ pub(crate) fn make(root: &Path, files: &[&str]) {
         };
         let link = name.split_once(" -> ");
         let hard = name.split_once(" => ");
-        let path = root.join(link.or(hard).map_or(name, |(name, _)| name));
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let name = link.or(hard).map_or(name, |(name, _)| name);
+        let path = root.join(name);
+        let directory = if name.ends_with('/') {
+            Some(Path::new(name))
+        } else {
+            Path::new(name).parent()
+        };
+        make_directories(root, directory.unwrap());
         if let Some((_, target)) = link {
             symlink(target, &path).unwrap();
         } else if let Some((_, target)) = hard {
             fs::hard_link(root.join(target), &path).unwrap();
-        } else if name.ends_with('/') {
-            fs::create_dir_all(&path).unwrap();
-        } else {
+        } else if !name.ends_with('/') {
             fs::write(&path, name).unwrap();
+            set_mode(&path, 0o644);
         }
         if let Some(mode) = mode {
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            set_mode(&path, mode);
         }
     }
+}
+
+/// Makes what is missing of a directory, whatever the umask.
+fn make_directories(root: &Path, dir: &Path) {
+    let ancestors: Vec<&Path> = dir.ancestors().collect();
+    for ancestor in ancestors.iter().rev().skip(1) {
+        let path = root.join(ancestor);
+        if !path.is_dir() {
+            fs::create_dir(&path).unwrap();
+            set_mode(&path, 0o755);
+        }
+    }
+}
+
+/// Sets the permission bits.
+pub(crate) fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// A build context of such files under an ignore file.
