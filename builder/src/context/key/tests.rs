@@ -102,7 +102,8 @@ fn a15_1_times_places_and_owners_of_the_context_do_not_count() {
 #[test]
 fn a15_1_what_is_written_counts() {
     let plain = key("src /d/");
-    let changes: [(&str, &dyn Fn(&Path)); 10] = [
+    type Change<'a> = &'a dyn Fn(&Path);
+    let changes: [(&str, Change<'_>); 10] = [
         ("content", &|dir| {
             fs::write(dir.join("src/a.rs"), "src/a.rx").unwrap()
         }),

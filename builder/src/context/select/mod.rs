@@ -239,7 +239,7 @@ impl Selector<'_> {
         }
         let mut items = Vec::new();
         for spot in spots {
-            items.extend(self.item(spot, wild)?);
+            items.extend(self.item(&spot, wild)?);
         }
         Ok(Selection { items })
     }
@@ -373,7 +373,7 @@ impl Selector<'_> {
     }
 
     /// What a spot is copied as: a file, or the content of a directory. A link is followed (A10.6).
-    fn item(&self, spot: Spot, wild: bool) -> Result<Option<Item>, SelectError> {
+    fn item(&self, spot: &Spot, wild: bool) -> Result<Option<Item>, SelectError> {
         let name = spot.path.file_name().unwrap_or_default().to_owned();
         let by_name = self
             .exclude
