@@ -1,12 +1,33 @@
 //! The runtime core: runs one process in a prepared root and streams what it prints.
 //!
-//! [`native`] is kiln's own implementation: kiln starts itself anew with a hidden argument
+//! `native` is kiln's own implementation: kiln starts itself anew with a hidden argument
 //! ([`INIT_ARGUMENT`], looked at first in `main`), and that single-threaded process enters the
-//! namespaces, builds the root and becomes, or waits for, the process of the step.
+//! namespaces, builds the root and becomes, or waits for, the process of the step. Read in this
+//! order: `native` (the builder's side), `message` (what passes between the processes), `sandbox`
+//! (which processes there are), `init` (the step's process, up to its program).
+
+mod cancel;
+mod error;
+mod executable;
+mod filesystems;
+mod init;
+mod message;
+mod mount_points;
+mod native;
+mod privileges;
+mod program;
+mod provide;
+mod sandbox;
+mod seccomp;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use cancel::Cancel;
+pub use error::RuntimeError;
+pub use native::Native;
+pub use sandbox::sandbox_main;
 
 /// First argument of the kiln process that becomes a sandbox.
 pub const INIT_ARGUMENT: &str = "__kiln-sandbox";
@@ -92,10 +113,22 @@ pub enum Stream {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// By itself, with this code.
     Code(i32),
     /// By this signal.
     Signal(i32),
+}
+
+/// Runs a process with kiln's own core ([`Native::run`]), the sandbox being this very program.
+///
+/// # Errors
+/// [`RuntimeError`] when the process was not started, was cancelled, or its end is not known.
+pub fn run(
+    spec: &ProcessSpec,
+    output: &mut dyn FnMut(Stream, &[u8]),
+    cancel: &Cancel,
+) -> Result<Exit, RuntimeError> {
+    Native::current().run(spec, output, cancel)
 }

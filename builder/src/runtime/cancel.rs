@@ -1,0 +1,52 @@
+//! A token that tells running steps to stop.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::EventfdFlags;
+
+/// Tells whoever holds a clone of it to stop; cannot be taken back.
+#[derive(Clone, Debug)]
+pub struct Cancel(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    cancelled: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Cancel {
+    /// Makes a token that is not cancelled.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(Shared {
+            cancelled: AtomicBool::new(false),
+            event,
+        })))
+    }
+
+    /// Cancels, for all clones and for ever.
+    pub fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::SeqCst);
+        // Fails only when the counter is full, and then it is readable already.
+        _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
+    }
+
+    /// Whether it is cancelled.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+}
+
+/// The descriptor is readable, for `poll`, once the token is cancelled. Nobody reads from it.
+impl AsFd for Cancel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.event.as_fd()
+    }
+}

@@ -1,0 +1,174 @@
+//! Why a process did not run.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::message::{ExecFailure, Failure};
+use crate::sys::users::UserError;
+
+/// Why a process did not run to its end. That it ran and failed is no error but an [`Exit`].
+///
+/// [`Exit`]: super::Exit
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The sandbox process itself cannot be started.
+    #[error("cannot start the sandbox process")]
+    Start(#[source] io::Error),
+    /// The host does not let the sandbox be built.
+    #[error("cannot {act}")]
+    Setup {
+        /// What was tried, for example "mount the root file system".
+        act: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A place in the image cannot be mounted on, for one because it is a file and the source
+    /// of the mount a directory.
+    #[error("cannot mount on `{target}` of the image")]
+    MountPoint {
+        /// Path in the image.
+        target: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is to be mounted cannot be opened.
+    #[error("cannot open `{path}` to mount it")]
+    MountSource {
+        /// Path on the host.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The working directory cannot be made or entered.
+    #[error("cannot use `{path}` of the image as the working directory")]
+    Cwd {
+        /// Path in the image.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no such resource limit.
+    #[error("unknown resource limit `{0}`")]
+    Limit(String),
+    /// The user cannot be resolved in the image.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// There is nothing to run.
+    #[error("no program to run")]
+    NoProgram,
+    /// The program is not in the image.
+    #[error("exec `{program}`: no such file or directory in the image")]
+    NotFound {
+        /// The program as it was asked for.
+        program: String,
+    },
+    /// The program was looked up and is in no directory of `PATH`.
+    #[error("exec `{program}`: executable file not found in PATH of the image")]
+    NotInPath {
+        /// The program as it was asked for.
+        program: String,
+    },
+    /// The program is there, but what is to load it is not: the interpreter that its `#!` line
+    /// names, or the dynamic loader.
+    #[error("exec `{program}`: its interpreter or dynamic loader is not in the image")]
+    NoInterpreter {
+        /// The program as it was asked for.
+        program: String,
+    },
+    /// The file is not executable by this user.
+    #[error("exec `{program}`: permission denied")]
+    Denied {
+        /// The program as it was asked for.
+        program: String,
+    },
+    /// The file is no program that this machine can run (B6.4).
+    #[error("exec `{program}`: exec format error{}", Machine(machine.as_deref()))]
+    Format {
+        /// The program as it was asked for.
+        program: String,
+        /// The instruction set that it is for, where the file tells.
+        machine: Option<String>,
+    },
+    /// The program cannot be started for another reason.
+    #[error("exec `{program}`")]
+    Exec {
+        /// The program as it was asked for.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It was cancelled; no process is left.
+    #[error("cancelled")]
+    Cancelled,
+    /// The sandbox was killed from outside.
+    #[error("the sandbox process was killed")]
+    Lost,
+    /// A directory of the step's root cannot be prepared or cleaned.
+    #[error("cannot clean `{}`", path.display())]
+    Clean {
+        /// Path on the host.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Says for which machine a program is, where that is known.
+struct Machine<'a>(Option<&'a str>);
+
+impl std::fmt::Display for Machine<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let here = std::env::consts::ARCH;
+        match self.0 {
+            Some(machine) => write!(f, " (it is for {machine}, this machine is {here})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<Failure> for RuntimeError {
+    fn from(failure: Failure) -> Self {
+        let source = io::Error::from_raw_os_error;
+        match failure {
+            Failure::Setup { act, errno } => Self::Setup {
+                act,
+                source: source(errno),
+            },
+            Failure::MountPoint { target, errno } => Self::MountPoint {
+                target,
+                source: source(errno),
+            },
+            Failure::MountSource { path, errno } => Self::MountSource {
+                path,
+                source: source(errno),
+            },
+            Failure::Cwd { path, errno } => Self::Cwd {
+                path,
+                source: source(errno),
+            },
+            Failure::Limit { name } => Self::Limit(name),
+            Failure::User(failure) => Self::User(failure.into()),
+            Failure::Exec(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<ExecFailure> for RuntimeError {
+    fn from(failure: ExecFailure) -> Self {
+        let program = failure.program;
+        match failure.errno {
+            libc::ENOENT if failure.exists => Self::NoInterpreter { program },
+            libc::ENOENT | libc::ENOTDIR if program.contains('/') => Self::NotFound { program },
+            libc::ENOENT | libc::ENOTDIR => Self::NotInPath { program },
+            libc::EACCES | libc::EPERM => Self::Denied { program },
+            libc::ENOEXEC => Self::Format {
+                program,
+                machine: failure.machine,
+            },
+            errno => Self::Exec {
+                program,
+                source: io::Error::from_raw_os_error(errno),
+            },
+        }
+    }
+}

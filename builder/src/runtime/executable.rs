@@ -1,0 +1,54 @@
+//! The program file of the sandbox, in a form that a step cannot write to.
+//!
+//! A step can make kiln's process show up as `/proc/self/exe` (its program may even be that path)
+//! and, once kiln has ended, open the file behind it for writing. That is how a container
+//! overwrote its runtime in CVE-2019-5736. So the sandbox is not started from the file itself.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::mount::MountAttrFlags;
+
+use crate::sys::mount;
+
+/// Opens a program for execution through a read-only mount of its own, or, where the kernel refuses
+/// that, as a sealed copy in memory.
+pub(super) fn open_sealed(path: &Path) -> io::Result<OwnedFd> {
+    read_only(path).or_else(|_| copy(path))
+}
+
+fn read_only(path: &Path) -> io::Result<OwnedFd> {
+    let mount = mount::clone(rustix::fs::CWD, path)?;
+    mount::set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    Ok(mount)
+}
+
+fn copy(path: &Path) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = File::from(rustix::fs::memfd_create("kiln", flags)?);
+    io::copy(&mut File::open(path)?, &mut copy)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    // A file that is open for writing cannot be executed.
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    Ok(File::open(path)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_sealed_copy_runs_and_cannot_be_written() {
+        let program = copy(Path::new("/bin/true")).unwrap();
+        let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+        assert!(Command::new(&path).status().unwrap().success());
+        assert!(rustix::io::write(&program, b"x").is_err());
+        assert!(rustix::fs::ftruncate(&program, 0).is_err());
+    }
+}

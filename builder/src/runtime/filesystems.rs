@@ -1,0 +1,231 @@
+//! The kernel's file systems that a step sees: /proc, /dev, /sys (B5.3, B5.4).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, makedev};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+
+use super::ProcessSpec;
+use super::init::Act;
+use super::message::{Failure, errno};
+use super::mount_points::{Kind, MountPoints};
+use super::provide::Provider;
+use crate::sys::mount;
+
+/// Where they stand.
+pub(super) const PLACES: [&str; 3] = ["/proc", "/dev", "/sys"];
+
+/// Device nodes of every step: name and numbers. There is no console, because there is no terminal.
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const DEVICE_LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Relative to /proc.
+const MASKED_PROC: [&str; 10] = [
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+];
+
+/// Relative to /proc.
+const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Relative to /sys.
+const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
+
+const SEALED: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+/// Mounts all of them and opens the null device for standard input.
+pub(super) fn mount_all(
+    spec: &ProcessSpec,
+    points: &mut MountPoints<'_>,
+    provider: &Provider,
+) -> Result<OwnedFd, Failure> {
+    let devices = mount_dev(spec, points)?;
+    mount_proc(points, provider)?;
+    mount_sys(points, provider)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(&devices, "null", flags, Mode::empty()).act("open `/dev/null`")
+}
+
+/// Mounts on a directory of the image; the descriptor of the mount stands for it from then on.
+fn put(points: &mut MountPoints<'_>, mount: OwnedFd, target: &str) -> Result<OwnedFd, Failure> {
+    let place = points.find(target, Kind::Directory);
+    place
+        .and_then(|place| mount::attach(mount.as_fd(), place.as_fd()))
+        .map_err(|error| Failure::MountPoint {
+            target: target.to_owned(),
+            errno: errno(&error),
+        })?;
+    Ok(mount)
+}
+
+fn mount_proc(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Failure> {
+    let proc = mount::filesystem("proc", &[], SEALED).act("mount `/proc`")?;
+    let proc = put(points, proc, "/proc")?;
+    for path in MASKED_PROC {
+        mask(proc.as_fd(), path, provider).act("mask paths of `/proc`")?;
+    }
+    for path in READ_ONLY_PROC {
+        make_read_only(proc.as_fd(), path).act("make paths of `/proc` read-only")?;
+    }
+    Ok(())
+}
+
+fn mount_sys(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Failure> {
+    let attributes = SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    let sys = mount::filesystem("sysfs", &[], attributes).act("mount `/sys`")?;
+    let sys = put(points, sys, "/sys")?;
+    mount_cgroup(sys.as_fd()).act("mount `/sys/fs/cgroup`")?;
+    for path in MASKED_SYS {
+        mask(sys.as_fd(), path, provider).act("mask paths of `/sys`")?;
+    }
+    // Of some processors, how warm they are tells what others compute.
+    for processor in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        let path = format!("devices/system/cpu/cpu{processor}/thermal_throttle");
+        mask(sys.as_fd(), &path, provider).act("mask paths of `/sys`")?;
+    }
+    Ok(())
+}
+
+/// The unified hierarchy where the host uses it; else the place stays empty.
+fn mount_cgroup(sys: BorrowedFd<'_>) -> io::Result<()> {
+    let Some(place) = open_below(sys, "fs/cgroup")? else {
+        return Ok(());
+    };
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let attributes = SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    let mount = if unified {
+        mount::filesystem("cgroup2", &[], attributes)?
+    } else {
+        mount::filesystem("tmpfs", &[("mode", "755"), ("size", "0")], attributes)?
+    };
+    mount::attach(mount.as_fd(), place.as_fd())
+}
+
+/// Hides a path, if it exists: a directory is empty then, a file too.
+fn mask(dir: BorrowedFd<'_>, path: &str, provider: &Provider) -> io::Result<()> {
+    let Some(place) = open_below(dir, path)? else {
+        return Ok(());
+    };
+    let status = rustix::fs::statat(&place, "", AtFlags::EMPTY_PATH)?;
+    let cover = match FileType::from_raw_mode(status.st_mode) {
+        FileType::Directory => provider.empty_directory()?,
+        _ => clone_device("null", 1, 3)?,
+    };
+    mount::attach(cover.as_fd(), place.as_fd())
+}
+
+fn make_read_only(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
+    let Some(place) = open_below(dir, path)? else {
+        return Ok(());
+    };
+    let cover = mount::clone(place.as_fd(), Path::new(""))?;
+    mount::set_attributes(cover.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    mount::attach(cover.as_fd(), place.as_fd())
+}
+
+/// Opens a path in a file system of the kernel; `None` where this kernel does not have it.
+fn open_below(dir: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
+        Ok(place) => Ok(Some(place)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Mounts /dev with what belongs in it. Its nodes are mounts of the host's one by one: the file
+/// system itself is `nodev`, so that a node which a step makes there is of no use.
+fn mount_dev(spec: &ProcessSpec, points: &mut MountPoints<'_>) -> Result<OwnedFd, Failure> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let options = [("mode", "755"), ("size", "65536k")];
+    let dev = mount::filesystem("tmpfs", &options, attributes).act("mount `/dev`")?;
+    let dev = put(points, dev, "/dev")?;
+    for (name, major, minor) in DEVICES {
+        add_device(dev.as_fd(), name, major, minor).act(&format!("provide `/dev/{name}`"))?;
+    }
+    for (name, target) in DEVICE_LINKS {
+        rustix::fs::symlinkat(target, &dev, name).act("fill `/dev`")?;
+    }
+    let nodev = SEALED;
+    // The kernel makes the nodes of devpts itself.
+    let pts = SEALED.difference(MountAttrFlags::MOUNT_ATTR_NODEV);
+    let size = spec.shm_size.to_string();
+    let terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let shared = [("mode", "1777"), ("size", size.as_str())];
+    for (name, kind, options, attributes) in [
+        ("pts", "devpts", &terminals[..], pts),
+        ("shm", "tmpfs", &shared[..], nodev),
+        ("mqueue", "mqueue", &[][..], nodev),
+    ] {
+        mount_in(dev.as_fd(), name, kind, options, attributes)
+            .act(&format!("mount `/dev/{name}`"))?;
+    }
+    Ok(dev)
+}
+
+fn mount_in(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> io::Result<()> {
+    let mount = match mount::filesystem(kind, options, attributes) {
+        // A kernel without message queues.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        mount => mount?,
+    };
+    rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))?;
+    let place = rustix::fs::openat(dir, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    mount::attach(mount.as_fd(), place.as_fd())
+}
+
+fn add_device(dev: BorrowedFd<'_>, name: &str, major: u32, minor: u32) -> io::Result<()> {
+    let node = clone_device(name, major, minor)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let place = rustix::fs::openat(dev, name, flags, Mode::from_raw_mode(0o666))?;
+    mount::attach(node.as_fd(), place.as_fd())
+}
+
+/// Clones the mount of one device node of the host, after making sure that it is that device.
+fn clone_device(name: &str, major: u32, minor: u32) -> io::Result<OwnedFd> {
+    let path = Path::new("/dev").join(name);
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::open(&path, flags, Mode::empty())?;
+    let status = rustix::fs::statat(&node, "", AtFlags::EMPTY_PATH)?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::CharacterDevice
+        || status.st_rdev != makedev(major, minor)
+    {
+        return Err(Errno::NODEV.into());
+    }
+    mount::clone(node.as_fd(), Path::new(""))
+}

@@ -1,0 +1,182 @@
+//! From a fresh process in a fresh process id namespace to the step's program, step by step.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+use super::message::{self, Failure, Message, errno};
+use super::mount_points::{self, Kind, MountPoints};
+use super::native::{MOUNT_POINTS, OVERLAY_WORK};
+use super::provide::{self, Provider};
+use super::{Mount, ProcessSpec, filesystems, privileges, program};
+use crate::sys::mount::Writable;
+use crate::sys::root::Root;
+use crate::sys::users::{self, User};
+use crate::sys::{loopback, mount, process};
+
+/// Becomes the step's program; returns only when that failed.
+pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream) -> Failure {
+    match become_program(spec, control) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+/// Names what was tried when something fails.
+pub(super) trait Act<T> {
+    /// Turns an error into "cannot `what`".
+    fn act(self, what: &str) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> Act<T> for Result<T, E> {
+    fn act(self, what: &str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::Setup {
+            act: what.to_owned(),
+            errno: errno(&error.into()),
+        })
+    }
+}
+
+fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infallible, Failure> {
+    // Until the program starts, modes are as written.
+    rustix::process::umask(Mode::empty());
+    rustix::process::setsid().act("start a session")?;
+    enter_namespaces(spec)?;
+    let (root, upper) = mount_root(spec).act("mount the root file system")?;
+    let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
+
+    let mut points = MountPoints::new(&root, upper);
+    let mut provider = Provider::new(&spec.root.work).act("mount a file system in memory")?;
+    let null = filesystems::mount_all(spec, &mut points, &provider)?;
+    for mount in provide::all_mounts(spec) {
+        provider.provide(&mut points, &mount)?;
+    }
+    let made = std::mem::take(&mut points.made);
+    let cwd = make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
+        path: spec.cwd.clone(),
+        errno: errno(&error),
+    })?;
+    message::send(control, &Message::Made(made)).act("report mount points")?;
+
+    enter_root(&root, &cwd).act("enter the root file system")?;
+    connect_streams(&null, &user).act("connect the standard streams")?;
+    drop((null, root, cwd, provider));
+    privileges::drop_to(spec, &user)?;
+    program::exec(spec, &user)
+}
+
+/// The process id namespace was made before this process, the others are made here (B5.1).
+fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
+    let mut flags =
+        UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    if !spec.host_network {
+        flags |= UnshareFlags::NEWNET;
+    }
+    process::new_namespaces(flags).act("create namespaces")?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).act("make mounts private")?;
+    rustix::system::sethostname(spec.hostname.as_bytes()).act("set the host name")?;
+    if !spec.host_network {
+        loopback::up().act("bring the loopback interface up")?;
+    }
+    Ok(())
+}
+
+/// Mounts the root, over its own writable directory: any place does, and that one is there.
+///
+/// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
+/// cgroup that would tell the harmless ones from the disks of the host.
+fn mount_root(spec: &ProcessSpec) -> io::Result<(Root, OwnedFd)> {
+    let work = &spec.root.work;
+    let points = work.join(MOUNT_POINTS);
+    mount_points::lay_out(&points, &places(spec))?;
+    let lowers = spec.root.lowers.iter().chain([&points]);
+    let lowers = lowers.map(|layer| layer.as_path()).collect::<Vec<_>>();
+    let overlay_work = work.join(OVERLAY_WORK);
+    let writable = Writable {
+        upper: &spec.root.upper,
+        work: &overlay_work,
+    };
+    let mount = mount::overlay(&lowers, Some(writable), MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = rustix::fs::open(&spec.root.upper, flags, Mode::empty())?;
+    mount::attach(mount.as_fd(), upper.as_fd())?;
+    Ok((Root::from_fd(mount), upper))
+}
+
+/// All mount points that the image may lack.
+fn places(spec: &ProcessSpec) -> Vec<(&str, Kind)> {
+    let mut places = filesystems::PLACES
+        .map(|place| (place, Kind::Directory))
+        .to_vec();
+    places.extend(provide::FILES.map(|place| (place, Kind::File)));
+    // What stands below a file system of the sandbox is made there.
+    let own = |target: &str| {
+        filesystems::PLACES
+            .iter()
+            .any(|place| Path::new(target).starts_with(place))
+    };
+    for mount in &spec.mounts {
+        let (target, kind) = match mount {
+            Mount::Tmpfs { target, .. } => (target, Kind::Directory),
+            Mount::File { target, .. } => (target, Kind::File),
+            Mount::Bind { source, target, .. } if source.is_dir() => (target, Kind::Directory),
+            Mount::Bind { target, .. } => (target, Kind::File),
+        };
+        if !own(target) {
+            places.push((target, kind));
+        }
+    }
+    places
+}
+
+/// Opens the working directory; what is missing of it is made and belongs to the user (B4.2).
+fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
+    let mut path = std::path::PathBuf::from("/");
+    let mut at = root.locate(&path)?;
+    for part in Path::new(cwd)
+        .components()
+        .skip_while(|part| part.as_os_str() == "/")
+    {
+        path.push(part);
+        let found = match root.locate(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = part.as_os_str();
+                rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))?;
+                let (uid, gid) = (privileges::uid(user), privileges::gid(user));
+                rustix::fs::chownat(&at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                root.locate(&path)
+            }
+            found => found,
+        };
+        at = found?;
+    }
+    Ok(at)
+}
+
+/// Makes the root the only file system there is.
+fn enter_root(root: &Root, cwd: &OwnedFd) -> io::Result<()> {
+    rustix::process::fchdir(root.as_fd())?;
+    rustix::process::pivot_root(".", ".")?;
+    // The old root lies on the new one now, at the same place.
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    Ok(rustix::process::fchdir(cwd)?)
+}
+
+/// Standard input is empty; output and error belong to the user, so that a step may open
+/// `/dev/stdout` anew (B4.1).
+fn connect_streams(null: &OwnedFd, user: &User) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(null)?;
+    let (uid, gid) = (privileges::uid(user), privileges::gid(user));
+    for pipe in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        rustix::fs::fchown(pipe, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}

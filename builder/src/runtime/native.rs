@@ -1,0 +1,287 @@
+//! kiln's own runtime core, seen from the builder.
+
+use std::fs;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+
+use super::message::{self, Frames, Message};
+use super::mount_points::{self, Made};
+use super::{Cancel, Exit, INIT_ARGUMENT, ProcessSpec, Root, RuntimeError, Stream, executable};
+
+/// Read from a pipe at once: what the kernel keeps in one.
+const CHUNK: usize = 64 << 10;
+
+/// Directories that a run makes in [`Root::work`] and removes again.
+pub(super) const OVERLAY_WORK: &str = "overlay";
+/// See [`OVERLAY_WORK`]; the lowest layer, which holds mount points.
+pub(super) const MOUNT_POINTS: &str = "points";
+/// See [`OVERLAY_WORK`]; a place for files that are provided from memory.
+pub(super) const FILES: &str = "files";
+
+/// The native runtime core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Native {
+    /// The program that becomes the sandbox: its `main` calls
+    /// [`sandbox_main`](super::sandbox_main) when [`INIT_ARGUMENT`] is its first argument.
+    pub executable: PathBuf,
+}
+
+impl Native {
+    /// The runtime core whose sandbox is the running program itself.
+    #[must_use]
+    pub fn current() -> Self {
+        Self {
+            executable: PathBuf::from("/proc/self/exe"),
+        }
+    }
+
+    /// Runs a process to its end and hands over what it prints, as it comes. Blocks meanwhile.
+    /// When it returns, all processes of the sandbox are gone, whatever the result.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] when the process was not started, was cancelled, or its end is not known.
+    pub fn run(
+        &self,
+        spec: &ProcessSpec,
+        output: &mut dyn FnMut(Stream, &[u8]),
+        cancel: &Cancel,
+    ) -> Result<Exit, RuntimeError> {
+        if spec.args.is_empty() {
+            return Err(RuntimeError::NoProgram);
+        }
+        if cancel.is_cancelled() {
+            return Err(RuntimeError::Cancelled);
+        }
+        prepare(&spec.root)?;
+        let mut sandbox = Sandbox::start(&self.executable).map_err(RuntimeError::Start)?;
+        let supervised = sandbox.supervise(spec, output, cancel);
+        let ended = sandbox.end(output);
+        clean(&spec.root, &sandbox.made)?;
+        supervised.and(ended).map_err(RuntimeError::Start)?;
+        match sandbox.result {
+            _ if cancel.is_cancelled() => Err(RuntimeError::Cancelled),
+            Some(result) => result,
+            None => Err(RuntimeError::Lost),
+        }
+    }
+}
+
+/// Makes the directories of a run; leftovers of a run that was killed are removed.
+fn prepare(root: &Root) -> Result<(), RuntimeError> {
+    remove_work(root)?;
+    for name in [OVERLAY_WORK, MOUNT_POINTS, FILES] {
+        let path = root.work.join(name);
+        fs::create_dir(&path).map_err(|source| RuntimeError::Clean { path, source })?;
+    }
+    Ok(())
+}
+
+fn remove_work(root: &Root) -> Result<(), RuntimeError> {
+    for name in [OVERLAY_WORK, MOUNT_POINTS, FILES] {
+        let path = root.work.join(name);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(RuntimeError::Clean {
+                    path,
+                    source: error,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Takes out of the root what the run itself put there (B1.6).
+fn clean(root: &Root, made: &[Made]) -> Result<(), RuntimeError> {
+    let layer = root.work.join(MOUNT_POINTS);
+    mount_points::clean(&root.upper, &root.lowers, &layer, made).map_err(|source| {
+        RuntimeError::Clean {
+            path: root.upper.clone(),
+            source,
+        }
+    })?;
+    remove_work(root)
+}
+
+/// A running sandbox.
+struct Sandbox {
+    child: Child,
+    control: UnixStream,
+    frames: Frames,
+    outputs: [Output; 2],
+    made: Vec<Made>,
+    result: Option<Result<Exit, RuntimeError>>,
+}
+
+struct Output {
+    stream: Stream,
+    pipe: Option<OwnedFd>,
+}
+
+impl Sandbox {
+    fn start(executable: &Path) -> io::Result<Self> {
+        let program = executable::open_sealed(executable)?;
+        let (control, theirs) = UnixStream::pair()?;
+        let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        for pipe in [&stdout, &stderr] {
+            rustix::io::ioctl_fionbio(pipe, true)?;
+        }
+        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg0("kiln")
+            .arg(INIT_ARGUMENT)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(their_stdout))
+            .stderr(Stdio::from(their_stderr))
+            // Ctrl-C is the builder's to judge.
+            .process_group(0)
+            .spawn()?;
+        let output = |stream, pipe| Output {
+            stream,
+            pipe: Some(pipe),
+        };
+        Ok(Self {
+            child,
+            control,
+            frames: Frames::default(),
+            outputs: [
+                output(Stream::Stdout, stdout),
+                output(Stream::Stderr, stderr),
+            ],
+            made: Vec::new(),
+            result: None,
+        })
+    }
+
+    /// Hands over the specification and listens until the sandbox closes its socket.
+    fn supervise(
+        &mut self,
+        spec: &ProcessSpec,
+        output: &mut dyn FnMut(Stream, &[u8]),
+        cancel: &Cancel,
+    ) -> io::Result<()> {
+        message::send(&mut self.control, spec)?;
+        loop {
+            let ready = self.wait(cancel)?;
+            if ready.cancelled {
+                return Ok(());
+            }
+            for (output_of, ready) in self.outputs.iter_mut().zip(ready.outputs) {
+                if ready {
+                    output_of.forward(output)?;
+                }
+            }
+            if ready.control && !self.listen()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self, cancel: &Cancel) -> io::Result<Ready> {
+        let [out, err] = &self.outputs;
+        let token = cancel.as_fd();
+        let mut fds = [
+            PollFd::new(&self.control, PollFlags::IN),
+            PollFd::from_borrowed_fd(token, PollFlags::IN),
+            out.interest(token),
+            err.interest(token),
+        ];
+        loop {
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let [control, cancelled, out, err] = fds.map(|fd| !fd.revents().is_empty());
+        Ok(Ready {
+            control,
+            cancelled,
+            outputs: [out, err],
+        })
+    }
+
+    /// Reads what the sandbox says. Tells whether there may be more.
+    fn listen(&mut self) -> io::Result<bool> {
+        let mut buffer = [0; 4096];
+        let length = match self.control.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            // A killed sandbox leaves what it has not read.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            result => result?,
+        };
+        self.frames.push(buffer.get(..length).unwrap_or_default());
+        while let Some(message) = self.frames.next()? {
+            match message {
+                Message::Made(made) => self.made = made,
+                Message::Failed(failure) => self.result = Some(Err(failure.into())),
+                // Why the program was not started says more than how its process ended.
+                Message::Ended(exit) => {
+                    self.result.get_or_insert(Ok(exit));
+                }
+            }
+        }
+        Ok(length > 0)
+    }
+
+    /// Ends the sandbox if it has not ended, and hands over what is left in its pipes.
+    fn end(&mut self, output: &mut dyn FnMut(Stream, &[u8])) -> io::Result<()> {
+        // The keeper takes that as the order to kill; it ends after everything else has.
+        _ = self.control.shutdown(Shutdown::Both);
+        self.child.wait()?;
+        for left in &mut self.outputs {
+            while left.forward(output)? {}
+        }
+        Ok(())
+    }
+}
+
+/// What [`Sandbox::wait`] found.
+struct Ready {
+    control: bool,
+    cancelled: bool,
+    outputs: [bool; 2],
+}
+
+impl Output {
+    /// What to wait for; a closed pipe would always be ready, so that another descriptor stands in.
+    fn interest<'a>(&'a self, other: BorrowedFd<'a>) -> PollFd<'a> {
+        match &self.pipe {
+            Some(pipe) => PollFd::new(pipe, PollFlags::IN),
+            None => PollFd::from_borrowed_fd(other, PollFlags::empty()),
+        }
+    }
+
+    /// Hands over what is in the pipe. Tells whether there may be more.
+    fn forward(&mut self, output: &mut dyn FnMut(Stream, &[u8])) -> io::Result<bool> {
+        let Some(pipe) = &self.pipe else {
+            return Ok(false);
+        };
+        let mut buffer = vec![0; CHUNK];
+        match rustix::io::read(pipe, &mut buffer[..]) {
+            Ok(0) => {
+                self.pipe = None;
+                Ok(false)
+            }
+            Ok(length) => {
+                output(self.stream, buffer.get(..length).unwrap_or_default());
+                Ok(true)
+            }
+            Err(Errno::INTR) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

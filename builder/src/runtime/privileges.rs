@@ -1,0 +1,129 @@
+//! What a step may do: limits, capabilities, system calls, user (B4.5, B5).
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+
+use super::init::Act;
+use super::message::Failure;
+use super::{ProcessSpec, seccomp};
+use crate::sys::process;
+use crate::sys::users::User;
+
+/// The capabilities of root in a step (B5.2); another user has them in the bounding set only.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::AUDIT_WRITE);
+
+/// Gives up everything that a step does not have, in the one order that works: the filter needs
+/// capabilities that go, and the user changes only while there is one to change with.
+pub(super) fn drop_to(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
+    for (name, soft, hard) in &spec.rlimits {
+        limit(name, *soft, *hard)?;
+    }
+    process::new_session_keyring().act("join a new session keyring")?;
+    bound_capabilities().act("limit capabilities")?;
+    seccomp::install().act("filter system calls")?;
+
+    let groups = user.groups.iter().map(|group| Gid::from_raw(*group));
+    set_thread_groups(&groups.collect::<Vec<_>>()).act("set supplementary groups")?;
+    let (uid, gid) = (uid(user), gid(user));
+    set_thread_res_gid(gid, gid, gid).act("change the group")?;
+    set_thread_res_uid(uid, uid, uid).act("change the user")?;
+    let kept = if uid.is_root() {
+        CAPABILITIES
+    } else {
+        CapabilitySet::empty()
+    };
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, sets).act("set capabilities")?;
+    process::reset_signals().act("reset signals")?;
+    process::close_all_on_exec().act("close inherited descriptors")?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(())
+}
+
+/// The user's id.
+pub(super) fn uid(user: &User) -> Uid {
+    Uid::from_raw(user.uid)
+}
+
+/// The user's primary group.
+pub(super) fn gid(user: &User) -> Gid {
+    Gid::from_raw(user.gid)
+}
+
+fn bound_capabilities() -> rustix::io::Result<()> {
+    match clear_ambient_capability_set() {
+        // Before Linux 4.3 there was none.
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(error) => return Err(error),
+    }
+    for number in 0..u64::BITS {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        if CAPABILITIES.contains(one) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(one) {
+            Ok(()) => {}
+            // The first number that this kernel does not know; there are none above.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn limit(name: &str, soft: u64, hard: u64) -> Result<(), Failure> {
+    let resource = resource(name).ok_or_else(|| Failure::Limit {
+        name: name.to_owned(),
+    })?;
+    let value = |value: u64| (value != u64::MAX).then_some(value);
+    let limit = Rlimit {
+        current: value(soft),
+        maximum: value(hard),
+    };
+    setrlimit(resource, limit).act(&format!("set the limit `{name}`"))
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "as" => Resource::As,
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return None,
+    })
+}

@@ -1,0 +1,148 @@
+//! The processes between kiln and the step.
+//!
+//! ```text
+//! kiln ── keeper ── outer init ── the step, PID 1 of its own namespace
+//!         in the     PID 1 of a
+//!         host's     namespace
+//!         namespaces around it
+//! ```
+//!
+//! When the step's first process ends, the kernel ends its namespace. When kiln ends, however it
+//! ends, the keeper sees its socket close and kills the outer init, and with that everything below
+//! dies: a process cannot leave a namespace, while a death signal is lost by the first program
+//! with a set-user-id bit. When the keeper is killed, the outer init, which never changes its user
+//! nor its program, gets a death signal.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, pidfd_open,
+    pidfd_send_signal, set_dumpable_behavior, set_parent_process_death_signal, waitpid,
+};
+use rustix::thread::UnshareFlags;
+
+use super::message::{self, Failure, Message, errno};
+use super::{Exit, ProcessSpec, init};
+use crate::sys::process::{self, Side};
+
+/// Becomes a sandbox: `main` calls it first of all when its first argument is
+/// [`INIT_ARGUMENT`](super::INIT_ARGUMENT). Standard input is the socket to the builder, standard
+/// output and error are those of the step.
+#[must_use]
+pub fn sandbox_main() -> ExitCode {
+    let done = take_socket().and_then(|mut control| {
+        let spec = message::receive(&mut control)?;
+        keep(&spec, &mut control).or_else(|error| report(&mut control, "start the sandbox", &error))
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // There is nobody to tell: the socket is what failed.
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn report(control: &mut UnixStream, act: &str, error: &io::Error) -> io::Result<()> {
+    let failure = Failure::Setup {
+        act: act.to_owned(),
+        errno: errno(error),
+    };
+    message::send(control, &Message::Failed(failure))
+}
+
+/// Moves the socket away from standard input and closes whatever else was inherited.
+fn take_socket() -> io::Result<UnixStream> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let nothing = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    drop(nothing);
+    process::close_all_but(control.as_fd())?;
+    Ok(UnixStream::from(control))
+}
+
+/// The keeper: lives in the host's namespaces until the sandbox is gone.
+fn keep(spec: &ProcessSpec, control: &mut UnixStream) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // What runs below shall neither read nor trace what its ancestors hold.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    lower_protection()?;
+    let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
+    process::new_namespaces(UnshareFlags::NEWPID)?;
+    match process::fork()? {
+        Side::Child => outer_init(spec, control, &keeper),
+        Side::Parent(outer) => watch(control.as_fd(), outer),
+    }
+}
+
+/// A step does not inherit the builder's protection from the out-of-memory killer.
+fn lower_protection() -> io::Result<()> {
+    let path = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(path)?;
+    if score.starts_with('-') {
+        std::fs::write(path, "0")?;
+    }
+    Ok(())
+}
+
+/// Waits for the end of the sandbox, and brings it about when the builder closes its end.
+fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
+    let sandbox = pidfd_open(outer, PidfdFlags::empty())?;
+    loop {
+        let mut fds = [
+            PollFd::new(&control, PollFlags::IN),
+            PollFd::new(&sandbox, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Harmless when it has ended already: it is still to be waited for.
+    _ = pidfd_send_signal(&sandbox, Signal::KILL);
+    wait(outer).map(drop)
+}
+
+/// PID 1 of the namespace around the step's.
+fn outer_init(spec: &ProcessSpec, control: &mut UnixStream, keeper: &OwnedFd) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The keeper may have died before that line, when there was no signal to get yet.
+    let mut fds = [PollFd::new(keeper, PollFlags::IN)];
+    if rustix::event::poll(&mut fds, Some(&Timespec::default()))? != 0 {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    process::new_namespaces(UnshareFlags::NEWPID)?;
+    match process::fork()? {
+        Side::Child => {
+            let failure = init::run(spec, control);
+            message::send(control, &Message::Failed(failure))
+        }
+        Side::Parent(step) => {
+            let exit = wait(step)?;
+            message::send(control, &Message::Ended(exit))
+        }
+    }
+}
+
+fn wait(process: Pid) -> io::Result<Exit> {
+    loop {
+        match waitpid(Some(process), WaitOptions::empty()) {
+            Ok(Some((_, status))) => {
+                if let Some(exit) = exit(status) {
+                    return Ok(exit);
+                }
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn exit(status: WaitStatus) -> Option<Exit> {
+    let code = status.exit_status().map(Exit::Code);
+    code.or_else(|| status.terminating_signal().map(Exit::Signal))
+}
