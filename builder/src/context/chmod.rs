@@ -37,9 +37,7 @@ enum What {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModeError {
     /// It starts as a number and is none, or is too large.
-    #[error(
-        "invalid chmod parameter: '{0}'. it should be octal string and between 0 and 07777"
-    )]
+    #[error("invalid chmod parameter: '{0}'. it should be octal string and between 0 and 07777")]
     Octal(String),
     /// It is no symbolic mode.
     #[error(

@@ -94,7 +94,6 @@ impl From<&Stat> for Metadata {
         };
         #[expect(
             clippy::unnecessary_cast,
-            clippy::useless_conversion,
             reason = "the fields differ in type between architectures"
         )]
         Self {

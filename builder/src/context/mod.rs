@@ -11,10 +11,12 @@ mod digests;
 pub mod key;
 pub mod metadata;
 pub mod resolve;
-pub mod select;
 mod rules;
+pub mod select;
 mod stat_cache;
 mod suggest;
+#[cfg(test)]
+pub(crate) mod testing;
 mod walk;
 pub mod xattr;
 
@@ -30,8 +32,8 @@ use rustix::fs::{Mode, OFlags};
 use crate::sys::root::Root;
 use metadata::{Kind, Metadata};
 use resolve::{Place, Seen};
-use stat_cache::StatCache;
 use rules::{Rules, Verdict};
+use stat_cache::StatCache;
 use walk::Listing;
 
 pub use walk::Entry;
@@ -172,10 +174,12 @@ impl Tree {
     /// # Errors
     /// [`ContextError::StatCache`]; the build itself is not affected.
     pub fn save_stat_cache(&self) -> Result<(), ContextError> {
-        lock(&self.stats).save().map_err(|source| ContextError::StatCache {
-            path: self.stats_path.clone().unwrap_or_default(),
-            source,
-        })
+        lock(&self.stats)
+            .save()
+            .map_err(|source| ContextError::StatCache {
+                path: self.stats_path.clone().unwrap_or_default(),
+                source,
+            })
     }
 
     /// Opens a regular file to read it. Never blocks, follows no link at the end.

@@ -68,7 +68,11 @@ pub fn follow<E>(
         let next = here.join(&name);
         match look(&next)? {
             None => {
-                let rest = clean(&pending.iter().fold(PathBuf::from(name), |rest, name| rest.join(name)));
+                let rest = clean(
+                    &pending
+                        .iter()
+                        .fold(PathBuf::from(name), |rest, name| rest.join(name)),
+                );
                 let end = End::Missing(rest);
                 return Ok(Place { path: here, end });
             }

@@ -80,7 +80,10 @@ impl StatCache {
         if let Some(record) = self.fresh.get(&key) {
             return matches(record).then_some(record.remembered);
         }
-        let index = self.known.binary_search_by_key(&key, |known| known.0).ok()?;
+        let index = self
+            .known
+            .binary_search_by_key(&key, |known| known.0)
+            .ok()?;
         let mut record = self.known.get(index)?.1;
         if !matches(&record) {
             return None;
@@ -305,7 +308,13 @@ mod tests {
         assert!(!is_settled(&file, later(19_999_999)));
         assert!(is_settled(&file, later(20_000_000)));
         // A clock that went back says nothing.
-        assert!(!is_settled(&file, Timestamp { seconds: 199, ..file.ctime }));
+        assert!(!is_settled(
+            &file,
+            Timestamp {
+                seconds: 199,
+                ..file.ctime
+            }
+        ));
         let whole = |seconds| Timestamp {
             seconds,
             nanoseconds: 0,

@@ -9,13 +9,25 @@ use super::Tree;
 /// A file of the same name elsewhere is looked for among so many files.
 const MAX_SEARCHED: usize = 100_000;
 
-/// A hint for `path` (clean), which was `written` in the Dockerfile and is not in the tree.
-pub(super) fn hint(tree: &Tree, written: &str, path: &Path) -> Option<String> {
-    if let Some(near) = similar_name(tree, path).or_else(|| elsewhere(tree, path)) {
+/// A hint for a path that was `written` in the Dockerfile: there is no `path` (clean) in the tree,
+/// behind which `rest` was looked for.
+pub(super) fn hint(tree: &Tree, written: &str, path: &Path, rest: &Path) -> Option<String> {
+    if tree.lookup(path).is_ok_and(|found| found.is_some()) {
+        return Some(format!("`{}` is not a directory", path.display()));
+    }
+    let near = similar_name(tree, path)
+        .map(|near| near.join(rest))
+        .or_else(|| elsewhere(tree, &path.join(rest)));
+    if let Some(near) = near {
+        // A join with nothing leaves a slash at the end.
+        let near = near.components().collect::<PathBuf>();
         return Some(format!("did you mean `{}`?", near.display()));
     }
     leads_above(written).then(|| {
-        format!("paths cannot lead above the root of {}, and `..` there stays there", tree.label())
+        format!(
+            "paths cannot lead above the root of {}, and `..` there stays there",
+            tree.label()
+        )
     })
 }
 
@@ -75,7 +87,10 @@ fn elsewhere(tree: &Tree, path: &Path) -> Option<PathBuf> {
 /// How many letters must change to make one name the other; `None` when it is too many to be a
 /// mistake. Letters of another case count nothing.
 fn distance(a: &OsStr, b: &OsStr) -> Option<usize> {
-    let (a, b) = (a.as_bytes().to_ascii_lowercase(), b.as_bytes().to_ascii_lowercase());
+    let (a, b) = (
+        a.as_bytes().to_ascii_lowercase(),
+        b.as_bytes().to_ascii_lowercase(),
+    );
     let allowed = (a.len() / 3).min(3);
     if a.len().abs_diff(b.len()) > allowed {
         return None;

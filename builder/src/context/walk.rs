@@ -154,7 +154,9 @@ impl Tree {
             };
             let metadata = Metadata::from(&stat);
             let name = OsStr::from_bytes(name.to_bytes());
-            let verdict = rules.as_ref().map(|rules| rules.verdict(name, metadata.is_dir()));
+            let verdict = rules
+                .as_ref()
+                .map(|rules| rules.verdict(name, metadata.is_dir()));
             if verdict == Some(Verdict::Excluded) {
                 continue;
             }

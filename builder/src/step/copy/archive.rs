@@ -172,7 +172,8 @@ impl Step<'_> {
             .root()
             .open_at(from_dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
             .map_err(failed)?;
-        self.change(&source, from, metadata, target).map_err(failed)?;
+        self.change(&source, from, metadata, target)
+            .map_err(failed)?;
         let handle = self.destination.handle(dir)?;
         let (_, to) = split(target);
         rustix::fs::renameat(&source, from, &*handle, to).map_err(|e| failed(e.into()))?;

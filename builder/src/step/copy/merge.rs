@@ -220,7 +220,8 @@ impl<'a, 'd> Merge<'a, 'd> {
                     Err(Errno::PERM) if kind != FileType::Fifo => {
                         self.owners.note(Note::DeviceSkipped(path));
                         self.written.files -= 1;
-                        self.inodes.retain(|_, first| first.1 != name || first.0 != level.path);
+                        self.inodes
+                            .retain(|_, first| first.1 != name || first.0 != level.path);
                         return Ok(());
                     }
                     made => made.map_err(failed)?,

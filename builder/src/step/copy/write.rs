@@ -84,8 +84,7 @@ pub(super) fn write_all(
 
 /// Creates a file that is not there yet.
 pub(super) fn create(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<OwnedFd> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // The bits that mean more than permissions come last, with the owner known.
     let mode = Mode::from_raw_mode(mode & 0o777);
     Ok(rustix::fs::openat(dir, name, flags, mode)?)
@@ -104,7 +103,8 @@ impl Writer<'_> {
     fn write(&mut self, job: &Job<'_>) -> Result<(), CopyError> {
         let path = job.dir.join(job.name);
         let source = self.tree.open(job.source)?;
-        self.tree.check_unchanged(job.source, &source, job.metadata)?;
+        self.tree
+            .check_unchanged(job.source, &source, job.metadata)?;
         let xattrs = xattr::read(&source).map_err(|e| self.tree.read_error(job.source, e))?;
         let attributes = self.flags.of(job.metadata, xattrs);
         let dir = self.directory(&job.dir)?;
@@ -112,7 +112,8 @@ impl Writer<'_> {
             .map_err(|error| CopyError::write("create", &path, error))?;
         let copied = content::copy(&source, &target, job.metadata, &mut self.buffer);
         // A file that became shorter ends too early; that it changed is the better message.
-        self.tree.check_unchanged(job.source, &source, job.metadata)?;
+        self.tree
+            .check_unchanged(job.source, &source, job.metadata)?;
         copied.map_err(|error| CopyError::write("copy to", &path, error))?;
         attributes
             .apply(&target, &path, &mut self.owners)

@@ -51,7 +51,9 @@ pub enum SelectError {
         tree: String,
     },
     /// Several files cannot all have the name of the destination (A10.8).
-    #[error("cannot copy {count} sources to `{destination}`: it must be a directory and end with a `/`")]
+    #[error(
+        "cannot copy {count} sources to `{destination}`: it must be a directory and end with a `/`"
+    )]
     DestinationNotDirectory {
         /// The destination.
         destination: String,
@@ -237,7 +239,7 @@ impl Selector<'_> {
         }
         let mut items = Vec::new();
         for spot in spots {
-            items.extend(self.item(spot, wild)?);
+            items.extend(self.item(&spot, wild)?);
         }
         Ok(Selection { items })
     }
@@ -295,14 +297,18 @@ impl Selector<'_> {
         match step {
             Step::Pivot => {
                 let (name, above) = (PathBuf::new(), Vec::new());
-                let spot = Spot { name, above, ..spot };
+                let spot = Spot {
+                    name,
+                    above,
+                    ..spot
+                };
                 self.expand(spot, rest, wild, behind_wildcard, found)
             }
             Step::Literal(name) if !behind_wildcard => {
                 match self.enter(&spot, name, !rest.is_empty())? {
                     Some(next) => self.expand(next, rest, wild, false, found),
                     None if wild => Ok(()),
-                    None => Err(self.missing(&spot.path.join(name))),
+                    None => Err(self.missing(&spot.path.join(name), rest)),
                 }
             }
             Step::Literal(_) | Step::Pattern(_) => {
@@ -367,9 +373,11 @@ impl Selector<'_> {
     }
 
     /// What a spot is copied as: a file, or the content of a directory. A link is followed (A10.6).
-    fn item(&self, spot: Spot, wild: bool) -> Result<Option<Item>, SelectError> {
+    fn item(&self, spot: &Spot, wild: bool) -> Result<Option<Item>, SelectError> {
         let name = spot.path.file_name().unwrap_or_default().to_owned();
-        let by_name = self.exclude.verdict(Path::new(&name), spot.metadata.is_dir());
+        let by_name = self
+            .exclude
+            .verdict(Path::new(&name), spot.metadata.is_dir());
         if by_name == Verdict::Excluded && (wild || !spot.metadata.is_dir()) {
             return Ok(None);
         }
@@ -379,7 +387,11 @@ impl Selector<'_> {
             return Ok(Some(Item::File {
                 input: self.input,
                 name,
-                file: Picked { path, name: name_in_item, metadata },
+                file: Picked {
+                    path,
+                    name: name_in_item,
+                    metadata,
+                },
             }));
         }
         self.tree.prefetch(&path);
@@ -418,7 +430,11 @@ impl Selector<'_> {
             }
             if !is_root {
                 below.extend(spot.above);
-                below.push(Picked { path, name: spot.name, metadata });
+                below.push(Picked {
+                    path,
+                    name: spot.name,
+                    metadata,
+                });
             }
             for picked in below {
                 kept.entry(picked.name.clone()).or_insert(picked);
@@ -491,7 +507,7 @@ impl Selector<'_> {
     }
 
     /// The reason why there is nothing at a path (A10.4).
-    fn missing(&self, path: &Path) -> SelectError {
+    fn missing(&self, path: &Path, rest: &[Step]) -> SelectError {
         let (written, tree) = (self.written.to_owned(), self.tree.label.clone());
         if let Some(hidden) = self.tree.rules.hidden_by(path)
             && self.tree.root.stat(path, false).is_ok()
@@ -503,8 +519,12 @@ impl Selector<'_> {
                 pattern: hidden.pattern,
             };
         }
+        let rest = rest.iter().filter_map(|step| match step {
+            Step::Literal(name) => Some(name),
+            _ => None,
+        });
         SelectError::NotFound {
-            hint: suggest::hint(self.tree, self.written, path),
+            hint: suggest::hint(self.tree, self.written, path, &rest.collect::<PathBuf>()),
             path: written,
             tree,
         }
