@@ -58,3 +58,69 @@ impl Diagnostic {
         }
     }
 }
+
+/// Finds the candidate that was probably meant, by edit distance without regard to case; `None`
+/// if none is near.
+#[must_use]
+pub fn suggest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    let word: Vec<char> = word.chars().flat_map(char::to_lowercase).collect();
+    let allowed = (word.len() / 3).clamp(1, 3);
+    candidates
+        .into_iter()
+        .filter_map(|candidate| {
+            let letters: Vec<char> = candidate.chars().flat_map(char::to_lowercase).collect();
+            // Two words of one letter are always "near".
+            if word.len() < 2 || word.len().abs_diff(letters.len()) > allowed {
+                return None;
+            }
+            let distance = distance(&word, &letters);
+            (distance <= allowed).then_some((distance, candidate))
+        })
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours that turn one word into the other.
+fn distance(from: &[char], to: &[char]) -> usize {
+    let mut before_last: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=to.len()).collect();
+    for (row, &letter) in from.iter().enumerate() {
+        let mut current = vec![row + 1];
+        for (column, &other) in to.iter().enumerate() {
+            let mut best = last[column] + usize::from(letter != other);
+            best = best.min(last[column + 1] + 1).min(current[column] + 1);
+            let swapped =
+                row > 0 && column > 0 && letter == to[column - 1] && from[row - 1] == other;
+            if swapped {
+                best = best.min(before_last[column - 1] + 1);
+            }
+            current.push(best);
+        }
+        before_last = std::mem::replace(&mut last, current);
+    }
+    last[to.len()]
+}
+
+/// Shortens foreign text for a message: at most 80 characters.
+pub(crate) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((cut, _)) => format!("{}...", &text[..cut]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suggests_what_is_near() {
+        let names = ["FROM", "RUN", "COPY", "ENTRYPOINT"];
+        assert_eq!(suggest("FORM", names), Some("FROM"));
+        assert_eq!(suggest("rnu", names), Some("RUN"));
+        assert_eq!(suggest("ENTRYPIONT", names), Some("ENTRYPOINT"));
+        assert_eq!(suggest("LET", names), None);
+        assert_eq!(suggest("R", names), None);
+        assert_eq!(suggest("", names), None);
+    }
+}
