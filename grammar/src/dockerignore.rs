@@ -324,6 +324,7 @@ impl Pattern {
                 letter: Letter::Char(letter),
                 escaped: true,
             } => escape_means(*letter).is_some(),
+            Token::Class(class) => class.ranges.iter().all(|(low, high)| low <= high),
             _ => true,
         });
         if !readable {
@@ -474,16 +475,10 @@ fn push_letter(source: &mut String, letter: Letter) {
 
 fn push_class(source: &mut String, class: &Class) {
     source.push_str(if class.negated { "[^" } else { "[" });
-    let mut empty = true;
-    for (low, high) in class.ranges.iter().filter(|(low, high)| low <= high) {
+    for (low, high) in &class.ranges {
         push_letter(source, *low);
         source.push('-');
         push_letter(source, *high);
-        empty = false;
-    }
-    // A range that runs backwards holds nothing.
-    if empty {
-        source.push_str(r"&&[^\x{0}-\x{10FFFF}]");
     }
     source.push(']');
 }

@@ -116,17 +116,12 @@ fn class(rest: &mut &[Letter]) -> Result<Class, GlobError> {
 }
 
 fn class_letter(rest: &mut &[Letter]) -> Result<Letter, GlobError> {
-    match rest {
-        [] | [Letter::Char('-' | ']'), ..] => Err(GlobError),
-        [Letter::Char('\\'), letter, after @ ..] | [letter, after @ ..]
-            if *letter != Letter::Char('\\') || rest.len() > after.len() + 1 =>
-        {
-            let letter = *letter;
-            *rest = after;
-            Ok(letter)
-        }
-        _ => Err(GlobError),
-    }
+    let (letter, after) = match *rest {
+        [] | [Letter::Char('-' | ']'), ..] | [Letter::Char('\\')] => return Err(GlobError),
+        [Letter::Char('\\'), letter, after @ ..] | [letter, after @ ..] => (*letter, after),
+    };
+    *rest = after;
+    Ok(letter)
 }
 
 /// The characters of a text, and its bytes where there are none.
