@@ -115,7 +115,10 @@ impl StageLowering<'_, '_> {
         let name = self.name(step, "");
         for source in &files.sources {
             match source {
-                Source::Heredoc(heredoc) => self.inline(heredoc, &mut gathered)?,
+                Source::Heredoc(heredoc) => {
+                    check_source(manner)?;
+                    self.inline(heredoc, &mut gathered)?;
+                }
                 Source::Path(word) => {
                     self.source(word, manner, from, &name, step, &mut gathered)?;
                 }
@@ -197,10 +200,7 @@ impl StageLowering<'_, '_> {
                 (vertex, file)
             }
             Location::Path => {
-                if let Some((_, span)) = manner.checksum {
-                    let message = "checksum requires HTTP(S) or Git sources";
-                    return Err(Diagnostic::error(message, span));
-                }
+                check_source(manner)?;
                 let vertex = from.unwrap_or_else(|| self.shared.context());
                 (vertex, text.clone())
             }
@@ -254,6 +254,17 @@ pub(super) fn check_name(heredoc: &Heredoc) -> Result<(), Diagnostic> {
         return Err(Diagnostic::error(message, heredoc.span));
     }
     Ok(())
+}
+
+/// Refuses a checksum of what is not downloaded (A12.3).
+fn check_source(manner: &Manner) -> Result<(), Diagnostic> {
+    match manner.checksum {
+        Some((_, span)) => {
+            let message = "checksum requires HTTP(S) or Git sources";
+            Err(Diagnostic::error(message, span))
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_chmod(mode: Option<&str>, word: Option<&Word>) -> Result<(), Diagnostic> {

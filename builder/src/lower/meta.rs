@@ -187,6 +187,8 @@ impl StageLowering<'_, '_> {
             for text in self.expanded(texts, word.span)? {
                 let ports = expose::parse(&text)
                     .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
+                // A range is a short text for a lot of work.
+                self.shared.charge(ports.ports.len() * 10, word.span)?;
                 if ports.shouted {
                     let message = format!("defined protocol of '{text}' should be lowercase");
                     self.warn("ExposeProtoCasing", message, word);

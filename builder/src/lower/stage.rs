@@ -72,7 +72,7 @@ pub(super) struct Step<'a> {
 }
 
 /// Bytes that a plan may hold. A file of a few lines can ask for much more.
-const SIZE_LIMIT: usize = 512 * 1024 * 1024;
+const SIZE_LIMIT: usize = 128 << 20;
 
 impl State {
     /// Bytes that a copy of this state takes, about.
