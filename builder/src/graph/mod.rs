@@ -1,6 +1,7 @@
 //! The layer graph: vertices whose inputs always have smaller ids, so that there are no cycles
 //! and one pass in order of ids sees inputs before what reads them.
 
+pub mod dump;
 pub mod op;
 
 use kiln_registry::digest::{Digest, Hasher};

@@ -119,6 +119,8 @@ pub struct CopyOp {
     pub link: bool,
     /// Whether local archives are unpacked (`ADD`, A12.1).
     pub unpack: bool,
+    /// Whether archives that a [`Op::Fetch`] input brings are unpacked too (`ADD --unpack`).
+    pub unpack_fetched: bool,
     /// Whether the source keeps its owners (`--from`); context files belong to 0:0 (A10.7).
     pub keep_owner: bool,
 }

@@ -1,0 +1,148 @@
+//! The graph as text: stable and readable, for tests and dry runs.
+
+use std::fmt::{Display, Write as _};
+
+use super::{CopyOp, CopySource, Graph, MountOp, Op, RunOp, Vertex};
+
+/// Writes a graph: a line for each vertex, its inputs behind `<`, its facts indented below.
+#[must_use]
+pub fn dump(graph: &Graph) -> String {
+    let mut text = String::new();
+    for (id, vertex) in graph.vertices().iter().enumerate() {
+        let inputs: Vec<String> = vertex
+            .inputs
+            .iter()
+            .map(|input| input.index().to_string())
+            .collect();
+        let inputs = match inputs.as_slice() {
+            [] => String::new(),
+            inputs => format!(" < {}", inputs.join(" ")),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{id} {}{inputs}  {:?}", kind(&vertex.op), vertex.name);
+        facts(&mut text, vertex);
+    }
+    text
+}
+
+fn kind(op: &Op) -> &'static str {
+    match op {
+        Op::Scratch => "scratch",
+        Op::Image(_) => "image",
+        Op::Context => "context",
+        Op::Run(_) => "run",
+        Op::Copy(_) => "copy",
+        Op::Mkdir(_) => "mkdir",
+        Op::Fetch(_) => "fetch",
+    }
+}
+
+fn facts(text: &mut String, vertex: &Vertex) {
+    match &vertex.op {
+        Op::Scratch | Op::Context => {}
+        Op::Image(image) => {
+            fact(text, "name", &image.name);
+            fact(text, "config", image.config);
+            for layer in &image.layers {
+                fact(text, "layer", layer);
+            }
+        }
+        Op::Run(run) => run_facts(text, run),
+        Op::Copy(copy) => copy_facts(text, copy),
+        Op::Mkdir(mkdir) => {
+            fact(text, "path", &mkdir.path);
+            optional(
+                text,
+                "user",
+                Some(&mkdir.user).filter(|user| !user.is_empty()),
+            );
+        }
+        Op::Fetch(fetch) => {
+            fact(text, "url", &fetch.url);
+            fact(text, "name", &fetch.name);
+            optional(text, "checksum", fetch.checksum.as_ref());
+        }
+    }
+}
+
+fn run_facts(text: &mut String, run: &RunOp) {
+    fact(text, "args", format_args!("{:?}", run.args));
+    for (name, value) in &run.env {
+        fact(text, "env", format_args!("{name}={value:?}"));
+    }
+    fact(text, "cwd", &run.cwd);
+    optional(
+        text,
+        "user",
+        Some(&run.user).filter(|user| !user.is_empty()),
+    );
+    fact(text, "network", format_args!("{:?}", run.network));
+    for script in &run.scripts {
+        fact(
+            text,
+            "script",
+            format_args!("{} {:?}", script.name, script.content),
+        );
+    }
+    for mount in &run.mounts {
+        match mount {
+            MountOp::Bind {
+                input,
+                source,
+                target,
+                writable,
+            } => {
+                let mode = if *writable { "rw" } else { "ro" };
+                let mount = format_args!("bind {target:?} {mode} = input {input} {source:?}");
+                fact(text, "mount", mount);
+            }
+            MountOp::Tmpfs { target, size: None } => {
+                fact(text, "mount", format_args!("tmpfs {target:?}"));
+            }
+            MountOp::Tmpfs {
+                target,
+                size: Some(size),
+            } => fact(text, "mount", format_args!("tmpfs {target:?} size {size}")),
+        }
+    }
+}
+
+fn copy_facts(text: &mut String, copy: &CopyOp) {
+    for source in &copy.sources {
+        match source {
+            CopySource::Path { input, path } => {
+                fact(text, "source", format_args!("input {input} {path:?}"));
+            }
+            CopySource::Inline { name, content } => {
+                fact(text, "source", format_args!("inline {name:?} {content:?}"));
+            }
+        }
+    }
+    fact(text, "destination", format_args!("{:?}", copy.destination));
+    optional(text, "chown", copy.chown.as_ref());
+    optional(text, "chmod", copy.chmod.as_ref());
+    for pattern in &copy.exclude {
+        fact(text, "exclude", format_args!("{pattern:?}"));
+    }
+    for (name, set) in [
+        ("parents", copy.parents),
+        ("link", copy.link),
+        ("unpack", copy.unpack),
+        ("unpack-fetched", copy.unpack_fetched),
+        ("keep-owner", copy.keep_owner),
+    ] {
+        if set {
+            fact(text, "flag", name);
+        }
+    }
+}
+
+fn fact(text: &mut String, name: &str, value: impl Display) {
+    let _ = writeln!(text, "    {name} {value}");
+}
+
+fn optional(text: &mut String, name: &str, value: Option<impl Display>) {
+    if let Some(value) = value {
+        fact(text, name, value);
+    }
+}

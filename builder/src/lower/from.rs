@@ -1,0 +1,149 @@
+//! `FROM`: the state that a stage starts with (A7.3 to A7.8).
+
+use kiln_grammar::diagnostic::Diagnostic;
+use kiln_registry::spec::{ImageConfig, Platform};
+
+use super::path;
+use super::platform;
+use super::scope::Scope;
+use super::stage::{Shared, State, prefix};
+use super::stages::Base;
+use crate::graph::Origin;
+
+/// Members of a config that speak of the container or the tool that made the base image.
+const STALE: &[&str] = &[
+    "container",
+    "container_config",
+    "docker_version",
+    "id",
+    "parent",
+    "throwaway",
+    "moby.buildkit.buildinfo.v1",
+    "moby.buildkit.cache.v0",
+];
+
+/// The same in the inner `config` object.
+const STALE_INNER: &[&str] = &[
+    "AttachStderr",
+    "AttachStdin",
+    "AttachStdout",
+    "Domainname",
+    "Hostname",
+    "Image",
+    "MacAddress",
+    "NetworkDisabled",
+    "OpenStdin",
+    "StdinOnce",
+    "Tty",
+];
+
+/// The state of a stage before its first instruction; `total` is the number of its steps.
+pub(super) fn initial(
+    shared: &mut Shared<'_>,
+    index: usize,
+    total: usize,
+) -> Result<State, Diagnostic> {
+    let stage = &shared.stages.list[index];
+    let origin = Origin {
+        stage: index,
+        span: Some(stage.ast.span),
+    };
+    let span = stage.ast.base.span;
+    let mut state = match &stage.base {
+        Base::Scratch => {
+            let mut config = ImageConfig::default();
+            config.config.working_dir = "/".to_owned();
+            start(shared.scratch(origin), config)
+        }
+        Base::Image(reference) => {
+            let prefix = prefix(shared, index, 1, total);
+            let (vertex, config) =
+                shared.image(reference, &stage.platform, span, origin, &prefix)?;
+            warn_about_platform(shared, index, reference, &config);
+            let mut state = start(vertex, config);
+            state.base = Some(vertex);
+            state
+        }
+        Base::Stage(base) => {
+            let Some(state) = shared.done.get(base) else {
+                let message = format!("stage {base} is not built before stage {index}");
+                return Err(Diagnostic::error(message, span));
+            };
+            let mut state = state.clone();
+            state.has_cmd = false;
+            state
+        }
+    };
+    inherit(&mut state.config, &stage.platform);
+    // Arguments of the stage below stay declared, its environment is what its image says (A6.4).
+    for pair in state.config.config.env.iter().flatten() {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        state.scope.set(name, value);
+    }
+    Ok(state)
+}
+
+fn start(vertex: crate::graph::VertexId, config: ImageConfig) -> State {
+    State {
+        vertex,
+        config,
+        base: None,
+        history: Vec::new(),
+        scope: Scope::default(),
+        has_cmd: false,
+    }
+}
+
+/// Makes the config of a base that of a new image (A7.4, A7.5, A7.12).
+fn inherit(config: &mut ImageConfig, platform: &Platform) {
+    config.created = None;
+    for member in STALE {
+        config.extra.remove(*member);
+    }
+    for member in STALE_INNER {
+        config.config.extra.remove(*member);
+    }
+    config.config.on_build = None;
+    if config.os.is_empty() && config.architecture.is_empty() {
+        config.os.clone_from(&platform.os);
+        config.architecture.clone_from(&platform.architecture);
+        config.variant.clone_from(&platform.variant);
+        config.os_version.clone_from(&platform.os_version);
+        config.os_features.clone_from(&platform.os_features);
+    }
+    let path = match config.os.as_str() {
+        "windows" => "c:\\Windows\\System32;c:\\Windows",
+        _ => "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    };
+    let env = config.config.env.get_or_insert_default();
+    if !env.iter().any(|pair| pair.starts_with("PATH=")) {
+        env.push(format!("PATH={path}"));
+    }
+    if !config.config.working_dir.is_empty() && config.os != "windows" {
+        config.config.working_dir = path::join("/", &config.config.working_dir);
+    }
+}
+
+/// Warns of a base image of another platform (A7.8).
+fn warn_about_platform(shared: &mut Shared<'_>, index: usize, name: &str, config: &ImageConfig) {
+    let stage = &shared.stages.list[index];
+    let mut actual = Platform {
+        os: config.os.clone(),
+        architecture: config.architecture.clone(),
+        variant: config.variant.clone(),
+        ..Platform::default()
+    };
+    platform::normalize(&mut actual);
+    let wanted = &stage.platform;
+    let unknown = actual.os.is_empty() || actual.architecture.is_empty();
+    if unknown || (actual.os == wanted.os && actual.architecture == wanted.architecture) {
+        return;
+    }
+    let message = format!(
+        "base image {name} was pulled with platform \"{}\", expected \"{}\" for current build",
+        platform::format(&actual),
+        platform::format(wanted),
+    );
+    let warning = Diagnostic::warning("InvalidBaseImagePlatform", message, stage.ast.base.span);
+    shared.warnings.push(warning);
+}

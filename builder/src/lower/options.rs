@@ -1,0 +1,73 @@
+//! What lowering is told besides the Dockerfile.
+
+use std::collections::HashMap;
+
+use kiln_registry::digest::Digest;
+use kiln_registry::spec::{ImageConfig, Platform};
+
+use crate::graph::Network;
+
+/// The settings of one build for one platform.
+#[derive(Clone, Debug, Default)]
+pub struct LowerOptions {
+    /// `--build-arg`, in order, later ones win. A value of `None` is a name that the client's
+    /// environment does not set: such an argument is not set at all (A6.8).
+    pub build_args: Vec<(String, Option<String>)>,
+    /// `--target`; `None` builds the last stage.
+    pub target: Option<String>,
+    /// The platform to build for.
+    pub platform: Platform,
+    /// Whether the user asked for `platform`: the image then says so whatever its base says.
+    pub platform_given: bool,
+    /// The platform that builds.
+    pub build_platform: Platform,
+    /// Whether step names start with the platform: the build is for more than one (C10.2).
+    pub name_platform: bool,
+    /// `--label`, put on the final image last (A9.10).
+    pub labels: Vec<(String, String)>,
+    /// `--network`: what `RUN` without a word about it gets (B3.1).
+    pub network: Network,
+    /// `--allow network.host`: whether `RUN --network=host` may leave a narrower `network`.
+    pub allow_host_network: bool,
+}
+
+impl LowerOptions {
+    /// The value of a build argument, where it is set.
+    pub(super) fn build_arg(&self, name: &str) -> Option<&str> {
+        self.build_args
+            .iter()
+            .rev()
+            .find(|(known, _)| known == name)
+            .and_then(|(_, value)| value.as_deref())
+    }
+}
+
+/// The images that a Dockerfile names, as far as they are resolved.
+#[derive(Clone, Debug, Default)]
+pub struct BaseImages {
+    images: HashMap<(String, Platform), BaseImage>,
+}
+
+impl BaseImages {
+    /// Adds the image that a [`Wanted`](super::Wanted) asked for.
+    pub fn insert(&mut self, reference: String, platform: Platform, image: BaseImage) {
+        self.images.insert((reference, platform), image);
+    }
+
+    /// The image of a reference as written.
+    #[must_use]
+    pub fn get(&self, reference: &str, platform: &Platform) -> Option<&BaseImage> {
+        self.images.get(&(reference.to_owned(), platform.clone()))
+    }
+}
+
+/// A resolved image.
+#[derive(Clone, Debug)]
+pub struct BaseImage {
+    /// Its full name, with the digest it was resolved to.
+    pub name: String,
+    /// Digest of its config.
+    pub config_digest: Digest,
+    /// Its config.
+    pub config: ImageConfig,
+}

@@ -1,0 +1,372 @@
+//! One stage at work: its config, file system and history so far, and the instructions that
+//! change them.
+
+use std::collections::BTreeMap;
+
+use kiln_grammar::ast::{Instruction, Kind, Word};
+use kiln_grammar::diagnostic::{Diagnostic, suggest};
+use kiln_grammar::source::Span;
+use kiln_grammar::word::WordError;
+use kiln_registry::spec::{ImageConfig, Platform};
+
+use super::options::{BaseImages, LowerOptions};
+use super::plan::HistoryEntry;
+use super::platform;
+use super::scope::{Expansion, Scope};
+use super::stages::{Base, Stages};
+use crate::graph::{Graph, ImageOp, Op, Origin, Vertex, VertexId};
+
+/// What lowering of all stages shares.
+#[derive(Debug)]
+pub(super) struct Shared<'a> {
+    pub(super) options: &'a LowerOptions,
+    pub(super) bases: &'a BaseImages,
+    pub(super) stages: &'a Stages<'a>,
+    pub(super) globals: &'a Scope,
+    pub(super) escape: char,
+    pub(super) graph: Graph,
+    pub(super) warnings: Vec<Diagnostic>,
+    /// What the stages came to, by index.
+    pub(super) done: BTreeMap<usize, State>,
+    /// All names that an `ARG` of a lowered stage declares.
+    pub(super) declared: Vec<String>,
+    /// Bytes that the plan holds besides the text of the Dockerfile.
+    pub(super) size: usize,
+}
+
+/// Where a stage stands after an instruction.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    /// Its file system.
+    pub(super) vertex: VertexId,
+    /// The config of its image; history and diff ids are the base image's.
+    pub(super) config: ImageConfig,
+    /// The image that it goes back to.
+    pub(super) base: Option<VertexId>,
+    /// What comes on top of that image.
+    pub(super) history: Vec<HistoryEntry>,
+    /// The variables.
+    pub(super) scope: Scope,
+    /// Whether this stage itself has a `CMD` (A9.2).
+    pub(super) has_cmd: bool,
+}
+
+/// Lowers the instructions of one stage.
+#[derive(Debug)]
+pub(super) struct StageLowering<'a, 'b> {
+    pub(super) shared: &'b mut Shared<'a>,
+    pub(super) index: usize,
+    pub(super) state: State,
+    /// Steps named so far, and steps in all (C10.2).
+    step: usize,
+    total: usize,
+}
+
+/// The instruction that is being lowered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step<'a> {
+    pub(super) instruction: &'a Instruction,
+    /// Where to point at instead of the instruction's own spans.
+    pub(super) place: Option<Span>,
+    pub(super) onbuild: bool,
+}
+
+/// Bytes that a plan may hold. A file of a few lines can ask for much more.
+const SIZE_LIMIT: usize = 128 << 20;
+
+impl State {
+    /// Bytes that a copy of this state takes, about.
+    fn size(&self) -> usize {
+        let history = self
+            .history
+            .iter()
+            .map(|entry| 100 + entry.created_by.len());
+        self.scope.size() + history.sum::<usize>()
+    }
+}
+
+impl<'a> Shared<'a> {
+    /// Counts bytes that the plan holds besides the text of the Dockerfile, and stops when they
+    /// have become too many.
+    pub(super) fn charge(&mut self, bytes: usize, span: Span) -> Result<(), Diagnostic> {
+        self.size = self.size.saturating_add(bytes);
+        if self.size > SIZE_LIMIT {
+            let message = format!("the build plan takes more than {} MiB", SIZE_LIMIT >> 20);
+            return Err(Diagnostic::error(message, span));
+        }
+        Ok(())
+    }
+
+    /// The vertex of a name that `COPY --from` or `RUN --mount` reads.
+    pub(super) fn input(
+        &mut self,
+        base: &Base,
+        span: Span,
+        origin: Origin,
+    ) -> Result<VertexId, Diagnostic> {
+        match base {
+            Base::Scratch => Ok(self.scratch(origin)),
+            Base::Image(reference) => {
+                let platform = self.options.platform.clone();
+                let (vertex, _) = self.image(reference, &platform, span, origin, "")?;
+                Ok(vertex)
+            }
+            // Stages that are read stand earlier and are lowered in order of the file.
+            Base::Stage(index) => match self.done.get(index) {
+                Some(state) => Ok(state.vertex),
+                None => Err(Diagnostic::error(
+                    format!("stage {index} is not built before it is read"),
+                    span,
+                )),
+            },
+        }
+    }
+
+    /// The build context.
+    pub(super) fn context(&mut self) -> VertexId {
+        self.graph.add(Vertex {
+            op: Op::Context,
+            inputs: Vec::new(),
+            name: "[internal] load build context".to_owned(),
+            origin: None,
+        })
+    }
+
+    pub(super) fn scratch(&mut self, origin: Origin) -> VertexId {
+        self.graph.add(Vertex {
+            op: Op::Scratch,
+            inputs: Vec::new(),
+            name: "FROM scratch".to_owned(),
+            origin: Some(origin),
+        })
+    }
+
+    /// The vertex and config of an image.
+    pub(super) fn image(
+        &mut self,
+        reference: &str,
+        platform: &Platform,
+        span: Span,
+        origin: Origin,
+        prefix: &str,
+    ) -> Result<(VertexId, ImageConfig), Diagnostic> {
+        let Some(image) = self.bases.get(reference, platform) else {
+            let platform = platform::format(platform);
+            let message = format!("image `{reference}` for {platform} is not resolved");
+            return Err(Diagnostic::error(message, span));
+        };
+        let vertex = self.graph.add(Vertex {
+            op: Op::Image(ImageOp {
+                name: image.name.clone(),
+                config: image.config_digest,
+                layers: image.config.rootfs.diff_ids.clone(),
+            }),
+            inputs: Vec::new(),
+            name: format!("{prefix}FROM {}", image.name),
+            origin: Some(origin),
+        });
+        Ok((vertex, image.config.clone()))
+    }
+}
+
+impl<'a, 'b> StageLowering<'a, 'b> {
+    /// Lowers one stage, whose inputs are lowered already.
+    pub(super) fn run(shared: &'b mut Shared<'a>, index: usize) -> Result<(), Diagnostic> {
+        let stages = shared.stages;
+        let stage = &stages.list[index];
+        let triggers = stages.triggers(index, shared.bases)?;
+        let instructions = triggers.iter().map(|trigger| &trigger.instruction);
+        let total = usize::from(matches!(stage.base, Base::Image(_)))
+            + instructions
+                .chain(&stage.ast.instructions)
+                .filter(|instruction| is_step(instruction))
+                .count();
+        let state = super::from::initial(shared, index, total)?;
+        let step = usize::from(matches!(stage.base, Base::Image(_)));
+        let mut lowering = StageLowering {
+            shared,
+            index,
+            state,
+            step,
+            total,
+        };
+        for trigger in &triggers {
+            let step = Step {
+                instruction: &trigger.instruction,
+                place: trigger.place,
+                onbuild: true,
+            };
+            let warnings = lowering.shared.warnings.len();
+            let result = lowering.dispatch(&step);
+            for warning in lowering.shared.warnings.split_off(warnings) {
+                lowering.shared.warnings.push(trigger.place(warning));
+            }
+            result.map_err(|error| trigger.place(error))?;
+        }
+        for instruction in &stage.ast.instructions {
+            lowering.dispatch(&Step {
+                instruction,
+                place: None,
+                onbuild: false,
+            })?;
+        }
+        let state = lowering.state;
+        lowering.shared.charge(state.size(), stage.ast.span)?;
+        lowering.shared.done.insert(index, state);
+        Ok(())
+    }
+
+    fn dispatch(&mut self, step: &Step<'_>) -> Result<(), Diagnostic> {
+        let recorded = self
+            .state
+            .history
+            .last()
+            .map_or(0, |entry| entry.created_by.len());
+        self.shared.charge(recorded, step.instruction.span)?;
+        match &step.instruction.kind {
+            Kind::Arg(pairs) => self.arg(pairs),
+            Kind::Env(pairs) => self.env(pairs),
+            Kind::Label(pairs) => self.label(pairs),
+            Kind::Run(run) => self.run_command(run, step),
+            Kind::Cmd(command) => self.cmd(command),
+            Kind::Entrypoint(command) => self.entrypoint(command),
+            Kind::Shell(shell) => self.shell(shell),
+            Kind::Copy(copy) => self.copy(copy, step),
+            Kind::Add(add) => self.add(add, step),
+            Kind::Volume(volumes) => self.volume(volumes),
+            Kind::Expose(ports) => self.expose(ports),
+            Kind::Workdir(path) => self.workdir(path, step),
+            Kind::User(user) => self.user(user),
+            Kind::StopSignal(signal) => self.stop_signal(signal),
+            Kind::Healthcheck(check) => self.healthcheck(check),
+            Kind::Onbuild(onbuild) => self.onbuild(onbuild),
+            Kind::Maintainer(author) => self.maintainer(author),
+        }
+    }
+
+    /// Expands a word with the variables at this place.
+    pub(super) fn expand(&mut self, word: &Word) -> Result<String, Diagnostic> {
+        let expanded = self.state.scope.expand(&word.value, self.shared.escape);
+        let text = self.expanded(expanded, word.span)?;
+        self.shared.charge(text.len(), word.span)?;
+        Ok(text)
+    }
+
+    /// Expands an optional word; an empty result is none.
+    pub(super) fn expand_option(
+        &mut self,
+        word: Option<&Word>,
+    ) -> Result<Option<String>, Diagnostic> {
+        let expanded = word.map(|word| self.expand(word)).transpose()?;
+        Ok(expanded.filter(|text| !text.is_empty()))
+    }
+
+    /// Turns an expansion into its value, a warning for each undefined variable, or an error.
+    pub(super) fn expanded<T>(
+        &mut self,
+        expanded: Result<Expansion<T>, WordError>,
+        span: Span,
+    ) -> Result<T, Diagnostic> {
+        let expanded = expanded.map_err(|error| Diagnostic::error(error.to_string(), span))?;
+        self.undefined(expanded.undefined, span);
+        Ok(expanded.value)
+    }
+
+    /// Warns of variables that nothing defines.
+    pub(super) fn undefined(&mut self, names: Vec<String>, span: Span) {
+        for name in names {
+            let mut message = format!("usage of undefined variable '${name}'");
+            if let Some(near) = suggest(&name, self.state.scope.names()) {
+                message.push_str(&format!(" (did you mean ${near}?)"));
+            }
+            let warning = Diagnostic::warning("UndefinedVar", message, span);
+            self.shared.warnings.push(warning);
+        }
+    }
+
+    /// Where a step comes from.
+    pub(super) fn origin(&self, step: &Step<'_>) -> Origin {
+        Origin {
+            stage: self.index,
+            span: match step.place {
+                Some(_) => None,
+                None => Some(step.instruction.span),
+            },
+        }
+    }
+
+    /// Names a step, which counts it (C10.2).
+    pub(super) fn name(&mut self, step: &Step<'_>, suffix: &str) -> String {
+        self.step += 1;
+        let prefix = prefix(self.shared, self.index, self.step, self.total);
+        let onbuild = if step.onbuild { "ONBUILD " } else { "" };
+        let keyword = &step.instruction.keyword.value;
+        let rest = step
+            .instruction
+            .text
+            .get(keyword.len()..)
+            .unwrap_or_default();
+        format!("{prefix}{onbuild}{}{rest}{suffix}", keyword.to_uppercase())
+    }
+
+    /// Adds a vertex on top of the stage's file system.
+    pub(super) fn push(&mut self, vertex: Vertex) -> VertexId {
+        self.state.vertex = self.shared.graph.add(vertex);
+        self.state.vertex
+    }
+
+    /// Adds to the history (A16.2).
+    pub(super) fn record(&mut self, created_by: String, layer: Option<VertexId>) {
+        let author = self.state.config.author.clone();
+        let entry = HistoryEntry::new(created_by, author, layer);
+        self.state.history.push(entry);
+    }
+
+    /// The working directory, absolute.
+    pub(super) fn directory(&self) -> &str {
+        match self.state.config.config.working_dir.as_str() {
+            "" => "/",
+            directory => directory,
+        }
+    }
+}
+
+/// Whether an instruction makes a step that progress counts.
+fn is_step(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.kind,
+        Kind::Run(_) | Kind::Copy(_) | Kind::Add(_) | Kind::Workdir(_)
+    )
+}
+
+/// The bracket before the name of a step: `[linux/arm64 builder  2/12] `.
+pub(super) fn prefix(shared: &Shared<'_>, index: usize, step: usize, total: usize) -> String {
+    let stage = &shared.stages.list[index];
+    let mut text = String::from("[");
+    if shared.options.name_platform {
+        text.push_str(&platform::format(&stage.platform));
+        text.push_str(&target_suffix(&stage.platform, &shared.options.platform));
+        text.push(' ');
+    }
+    if !stage.title.is_empty() {
+        text.push_str(&stage.title);
+        text.push(' ');
+    }
+    let width = total.to_string().len();
+    text.push_str(&format!("{step:width$}/{total}] "));
+    text
+}
+
+/// What a stage that runs on one platform says of building for another (C10.2).
+fn target_suffix(stage: &Platform, target: &Platform) -> String {
+    if stage.os != target.os {
+        return format!("->{}", platform::format(target));
+    }
+    if stage.architecture == target.architecture {
+        return String::new();
+    }
+    match &target.variant {
+        Some(variant) => format!("->{}/{variant}", target.architecture),
+        None => format!("->{}", target.architecture),
+    }
+}

@@ -1,0 +1,412 @@
+//! Stages: their names and bases, what they need of each other, and which the target needs (A7).
+
+use std::collections::{BTreeSet, HashMap};
+
+use kiln_grammar::ast::{self, Dockerfile, Instruction, Kind};
+use kiln_grammar::diagnostic::{Diagnostic, suggest};
+use kiln_grammar::source::{Span, Spanned};
+use kiln_registry::spec::Platform;
+
+use super::mounts;
+use super::onbuild::{self, Trigger};
+use super::options::{BaseImages, LowerOptions};
+use super::plan::Wanted;
+use super::scope::Scope;
+use super::{globals, platform};
+
+/// The stages of a file.
+#[derive(Debug)]
+pub(super) struct Stages<'a> {
+    /// In the order of the file.
+    pub(super) list: Vec<Stage<'a>>,
+    /// Index of the stage to build.
+    pub(super) target: usize,
+    platform: &'a Platform,
+    /// The stages of each name, in order.
+    names: HashMap<String, Vec<usize>>,
+}
+
+/// A stage whose `FROM` is understood.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    pub(super) ast: &'a ast::Stage,
+    /// How progress names it; empty in a file of one stage (C10.2).
+    pub(super) title: String,
+    pub(super) base: Base,
+    pub(super) platform: Platform,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// Nothing at all.
+    Scratch,
+    /// Another stage, which stands earlier in the file.
+    Stage(usize),
+    /// An image, by its reference as written.
+    Image(String),
+}
+
+/// Which instruction names a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// `COPY --from`
+    Copy,
+    /// `RUN --mount=from`
+    Mount,
+}
+
+/// A stage or image that an instruction reads.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    /// The name as written.
+    pub(super) name: Spanned<String>,
+    pub(super) by: Use,
+}
+
+/// What the target needs.
+#[derive(Debug, Default)]
+pub(super) struct Reached {
+    /// Indexes of stages; in their order inputs come first.
+    pub(super) stages: BTreeSet<usize>,
+    /// Images, each once.
+    pub(super) images: Vec<Wanted>,
+}
+
+impl<'a> Stages<'a> {
+    /// Resolves the `FROM` of every stage and the target.
+    pub(super) fn resolve(
+        file: &'a Dockerfile,
+        options: &'a LowerOptions,
+        globals: &Scope,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<Self, Diagnostic> {
+        let mut stages = Self {
+            list: Vec::new(),
+            target: 0,
+            platform: &options.platform,
+            names: HashMap::new(),
+        };
+        warn_about_defaults(file, options, warnings);
+        for (index, ast) in file.stages.iter().enumerate() {
+            let name = expand_from(&ast.base, file, globals, warnings)?;
+            if name.is_empty() {
+                let message = format!("base name ({}) should not be blank", ast.base.value);
+                return Err(Diagnostic::error(message, ast.base.span));
+            }
+            let base = match stages.earlier(&name, index) {
+                Some(earlier) => Base::Stage(earlier),
+                None if name == "scratch" => Base::Scratch,
+                None => Base::Image(name),
+            };
+            let platform = stages.platform_of(ast, &base, file, options, globals, warnings)?;
+            stages.list.push(Stage {
+                ast,
+                title: title(file, index),
+                base,
+                platform,
+            });
+            if let Some(name) = &ast.name {
+                let indexes = stages.names.entry(name.value.to_lowercase());
+                indexes.or_default().push(index);
+            }
+        }
+        stages.target = stages.find_target(options)?;
+        Ok(stages)
+    }
+
+    /// A stage built on another one has its platform; any other has what `--platform` says, or
+    /// the platform that is built for (A7.7).
+    fn platform_of(
+        &self,
+        ast: &ast::Stage,
+        base: &Base,
+        file: &Dockerfile,
+        options: &LowerOptions,
+        globals: &Scope,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<Platform, Diagnostic> {
+        let own = match &ast.platform {
+            None => options.platform.clone(),
+            Some(word) => {
+                let text = expand_from(word, file, globals, warnings)?;
+                if text.is_empty() {
+                    let message = format!("empty platform value from expression {}", word.value);
+                    return Err(Diagnostic::error(message, word.span));
+                }
+                platform::parse(&text, &options.build_platform).map_err(|error| {
+                    let message = format!("failed to parse platform {}: {error}", word.value);
+                    Diagnostic::error(message, word.span)
+                })?
+            }
+        };
+        Ok(match base {
+            Base::Stage(earlier) => self.list[*earlier].platform.clone(),
+            Base::Scratch => options.platform.clone(),
+            Base::Image(_) => own,
+        })
+    }
+
+    fn find_target(&self, options: &LowerOptions) -> Result<usize, Diagnostic> {
+        let end = self.list.len();
+        let Some(target) = &options.target else {
+            return Ok(end.saturating_sub(1));
+        };
+        self.earlier(target, end).ok_or_else(|| {
+            let names = self.list.iter().filter_map(|stage| stage.ast.name.as_ref());
+            let near = suggest(target, names.map(|name| name.value.as_str()));
+            let mut message = format!("target stage \"{target}\" could not be found");
+            if let Some(name) = near {
+                message.push_str(&format!(" (did you mean {name}?)"));
+            }
+            Diagnostic::error(message, Span::default())
+        })
+    }
+
+    /// The stages of a name before a stage, and from it on; case does not matter (A7.1, A7.2).
+    fn named(&self, name: &str, before: usize) -> (&[usize], &[usize]) {
+        let all = self
+            .names
+            .get(&name.to_lowercase())
+            .map_or(&[][..], Vec::as_slice);
+        all.split_at(all.partition_point(|&index| index < before))
+    }
+
+    /// The latest stage of a name before a stage.
+    fn earlier(&self, name: &str, before: usize) -> Option<usize> {
+        self.named(name, before).0.last().copied()
+    }
+
+    /// The stage that an instruction of the stage `current` means: an earlier one where there is
+    /// one.
+    fn any(&self, name: &str, current: usize) -> Option<usize> {
+        let (earlier, later) = self.named(name, current);
+        earlier.last().or(later.first()).copied()
+    }
+
+    /// What `--from` or `from=` in a stage stands for: an earlier stage by name or index, nothing,
+    /// or an image (A7.2, A10.1).
+    pub(super) fn lookup(&self, source: &Source, current: usize) -> Result<Base, Diagnostic> {
+        let name = &source.name.value;
+        let error = |message: String| Diagnostic::error(message, source.name.span);
+        if name.contains('$') {
+            return Err(error(match source.by {
+                Use::Copy => "variable expansion is not supported for --from, define a new stage \
+                              with FROM using ARG from global scope as a workaround"
+                    .to_owned(),
+                Use::Mount => "'from' doesn't support variable expansion, define alias stage \
+                               instead"
+                    .to_owned(),
+            }));
+        }
+        let index = if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit()) {
+            let number = name.parse().ok().filter(|number| *number < self.list.len());
+            Some(number.ok_or_else(|| error(format!("invalid stage index {name}")))?)
+        } else {
+            self.any(name, current)
+        };
+        match index {
+            Some(index) if index < current => Ok(Base::Stage(index)),
+            Some(index) if self.reaches(index, current) => {
+                let stage = self.stage_name(current);
+                Err(error(format!(
+                    "circular dependency detected on stage: {stage}"
+                )))
+            }
+            Some(_) => {
+                let stage = self.stage_name(current);
+                Err(error(match source.by {
+                    Use::Copy => format!(
+                        "cannot copy from stage \"{name}\", it needs to be defined before current \
+                         stage \"{stage}\""
+                    ),
+                    Use::Mount => format!(
+                        "cannot mount from stage \"{name}\" to \"{stage}\", stage needs to be \
+                         defined before current command"
+                    ),
+                }))
+            }
+            None if name == "scratch" => Ok(Base::Scratch),
+            None if name.eq_ignore_ascii_case("context") => {
+                Err(error("`context` is a reserved name".to_owned())
+                    .with_hint("leave `from` out to read from the build context"))
+            }
+            None => Ok(Base::Image(name.clone())),
+        }
+    }
+
+    /// A name for messages, also where progress shows none.
+    fn stage_name(&self, index: usize) -> String {
+        match &self.list[index].ast.name {
+            Some(name) => name.value.clone(),
+            None => format!("stage-{index}"),
+        }
+    }
+
+    /// Whether one stage needs another, following names in both directions of the file.
+    fn reaches(&self, from: usize, to: usize) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![from];
+        while let Some(index) = open.pop() {
+            if index == to {
+                return true;
+            }
+            if !seen.insert(index) {
+                continue;
+            }
+            if let Base::Stage(base) = self.list[index].base {
+                open.push(base);
+            }
+            for source in self.list[index].ast.instructions.iter().flat_map(sources) {
+                let name = &source.name.value;
+                let number = name.parse().ok().filter(|number| *number < self.list.len());
+                open.extend(number.or_else(|| self.any(name, index)));
+            }
+        }
+        false
+    }
+
+    /// The stages and images that the target needs, as far as the base images are known (A7.9).
+    pub(super) fn reach(&self, bases: &BaseImages) -> Result<Reached, Diagnostic> {
+        let mut reached = Reached::default();
+        let mut open = vec![self.target];
+        while let Some(index) = open.pop() {
+            if !reached.stages.insert(index) {
+                continue;
+            }
+            let stage = &self.list[index];
+            match &stage.base {
+                Base::Scratch => {}
+                Base::Stage(base) => open.push(*base),
+                Base::Image(reference) => {
+                    reached.want(reference, &stage.platform, stage.ast.base.span);
+                }
+            }
+            for trigger in self.triggers(index, bases)? {
+                for source in sources(&trigger.instruction) {
+                    let base = self.lookup(&source, index);
+                    let base = base.map_err(|error| trigger.place(error))?;
+                    let span = trigger.place.unwrap_or(source.name.span);
+                    self.follow(base, span, &mut reached, &mut open);
+                }
+            }
+            for source in stage.ast.instructions.iter().flat_map(sources) {
+                let base = self.lookup(&source, index)?;
+                self.follow(base, source.name.span, &mut reached, &mut open);
+            }
+        }
+        Ok(reached)
+    }
+
+    fn follow(&self, base: Base, span: Span, reached: &mut Reached, open: &mut Vec<usize>) {
+        match base {
+            Base::Scratch => {}
+            Base::Stage(index) => open.push(index),
+            Base::Image(reference) => reached.want(&reference, self.platform, span),
+        }
+    }
+
+    /// The `ONBUILD` triggers that fire at the start of a stage (A7.12).
+    pub(super) fn triggers(
+        &self,
+        index: usize,
+        bases: &BaseImages,
+    ) -> Result<Vec<Trigger>, Diagnostic> {
+        let stage = &self.list[index];
+        match &stage.base {
+            Base::Scratch => Ok(Vec::new()),
+            Base::Stage(base) => Ok(onbuild::of_stage(self.list[*base].ast)),
+            Base::Image(reference) => match bases.get(reference, &stage.platform) {
+                Some(image) => onbuild::of_image(&image.config, reference, stage.ast.span),
+                None => Ok(Vec::new()),
+            },
+        }
+    }
+}
+
+impl Reached {
+    fn want(&mut self, reference: &str, platform: &Platform, span: Span) {
+        let known = |wanted: &Wanted| wanted.reference == reference && wanted.platform == *platform;
+        if !self.images.iter().any(known) {
+            self.images.push(Wanted {
+                reference: reference.to_owned(),
+                platform: platform.clone(),
+                span: Some(span),
+            });
+        }
+    }
+}
+
+/// The stages and images that an instruction names.
+pub(super) fn sources(instruction: &Instruction) -> Vec<Source> {
+    match &instruction.kind {
+        Kind::Copy(copy) => {
+            let by = Use::Copy;
+            let name = copy.from.clone();
+            name.map(|name| Source { name, by }).into_iter().collect()
+        }
+        Kind::Run(run) => {
+            let by = Use::Mount;
+            let names = run.mounts.iter().filter_map(mounts::from);
+            names.map(|name| Source { name, by }).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn title(file: &Dockerfile, index: usize) -> String {
+    match &file.stages[index].name {
+        _ if file.stages.len() == 1 => String::new(),
+        Some(name) => name.value.clone(),
+        None => format!("stage-{index}"),
+    }
+}
+
+/// Expands a word of a `FROM` line in the global scope.
+fn expand_from(
+    word: &ast::Word,
+    file: &Dockerfile,
+    globals: &Scope,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<String, Diagnostic> {
+    let expanded = globals
+        .expand(&word.value, file.directives.escape)
+        .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
+    for name in expanded.undefined {
+        let mut message = format!("FROM argument '{name}' is not declared");
+        if let Some(near) = suggest(&name, globals.names()) {
+            message.push_str(&format!(" (did you mean {near}?)"));
+        }
+        warnings.push(Diagnostic::warning(
+            "UndefinedArgInFrom",
+            message,
+            word.span,
+        ));
+    }
+    Ok(expanded.value)
+}
+
+/// Warns of a base name that only works with build arguments (A7.6).
+fn warn_about_defaults(file: &Dockerfile, options: &LowerOptions, warnings: &mut Vec<Diagnostic>) {
+    // What cannot be expanded with defaults alone, `${X:?}`, is meant to need the argument.
+    let Ok(defaults) = globals::evaluate(file, options, &|_| None) else {
+        return;
+    };
+    for stage in &file.stages {
+        let base = &stage.base;
+        let Ok(name) = defaults.expand(&base.value, file.directives.escape) else {
+            continue;
+        };
+        if name.value.is_empty() || name.value.ends_with([':', '@', '/']) {
+            let message = format!(
+                "default value for ARG {} results in an empty or invalid base image name",
+                base.value
+            );
+            warnings.push(Diagnostic::warning(
+                "InvalidDefaultArgInFrom",
+                message,
+                base.span,
+            ));
+        }
+    }
+}
