@@ -21,12 +21,6 @@ pub use read::{Archive, ArchivedImage, ArchivedLayer, ArchivedManifest, Content}
 pub use spool::{open, spool};
 pub use write::ArchiveWriter;
 
-/// Annotation of a descriptor in `index.json`: the tag, or the whole name (D10.3).
-pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-/// Annotation of a descriptor in `index.json`: the whole name (D10.3).
-pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
-
 /// Why an archive cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
