@@ -11,6 +11,8 @@ mod member;
 mod oci;
 mod read;
 mod spool;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use crate::digest::{Digest, DigestError, Mismatch};

@@ -44,10 +44,21 @@ pub(super) async fn get(
     server: &str,
     patience: Duration,
 ) -> Result<Option<Login>, Failure> {
+    // A name with a slash would be run from wherever it leads.
     if helper.contains('/') {
         return Err(Failure::NotInstalled);
     }
-    let mut child = Command::new(helper)
+    ask(helper, helper, server, patience).await
+}
+
+/// The same by the path of a program.
+pub(super) async fn ask(
+    program: &str,
+    helper: &str,
+    server: &str,
+    patience: Duration,
+) -> Result<Option<Login>, Failure> {
+    let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
