@@ -4,7 +4,9 @@
 pub mod archive;
 pub mod blob;
 pub mod client;
+pub mod credentials;
 pub mod digest;
+pub mod layout;
 pub mod reference;
 pub mod section;
 pub mod spec;

@@ -60,11 +60,11 @@ impl Section {
     /// The same as a reader for tokio; it must be read in a tokio runtime.
     #[must_use]
     pub fn into_async(self) -> AsyncSection {
-        AsyncSection(State::Ready(Chunk {
+        AsyncSection(State::Ready(Box::new(Chunk {
             section: self,
             bytes: Vec::new(),
             start: 0,
-        }))
+        })))
     }
 }
 
@@ -103,8 +103,8 @@ pub struct AsyncSection(State);
 
 #[derive(Debug)]
 enum State {
-    Ready(Chunk),
-    Reading(JoinHandle<io::Result<Chunk>>),
+    Ready(Box<Chunk>),
+    Reading(JoinHandle<io::Result<Box<Chunk>>>),
     Failed,
 }
 
@@ -117,7 +117,7 @@ struct Chunk {
 
 impl Chunk {
     /// Reads the next bytes in place of those handed out.
-    fn refill(mut self) -> io::Result<Self> {
+    fn refill(mut self: Box<Self>) -> io::Result<Box<Self>> {
         self.bytes.resize(CHUNK, 0);
         let count = self.section.read(&mut self.bytes)?;
         self.bytes.truncate(count);

@@ -74,8 +74,8 @@ impl Members {
                 let extended = std::mem::take(&mut extended);
                 members.add(&header, extended, extent)?;
             }
-            let padded = extent.size.next_multiple_of(BLOCK);
-            offset = extent.offset.saturating_add(padded);
+            // All of it is in the file, so this cannot overflow.
+            offset = extent.offset + extent.size.next_multiple_of(BLOCK);
         }
         if extended.count > 0 {
             return Err(corrupt("an extended header without a member", offset));
@@ -280,7 +280,8 @@ fn extent(
         },
     };
     let start = offset + BLOCK;
-    let end = start.saturating_add(announced);
+    let padded = announced.checked_next_multiple_of(BLOCK);
+    let end = start.saturating_add(padded.unwrap_or(u64::MAX));
     if end > length {
         return Err(ArchiveError::Truncated {
             member: String::from_utf8_lossy(&header.path_bytes()).into_owned(),

@@ -11,6 +11,8 @@ mod member;
 mod oci;
 mod read;
 mod spool;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use crate::digest::{Digest, DigestError, Mismatch};
@@ -20,12 +22,6 @@ use crate::spec::{DiffId, Platform};
 pub use read::{Archive, ArchivedImage, ArchivedLayer, ArchivedManifest, Content};
 pub use spool::{open, spool};
 pub use write::ArchiveWriter;
-
-/// Annotation of a descriptor in `index.json`: the tag, or the whole name (D10.3).
-pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-
-/// Annotation of a descriptor in `index.json`: the whole name (D10.3).
-pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// Why an archive cannot be read or written.
 #[derive(Debug, thiserror::Error)]

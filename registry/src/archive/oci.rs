@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
+use super::ArchiveError;
 use super::docker::{self, Entry};
 use super::read::{
     ArchivedImage, ArchivedLayer, ArchivedManifest, Content, Documents, blob_name, check_size,
     config_platform,
 };
-use super::{ArchiveError, IMAGE_NAME, REF_NAME};
 use crate::digest::Digest;
 use crate::reference::Reference;
+use crate::spec::annotation::{IMAGE_NAME, REF_NAME};
 use crate::spec::config::ImageConfig;
 use crate::spec::media_type::{self, Compression};
 use crate::spec::{Descriptor, DiffId, Index, Manifest, Platform, Raw};
@@ -54,7 +55,10 @@ pub(super) fn images(
         images.push(ArchivedImage {
             names,
             ref_name,
-            content: Content::Oci { root, manifests },
+            content: Content::Oci {
+                root: Box::new(root),
+                manifests,
+            },
         });
     }
     Ok(images)

@@ -56,7 +56,7 @@ pub enum Content {
     /// Documents with digests of their own, as a registry has them.
     Oci {
         /// The image's manifest or index.
-        root: Descriptor,
+        root: Box<Descriptor>,
         /// The manifests of images that can be run, of all platforms; not all need be there.
         manifests: Vec<Descriptor>,
     },
@@ -258,7 +258,7 @@ impl ArchivedImage {
     #[must_use]
     pub fn root(&self) -> Option<Descriptor> {
         match &self.content {
-            Content::Oci { root, .. } => Some(root.clone()),
+            Content::Oci { root, .. } => Some((**root).clone()),
             Content::Docker(manifest) => manifest.descriptor(),
         }
     }

@@ -9,10 +9,11 @@ use std::io::{Read, Write};
 use serde::Serialize;
 use tar::{EntryType, Header};
 
+use super::ArchiveError;
 use super::read::blob_name;
-use super::{ArchiveError, IMAGE_NAME, REF_NAME};
 use crate::digest::{Digest, Verified};
 use crate::reference::Reference;
+use crate::spec::annotation::{IMAGE_NAME, REF_NAME};
 use crate::spec::platform::choose;
 use crate::spec::{Descriptor, Index, Manifest, Platform, Raw, media_type};
 

@@ -5,6 +5,7 @@
 //! again. The structs are also what kiln writes itself; their field order is the order in the
 //! JSON, maps are sorted, so that the same document always has the same bytes.
 
+pub mod annotation;
 pub mod config;
 pub mod descriptor;
 pub mod manifest;
