@@ -3,5 +3,8 @@
 
 pub mod blob;
 pub mod client;
+pub mod credentials;
 pub mod digest;
+pub mod reference;
 pub mod spec;
+pub mod transfer;
