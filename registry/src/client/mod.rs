@@ -1,6 +1,370 @@
-//! The registry client.
+//! The registry client: the distribution specification's client side, on HTTP.
+//!
+//! Every request goes one way: [`Repository`] (`pull`, `push`, `resolve`) says what is wanted,
+//! `transport` finds the host's scheme, adds credentials (`challenge`, `auth`) and tries again
+//! (`retry`), `wire` does one exchange and sees that it moves, `tls` holds the connections.
 
-/// Why a request to a registry failed.
-#[derive(Debug, thiserror::Error)]
-#[error("not written yet")]
-pub struct ClientError;
+mod auth;
+mod challenge;
+mod error;
+mod mount;
+mod platform;
+mod pull;
+mod push;
+mod resolve;
+mod retry;
+mod tls;
+mod transport;
+mod upload;
+mod wire;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub use error::{ClientError, Refusal};
+pub use resolve::Resolved;
+
+use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put};
+use crate::credentials::{Keychain, Login};
+use crate::digest::Digest;
+use crate::reference::Reference;
+use crate::spec::Descriptor;
+use mount::Seen;
+use transport::{Endpoint, Transport, lock};
+
+/// The host behind the name `docker.io`.
+const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// Another place to pull a registry's images from (D4.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// The registry it stands for, `docker.io`.
+    pub registry: String,
+    /// Its address, `http://127.0.0.1:5000` or `https://mirror.example/prefix`.
+    pub url: String,
+}
+
+/// Something worth telling while a request goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A request failed and is tried again.
+    Retry {
+        /// The wait before that.
+        wait: Duration,
+        /// How it failed.
+        reason: String,
+    },
+    /// A mirror could not serve; the next one, or the registry itself, is asked.
+    Mirror {
+        /// The mirror's address.
+        address: String,
+        /// How it failed.
+        reason: String,
+    },
+    /// A registry wants the user to know something (D6.2).
+    Warning(String),
+}
+
+/// Who is told about [`Notice`]s; nobody by default.
+#[derive(Clone, Default)]
+pub struct Observer(Option<Arc<dyn Fn(&Notice) + Send + Sync>>);
+
+impl Observer {
+    /// An observer that calls a function.
+    pub fn new(tell: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(tell)))
+    }
+
+    fn tell(&self, notice: &Notice) {
+        if let Some(tell) = &self.0 {
+            tell(notice);
+        }
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").finish_non_exhaustive()
+    }
+}
+
+/// How a [`Client`] behaves; `ClientOptions { keychain, ..ClientOptions::default() }`.
+pub struct ClientOptions {
+    /// Where credentials come from.
+    pub keychain: Keychain,
+    /// Credentials that go before the keychain's, by registry, as for checking new ones.
+    pub logins: BTreeMap<String, Login>,
+    /// Mirrors, asked in order, for pulls only.
+    pub mirrors: Vec<Mirror>,
+    /// Registries (`host` or `host:port`) whose certificate is not checked and that may speak
+    /// plain http; loopback addresses always may.
+    pub insecure: Vec<String>,
+    /// Sent as `User-Agent`.
+    pub user_agent: String,
+    /// PEM files of CA certificates to trust, besides the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// How often a request is tried again.
+    pub retries: u32,
+    /// The wait before the first retry, at most; it doubles each time.
+    pub retry_delay: Duration,
+    /// The longest wait that a registry may ask for.
+    pub patience: Duration,
+    /// A request without a byte moving for this long has failed.
+    pub stall: Duration,
+    /// Who is told about retries, mirrors and warnings.
+    pub observer: Observer,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            keychain: Keychain::anonymous(),
+            logins: BTreeMap::new(),
+            mirrors: Vec::new(),
+            insecure: Vec::new(),
+            user_agent: concat!("kiln/", env!("CARGO_PKG_VERSION")).to_owned(),
+            ca_files: Vec::new(),
+            retries: 5,
+            retry_delay: Duration::from_secs(1),
+            patience: Duration::from_secs(600),
+            stall: Duration::from_secs(60),
+            observer: Observer::default(),
+        }
+    }
+}
+
+impl fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientOptions")
+            .field("mirrors", &self.mirrors)
+            .field("insecure", &self.insecure)
+            .field("user_agent", &self.user_agent)
+            .field("ca_files", &self.ca_files)
+            .field("retries", &self.retries)
+            .field("stall", &self.stall)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A client of all registries; cheap to clone, its clones share connections and tokens.
+#[derive(Clone, Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    transport: Transport,
+    mirrors: Vec<Mirror>,
+    seen: Seen,
+}
+
+impl Client {
+    /// A client; nothing is read or connected before it is wanted.
+    #[must_use]
+    pub fn new(options: ClientOptions) -> Self {
+        let policy = retry::Policy {
+            retries: options.retries,
+            delay: options.retry_delay,
+            ceiling: Duration::from_secs(30).max(options.retry_delay),
+            patience: options.patience,
+        };
+        let wire = wire::Wire {
+            connections: tls::Connections::new(
+                options.insecure,
+                options.ca_files,
+                options.user_agent,
+            ),
+            stall: options.stall,
+        };
+        let auth = auth::Auth::new(options.keychain, options.logins, policy);
+        Self {
+            shared: Arc::new(Shared {
+                transport: Transport::new(wire, policy, auth, options.observer),
+                mirrors: options.mirrors,
+                seen: Seen::default(),
+            }),
+        }
+    }
+
+    /// The repository that a reference names; tag and digest do not matter.
+    #[must_use]
+    pub fn repository(&self, reference: &Reference) -> Repository {
+        let (registry, repository) = (&reference.registry, &reference.repository);
+        let mirrors = self.shared.mirrors.iter();
+        Repository {
+            shared: self.shared.clone(),
+            registry: registry.clone(),
+            repository: repository.clone(),
+            mirrors: mirrors
+                .filter(|mirror| mirror.registry == *registry)
+                .map(|mirror| Endpoint::mirror(mirror, repository))
+                .collect(),
+            origin: Endpoint::origin(registry, repository),
+            distrusted: Arc::default(),
+        }
+    }
+
+    /// Remembers that a repository holds a blob, so that pushes to its neighbours in the same
+    /// registry need not send it (D7.4). What the client itself reads and writes, it remembers.
+    pub fn remember(&self, repository: &Reference, blob: Digest) {
+        let (registry, name) = (&repository.registry, &repository.repository);
+        self.shared.seen.add(registry, name, blob);
+    }
+
+    /// Asks a registry whether it accepts the credentials for it (D2.6).
+    ///
+    /// # Errors
+    /// [`ClientError`] when it does not, or cannot be asked.
+    pub async fn check_login(&self, registry: &str) -> Result<(), ClientError> {
+        let endpoint = Endpoint::origin(registry, "");
+        self.shared.transport.check(&endpoint).await
+    }
+
+    /// The warnings that registries have sent so far, each once (D6.2).
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.shared.transport.warnings()
+    }
+}
+
+/// One repository of a registry, as the source or sink of a transfer.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    shared: Arc<Shared>,
+    registry: String,
+    repository: String,
+    mirrors: Vec<Endpoint>,
+    origin: Endpoint,
+    /// Blobs that the registry said to have, and then did not know.
+    distrusted: Arc<Mutex<HashSet<Digest>>>,
+}
+
+impl Repository {
+    fn transport(&self) -> &Transport {
+        &self.shared.transport
+    }
+
+    /// Where to read from, in order.
+    fn places(&self) -> impl Iterator<Item = &Endpoint> {
+        self.mirrors.iter().chain([&self.origin])
+    }
+
+    fn remember(&self, blob: Digest) {
+        self.shared.seen.add(&self.registry, &self.repository, blob);
+    }
+
+    fn distrusts(&self, blob: Digest) -> bool {
+        lock(&self.distrusted).contains(&blob)
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)
+    }
+}
+
+impl Endpoint {
+    fn origin(registry: &str, repository: &str) -> Self {
+        let address = match registry {
+            "docker.io" | "index.docker.io" => DOCKER_HUB_HOST,
+            other => other,
+        };
+        Self {
+            registry: registry.to_owned(),
+            address: address.to_owned(),
+            repository: repository.to_owned(),
+        }
+    }
+
+    fn mirror(mirror: &Mirror, repository: &str) -> Self {
+        let (scheme, rest) = match mirror.url.split_once("://") {
+            Some((scheme, rest)) => (Some(scheme), rest),
+            None => (None, mirror.url.as_str()),
+        };
+        let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.trim_matches('/');
+        Self {
+            registry: host.to_owned(),
+            address: scheme.map_or_else(|| host.to_owned(), |scheme| format!("{scheme}://{host}/")),
+            repository: if prefix.is_empty() {
+                repository.to_owned()
+            } else {
+                format!("{prefix}/{repository}")
+            },
+        }
+    }
+}
+
+impl BlobSource for Repository {
+    fn open<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+        Box::pin(pull::open(self, blob, offset))
+    }
+}
+
+impl BlobSink for Repository {
+    /// Puts a blob; foreign layers stay where they are and count as existing (D7.5).
+    fn put<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        source: &'a dyn BlobSource,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, Result<Put, BlobError>> {
+        Box::pin(push::put(self, blob, source, progress))
+    }
+
+    fn put_manifest<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        bytes: &'a [u8],
+        tag: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), BlobError>> {
+        Box::pin(async move { Ok(push::put_manifest(self, descriptor, bytes, tag).await?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d4_3_mirrors_are_for_their_registry_only() {
+        let client = Client::new(ClientOptions {
+            mirrors: vec![
+                Mirror {
+                    registry: "docker.io".to_owned(),
+                    url: "http://127.0.0.1:5000".to_owned(),
+                },
+                Mirror {
+                    registry: "docker.io".to_owned(),
+                    url: "https://mirror.example/hub/".to_owned(),
+                },
+            ],
+            ..ClientOptions::default()
+        });
+        let places = |text: &str| -> Vec<String> {
+            let repository = client.repository(&Reference::parse(text).unwrap());
+            repository
+                .places()
+                .map(|place| format!("{} {}", place.address, place.repository))
+                .collect()
+        };
+        assert_eq!(
+            places("busybox"),
+            [
+                "http://127.0.0.1:5000/ library/busybox",
+                "https://mirror.example/ hub/library/busybox",
+                "registry-1.docker.io library/busybox",
+            ]
+        );
+        assert_eq!(places("quay.io/a/b"), ["quay.io a/b"]);
+    }
+}

@@ -1,0 +1,615 @@
+//! What can go wrong between kiln and a registry, in a form a caller can act on.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::{Method, Url};
+use serde::Deserialize;
+
+use crate::credentials::CredentialsError;
+use crate::digest::{Digest, Mismatch};
+
+/// Why a request to a registry failed.
+///
+/// No message and no field holds a secret: URLs are kept without user, password and query.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The registry answered with an error (D6.1).
+    #[error(transparent)]
+    Refused(Box<Refusal>),
+    /// No connection could be made.
+    #[error("cannot connect to `{url}`")]
+    Connect {
+        /// The address asked.
+        url: String,
+        /// Why not.
+        source: reqwest::Error,
+    },
+    /// The connection broke.
+    #[error("{method} `{url}` failed")]
+    Network {
+        /// The method of the request.
+        method: Method,
+        /// Its address.
+        url: String,
+        /// What broke.
+        source: reqwest::Error,
+    },
+    /// Nothing moved for too long.
+    #[error("{method} `{url}` made no progress for {seconds} s")]
+    Stalled {
+        /// The method of the request.
+        method: Method,
+        /// Its address.
+        url: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The token service gave no token.
+    #[error("cannot get a token for `{registry}` from `{realm}`")]
+    Token {
+        /// The registry the token is for.
+        registry: String,
+        /// Address of the token service.
+        realm: String,
+        /// What it answered.
+        source: Box<Self>,
+    },
+    /// The token service answered without a usable token.
+    #[error("`{realm}` answered without a usable token for `{registry}`")]
+    NoToken {
+        /// The registry the token is for.
+        registry: String,
+        /// Address of the token service.
+        realm: String,
+    },
+    /// Credentials may not be sent there (D3.4).
+    #[error("`{registry}` asks to send credentials to `{realm}`, which is neither https nor local")]
+    UnsafeRealm {
+        /// The registry.
+        registry: String,
+        /// Where it wants credentials sent.
+        realm: String,
+    },
+    /// The credentials could not be read.
+    #[error("cannot read the credentials for `{registry}`")]
+    Credentials {
+        /// The registry they are for.
+        registry: String,
+        /// Why not.
+        source: CredentialsError,
+    },
+    /// What arrived is not what was announced.
+    #[error("`{url}` does not hold what was announced")]
+    Mismatch {
+        /// Where it came from.
+        url: String,
+        /// What differs.
+        source: Mismatch,
+    },
+    /// The registry ended its answer too early.
+    #[error("`{url}` ended after {actual} of {expected} bytes")]
+    CutShort {
+        /// What was read.
+        url: String,
+        /// Its size, bytes.
+        expected: u64,
+        /// What came, bytes.
+        actual: u64,
+    },
+    /// The registry says it stored something else than was sent.
+    #[error("the registry stored `{url}` as {actual}, but {expected} was sent")]
+    StoredDigest {
+        /// The manifest.
+        url: String,
+        /// Digest of what was sent.
+        expected: Digest,
+        /// Digest in the registry's answer.
+        actual: Digest,
+    },
+    /// An answer is larger than kiln accepts.
+    #[error("`{url}` is larger than {limit} bytes")]
+    TooLarge {
+        /// What was read.
+        url: String,
+        /// The limit, bytes.
+        limit: usize,
+    },
+    /// A document cannot be understood.
+    #[error("`{url}` is no valid {what}")]
+    Document {
+        /// Where it came from.
+        url: String,
+        /// What was expected.
+        what: &'static str,
+        /// Where it goes wrong.
+        source: serde_json::Error,
+    },
+    /// The registry broke the protocol.
+    #[error("unexpected answer to {method} `{url}`: {problem}")]
+    Protocol {
+        /// The method of the request.
+        method: Method,
+        /// Its address.
+        url: String,
+        /// What is wrong with the answer.
+        problem: String,
+    },
+    /// The image is in docker's first format (D5.6).
+    #[error("`{reference}` is a schema 1 image, which is not supported")]
+    Schema1 {
+        /// The image.
+        reference: String,
+    },
+    /// The reference names something that is no image.
+    #[error("`{reference}` is no image: unsupported media type `{media_type}`")]
+    NotAnImage {
+        /// The reference.
+        reference: String,
+        /// What it is.
+        media_type: String,
+    },
+    /// The index has no image for the platform (A7.8).
+    #[error(
+        "no match for platform in manifest: `{reference}` has no image for `{wanted}`, only for {available}"
+    )]
+    NoPlatform {
+        /// The index.
+        reference: String,
+        /// The platform asked for.
+        wanted: String,
+        /// The platforms it has, for people.
+        available: String,
+    },
+    /// A redirect or upload location would leave https.
+    #[error("refused to go from https to `{to}`")]
+    Downgrade {
+        /// The plain address.
+        to: String,
+    },
+    /// The tag is taken by other content and cannot be moved.
+    #[error("tag `{tag}` cannot be moved: it names {existing}, not {pushed}")]
+    TagTaken {
+        /// The tag, with its repository.
+        tag: String,
+        /// What it names.
+        existing: Digest,
+        /// What was to be pushed.
+        pushed: Digest,
+        /// How the registry refused.
+        source: Box<Self>,
+    },
+    /// A configured address is no URL.
+    #[error("`{0}` is no valid registry address")]
+    Address(String),
+    /// A file of CA certificates cannot be read.
+    #[error("cannot read CA certificates from `{path}`")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of CA certificates holds none, or malformed ones.
+    #[error("`{path}` holds no usable CA certificates")]
+    CaContent {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, where that is known.
+        source: Option<reqwest::Error>,
+    },
+    /// The TLS or HTTP library could not be set up.
+    #[error("cannot set up the connection settings")]
+    Setup(#[source] reqwest::Error),
+}
+
+/// An error answer of a registry (D6.1).
+#[derive(Debug, thiserror::Error)]
+#[error("{method} `{url}`: {status}{}{}", tail(" ", code.as_deref()), tail(": ", Some(message.as_str())))]
+pub struct Refusal {
+    /// The method of the request.
+    pub method: Method,
+    /// Its address, without the query.
+    pub url: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// The registry's own code, such as `NAME_UNKNOWN`.
+    pub code: Option<String>,
+    /// What the registry says about it; control characters are removed.
+    pub message: String,
+    /// Digests that the error's detail names.
+    pub digests: Vec<Digest>,
+    /// How long the registry wants to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+fn tail(lead: &str, text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty())
+        .map_or_else(String::new, |text| format!("{lead}{text}"))
+}
+
+#[derive(Default, Deserialize)]
+struct Envelope {
+    #[serde(default)]
+    errors: Vec<Entry>,
+    // Token services use their own forms: `details` (docker) or `error_description` (OAuth).
+    #[serde(default)]
+    details: Option<String>,
+    #[serde(default)]
+    error: Option<String>,
+    #[serde(default)]
+    error_description: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(default)]
+    code: Option<String>,
+    #[serde(default)]
+    message: Option<String>,
+    #[serde(default)]
+    detail: serde_json::Value,
+}
+
+impl Refusal {
+    /// Reads an error answer; a body that is no JSON envelope (proxies, login pages) is cut short.
+    pub(super) fn new(method: &Method, url: &Url, status: u16, body: &[u8]) -> Self {
+        let envelope: Option<Envelope> = serde_json::from_slice(body).ok();
+        let mut code = None;
+        let mut digests = Vec::new();
+        let message = match envelope {
+            Some(envelope) if !envelope.errors.is_empty() => {
+                code = envelope.errors.iter().find_map(|entry| entry.code.clone());
+                for entry in &envelope.errors {
+                    collect_digests(&entry.detail, &mut digests, 4);
+                }
+                let messages: Vec<&str> = envelope.errors.iter().filter_map(Entry::text).collect();
+                messages.join("; ")
+            }
+            Some(envelope) => {
+                code = envelope.error.clone();
+                envelope
+                    .error_description
+                    .or(envelope.details)
+                    .or(envelope.message)
+                    .unwrap_or_default()
+            }
+            None => plain_text(body),
+        };
+        Self {
+            method: method.clone(),
+            url: redact(url),
+            status,
+            code: code.map(|code| clean(&code, 64)),
+            message: clean(&message, 500),
+            digests,
+            retry_after: None,
+        }
+    }
+}
+
+impl Entry {
+    fn text(&self) -> Option<&str> {
+        let detail = self.detail.as_str();
+        self.message
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .or(detail)
+    }
+}
+
+/// Collects the digests in an error's detail, which registries shape as they like.
+fn collect_digests(value: &serde_json::Value, found: &mut Vec<Digest>, depth: u8) {
+    use serde_json::Value;
+    if depth == 0 || found.len() >= 64 {
+        return;
+    }
+    match value {
+        Value::String(text) => found.extend(text.parse::<Digest>()),
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| collect_digests(item, found, depth - 1)),
+        Value::Object(members) => members
+            .values()
+            .for_each(|item| collect_digests(item, found, depth - 1)),
+        _ => {}
+    }
+}
+
+/// The first line of a body that is text and not a page of HTML.
+fn plain_text(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim_start();
+    if text.starts_with('<') {
+        return String::new();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Foreign text without control characters, at most `limit` characters.
+pub(super) fn clean(text: &str, limit: usize) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(limit)
+        .collect()
+}
+
+/// An address without user, password, query and fragment, any of which may hold a secret.
+pub(super) fn redact(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // Both fail only for addresses that cannot have them.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.to_string()
+}
+
+impl ClientError {
+    /// Tells apart a failure to connect from a break later on, and drops the address, which may
+    /// hold a secret, from the library's error.
+    pub(super) fn network(method: &Method, url: &Url, source: reqwest::Error) -> Self {
+        let url = redact(url);
+        if source.is_connect() {
+            return Self::Connect {
+                url,
+                source: source.without_url(),
+            };
+        }
+        Self::Network {
+            method: method.clone(),
+            url,
+            source: source.without_url(),
+        }
+    }
+
+    pub(super) fn protocol(method: &Method, url: &Url, problem: impl Into<String>) -> Self {
+        Self::Protocol {
+            method: method.clone(),
+            url: redact(url),
+            problem: problem.into(),
+        }
+    }
+
+    /// The HTTP status of the registry's answer, where there was one.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.status),
+            Self::Token { source, .. } | Self::TagTaken { source, .. } => source.status(),
+            _ => None,
+        }
+    }
+
+    /// The registry's own error code, such as `MANIFEST_UNKNOWN`, where there was one.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refusal) => refusal.code.as_deref(),
+            Self::Token { source, .. } | Self::TagTaken { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether the registry says that the thing does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.status == 404)
+    }
+
+    /// Whether a manifest was refused because the registry does not know a blob of it.
+    #[must_use]
+    pub fn is_blob_unknown(&self) -> bool {
+        matches!(self.code(), Some("MANIFEST_BLOB_UNKNOWN" | "BLOB_UNKNOWN"))
+    }
+
+    /// Whether trying again later may help (D6.4).
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            // 501 and 505 say "never"; 499 and 522 are proxies giving up.
+            Self::Refused(refusal) => {
+                matches!(
+                    refusal.status,
+                    408 | 429 | 499 | 500 | 502 | 503 | 504 | 520..=529
+                )
+            }
+            Self::Connect { .. } => {
+                let text = self.chain();
+                !(text.contains("Connection refused")
+                    || is_tls_problem(&text)
+                    || is_unknown_host(&text))
+            }
+            Self::Network { source, .. } => !source.is_builder(),
+            Self::Stalled { .. } | Self::CutShort { .. } => true,
+            Self::Token { source, .. } => source.is_transient(),
+            _ => false,
+        }
+    }
+
+    /// The messages of the causes, for looking at what the libraries keep to themselves.
+    pub(super) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
+    /// What the user could do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused(refusal) => refusal.hint(),
+            Self::Connect { url, .. } => connect_hint(&self.chain(), url),
+            Self::Stalled { .. } | Self::CutShort { .. } => Some("the network or the registry hangs; run the command again to go on".to_owned()),
+            Self::Token { registry, source, .. } => match source.status() {
+                Some(401 | 403) => Some(login_hint(registry)),
+                _ => source.hint(),
+            },
+            Self::Schema1 { .. } => Some(
+                "pull it with an old docker and push it again, or rebuild it, as a docker v2 or OCI image".to_owned(),
+            ),
+            Self::NoPlatform { .. } => Some("choose one of them with `--platform`".to_owned()),
+            Self::Downgrade { .. } => Some(
+                "the registry seems to stand behind a proxy that does not tell it about https (X-Forwarded-Proto)".to_owned(),
+            ),
+            Self::TagTaken { .. } => Some("tags of this repository are immutable: push under another tag".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl Refusal {
+    fn host(&self) -> String {
+        Url::parse(&self.url)
+            .ok()
+            .and_then(|url| url.host_str().map(str::to_owned))
+            .map_or_else(
+                || self.url.clone(),
+                |host| {
+                    if host == super::DOCKER_HUB_HOST {
+                        "docker.io".to_owned()
+                    } else {
+                        host
+                    }
+                },
+            )
+    }
+
+    fn hint(&self) -> Option<String> {
+        let writes = !matches!(self.method, Method::GET | Method::HEAD);
+        match (self.status, self.code.as_deref()) {
+            (_, Some("NAME_UNKNOWN")) | (404, _) if writes => {
+                Some("the repository does not exist: create it in the registry first".to_owned())
+            }
+            (401, _) => Some(login_hint(&self.host())),
+            (403, _) if writes => Some(format!(
+                "the account may not push there, or the repository does not exist; {}",
+                login_hint(&self.host())
+            )),
+            (403, _) => Some(login_hint(&self.host())),
+            (404, _) => Some(
+                "check the name and the tag; private repositories also look like this".to_owned(),
+            ),
+            (429, _) => Some(format!(
+                "the registry limits how much may be asked; {} to get a higher limit, or use a mirror",
+                login_hint(&self.host())
+            )),
+            (413, _) => {
+                Some("the registry, or a proxy before it, limits the size of a request".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn login_hint(registry: &str) -> String {
+    format!("log in with `kiln login {registry}`")
+}
+
+/// The TLS library's reasons that another attempt does not change.
+fn is_tls_problem(text: &str) -> bool {
+    text.contains("invalid peer certificate")
+        || text.contains("InvalidContentType")
+        || text.contains("peer is incompatible")
+}
+
+/// A name that the resolver knows not to exist; "try again" answers are left out on purpose.
+fn is_unknown_host(text: &str) -> bool {
+    text.contains("Name or service not known")
+        || text.contains("Name does not resolve")
+        || text.contains("No address associated")
+}
+
+fn connect_hint(chain: &str, url: &str) -> Option<String> {
+    let has = |text: &str| chain.contains(text);
+    let hint = if has("InvalidContentType") {
+        "the server speaks plain http, not https: name it as an insecure registry".to_owned()
+    } else if has("UnknownIssuer") {
+        "the certificate's authority is not known: add it with SSL_CERT_FILE or as a CA file"
+            .to_owned()
+    } else if has("Expired") || has("NotValidYet") {
+        "the certificate's dates do not fit: check the clock of this machine and the registry's certificate".to_owned()
+    } else if has("NotValidForName") {
+        "the certificate belongs to another host name".to_owned()
+    } else if has("Connection refused") {
+        format!("nothing listens at `{url}`: is the registry running, and the port right?")
+    } else if is_unknown_host(chain) {
+        "the host name does not exist: check the name of the registry".to_owned()
+    } else if has("failed to lookup") || has("dns error") {
+        "the host name cannot be looked up: check the network and the name servers".to_owned()
+    } else {
+        return None;
+    };
+    Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(status: u16, body: &str) -> Refusal {
+        let url = Url::parse("https://user:pw@r.example/v2/a/manifests/1?token=s3cret#f").unwrap();
+        Refusal::new(&Method::GET, &url, status, body.as_bytes())
+    }
+
+    #[test]
+    fn d6_1_envelopes_of_every_kind() {
+        let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"1"}}]}"#;
+        assert_eq!(
+            refusal(404, body).to_string(),
+            "GET `https://r.example/v2/a/manifests/1`: 404 MANIFEST_UNKNOWN: manifest unknown"
+        );
+        assert_eq!(
+            refusal(401, r#"{"details":"incorrect username or password"}"#).message,
+            "incorrect username or password"
+        );
+        assert_eq!(
+            refusal(
+                400,
+                r#"{"error":"invalid_grant","error_description":"expired"}"#
+            )
+            .code
+            .as_deref(),
+            Some("invalid_grant")
+        );
+        assert_eq!(refusal(502, "<html>bad</html>").message, "");
+        assert_eq!(
+            refusal(502, "upstream\u{1b}[31m gone\nmore").message,
+            "upstream[31m gone"
+        );
+        assert_eq!(refusal(500, r#"{"errors":null}"#).status, 500);
+    }
+
+    #[test]
+    fn secrets_in_addresses_are_not_kept() {
+        let text = format!("{:?}", refusal(500, ""));
+        assert!(!text.contains("s3cret") && !text.contains("pw"), "{text}");
+    }
+
+    #[test]
+    fn the_digests_of_unknown_blobs_are_found() {
+        let digest = Digest::of(b"x");
+        let body = format!(
+            r#"{{"errors":[{{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown","detail":{{"digest":"{digest}"}}}}]}}"#
+        );
+        assert_eq!(refusal(404, &body).digests, [digest]);
+    }
+
+    #[test]
+    fn d6_4_what_is_tried_again() {
+        for status in [408, 429, 500, 502, 503, 504] {
+            assert!(ClientError::Refused(Box::new(refusal(status, ""))).is_transient());
+        }
+        for status in [400, 401, 403, 404, 405, 409, 413, 416, 501] {
+            assert!(!ClientError::Refused(Box::new(refusal(status, ""))).is_transient());
+        }
+    }
+}

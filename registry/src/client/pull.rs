@@ -1,0 +1,360 @@
+//! Blobs out of a registry: streamed, verified as they come, taken up again where they break off
+//! (D5.3).
+
+use std::io;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::{StatusCode, Url};
+use tokio::time::sleep;
+use tokio_util::io::StreamReader;
+
+use super::challenge::Scopes;
+use super::error::{ClientError, redact};
+use super::retry::Backoff;
+use super::transport::{Answer, Endpoint};
+use super::wire::{Request, io_error};
+use super::{Notice, Repository};
+use crate::blob::{BlobError, BlobReader};
+use crate::digest::{Mismatch, Verifier};
+use crate::spec::Descriptor;
+use crate::spec::media_type::{is_index, is_manifest, is_nondistributable};
+
+/// Opens a blob, an embedded document or a manifest.
+pub(super) async fn open(
+    repository: &Repository,
+    blob: &Descriptor,
+    offset: u64,
+) -> Result<BlobReader, BlobError> {
+    if let Some(bytes) = embedded(blob) {
+        return Ok(from_memory(&bytes, offset));
+    }
+    if is_manifest(&blob.media_type) || is_index(&blob.media_type) {
+        let name = blob.digest.to_string();
+        let found = repository.manifest(&name, Some(blob.digest)).await;
+        let bytes = found
+            .map_err(|error| not_found(repository, blob, error))?
+            .bytes;
+        let mut verifier = Verifier::new(blob.digest, blob.size);
+        verifier.update(&bytes)?;
+        verifier.finish()?;
+        return Ok(from_memory(&bytes, offset));
+    }
+    if offset >= blob.size && offset > 0 {
+        return Ok(from_memory(&[], 0));
+    }
+    let mut download = Download::new(repository.clone(), blob.clone(), offset);
+    let started = download.start().await;
+    started.map_err(|error| not_found(repository, blob, error))?;
+    repository.remember(blob.digest);
+    let pieces = stream::try_unfold(download, |mut download| async move {
+        let piece = download.next().await.map_err(io_error)?;
+        Ok::<_, io::Error>(piece.map(|piece| (piece, download)))
+    });
+    Ok(Box::new(StreamReader::new(Box::pin(pieces))))
+}
+
+/// The content that a descriptor carries itself, where that is what it says.
+fn embedded(blob: &Descriptor) -> Option<Vec<u8>> {
+    let bytes = STANDARD.decode(blob.data.as_deref()?).ok()?;
+    let mut verifier = Verifier::new(blob.digest, blob.size);
+    verifier.update(&bytes).ok()?;
+    verifier.finish().ok()?;
+    Some(bytes)
+}
+
+fn from_memory(bytes: &[u8], offset: u64) -> BlobReader {
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    Box::new(io::Cursor::new(bytes[start..].to_vec()))
+}
+
+fn not_found(repository: &Repository, blob: &Descriptor, error: ClientError) -> BlobError {
+    match error {
+        error if error.is_not_found() => BlobError::NotFound(blob.digest, repository.to_string()),
+        ClientError::Mismatch { source, .. } => BlobError::Mismatch(source),
+        error => BlobError::Client(error),
+    }
+}
+
+/// Where a blob can be had.
+#[derive(Debug)]
+enum Place {
+    Registry(Endpoint),
+    /// An address that a foreign layer names itself; it is asked without credentials.
+    Foreign(Url),
+}
+
+/// A blob on its way.
+#[derive(Debug)]
+struct Download {
+    repository: Repository,
+    blob: Descriptor,
+    places: Vec<Place>,
+    /// Bytes of the blob handed out, or left out as the caller wished.
+    position: u64,
+    /// Bytes of the present answer that came before `position`.
+    skip: u64,
+    /// Checks the whole blob; nothing is checked when it was not wanted from its beginning.
+    verifier: Option<Verifier>,
+    answer: Option<Answer>,
+    backoff: Backoff,
+    finished: bool,
+}
+
+impl Download {
+    fn new(repository: Repository, blob: Descriptor, offset: u64) -> Self {
+        let mut places: Vec<Place> = repository.places().cloned().map(Place::Registry).collect();
+        if is_nondistributable(&blob.media_type) {
+            let connections = &repository.transport().wire.connections;
+            let urls = blob.urls.iter().filter_map(|url| Url::parse(url).ok());
+            let safe = urls.filter(|url| url.scheme() == "https" || connections.is_insecure(url));
+            places.extend(safe.map(Place::Foreign));
+        }
+        Self {
+            verifier: (offset == 0).then(|| Verifier::new(blob.digest, blob.size)),
+            backoff: Backoff::new(repository.transport().policy),
+            repository,
+            blob,
+            places,
+            position: offset,
+            skip: 0,
+            answer: None,
+            finished: false,
+        }
+    }
+
+    /// Asks for the rest of the blob, at the first place that has it.
+    async fn start(&mut self) -> Result<(), ClientError> {
+        loop {
+            let Some(place) = self.places.first() else {
+                return Err(ClientError::Address(self.repository.to_string()));
+            };
+            let asked = match self.ask(place).await {
+                Ok(answer) => self.accept(&answer).map(|skip| (answer, skip)),
+                Err(error) => Err(error),
+            };
+            let error = match asked {
+                Ok((answer, skip)) => {
+                    (self.answer, self.skip) = (Some(answer), skip);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            if self.places.len() == 1 {
+                return Err(error);
+            }
+            let failed = self.places.remove(0);
+            if let Place::Registry(place) = &failed {
+                self.repository.passed_over(place, error);
+            }
+        }
+    }
+
+    async fn ask(&self, place: &Place) -> Result<Answer, ClientError> {
+        let transport = self.repository.transport();
+        let mut request = match place {
+            Place::Registry(endpoint) => {
+                let digest = self.blob.digest.to_string();
+                Request::get(transport.url(endpoint, &["blobs", &digest]).await?)
+            }
+            Place::Foreign(url) => Request::get(url.clone()),
+        };
+        if self.position > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={}-", self.position));
+            request
+                .headers
+                .extend(range.ok().map(|range| (RANGE, range)));
+        }
+        match place {
+            Place::Registry(endpoint) => {
+                let scopes = Scopes::pull(&endpoint.repository);
+                transport.call(endpoint, &scopes, &request).await
+            }
+            Place::Foreign(_) => {
+                let (url, response) = transport.wire.follow(&request).await?;
+                if response.status().is_success() {
+                    return Ok(Answer {
+                        method: request.method,
+                        url,
+                        response,
+                    });
+                }
+                Err(transport
+                    .wire
+                    .refusal(&request.method, &url, response)
+                    .await)
+            }
+        }
+    }
+
+    /// How much of an answer's body comes before what was asked for.
+    fn accept(&self, answer: &Answer) -> Result<u64, ClientError> {
+        let wrong = |problem: String| ClientError::protocol(&answer.method, &answer.url, problem);
+        match answer.response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = answer.header(CONTENT_RANGE).unwrap_or_default();
+                match content_range(range) {
+                    Some((start, total))
+                        if start == self.position && total.is_none_or(|t| t == self.blob.size) =>
+                    {
+                        Ok(0)
+                    }
+                    _ => Err(wrong(format!(
+                        "asked for the bytes from {} of {}, got `{}`",
+                        self.position,
+                        self.blob.size,
+                        super::error::clean(range, 80)
+                    ))),
+                }
+            }
+            // The server does not know ranges: everything comes again.
+            StatusCode::OK => {
+                let length = answer
+                    .header(CONTENT_LENGTH)
+                    .and_then(|text| text.parse().ok());
+                match length {
+                    Some(actual) if actual != self.blob.size => {
+                        Err(self.mismatch(answer, self.wrong_size(actual, false)))
+                    }
+                    _ => Ok(self.position),
+                }
+            }
+            status => Err(wrong(format!("status {status} for a blob"))),
+        }
+    }
+
+    fn wrong_size(&self, actual: u64, more: bool) -> Mismatch {
+        Mismatch::Size {
+            digest: self.blob.digest,
+            expected: self.blob.size,
+            actual,
+            more,
+        }
+    }
+
+    fn mismatch(&self, answer: &Answer, source: Mismatch) -> ClientError {
+        ClientError::Mismatch {
+            url: redact(&answer.url),
+            source,
+        }
+    }
+
+    /// The next bytes; `None` at the end, when size and digest were right.
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while !self.finished {
+            let error = match self.read().await {
+                Ok(Some(piece)) if piece.is_empty() => continue,
+                Ok(Some(piece)) => {
+                    self.backoff.reset();
+                    return Ok(Some(piece));
+                }
+                Ok(None) => return Ok(None),
+                Err(error) => error,
+            };
+            self.answer = None;
+            let Some(wait) = self.backoff.next(&error) else {
+                return Err(error);
+            };
+            let transport = self.repository.transport();
+            transport.notice(&Notice::Retry {
+                wait,
+                reason: error.chain(),
+            });
+            sleep(wait).await;
+            self.start().await?;
+        }
+        Ok(None)
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let Some(mut answer) = self.answer.take() else {
+            return Ok(None);
+        };
+        let (method, url) = (answer.method.clone(), answer.url.clone());
+        let wire = &self.repository.transport().wire;
+        let Some(mut piece) = wire.chunk(&method, &url, &mut answer.response).await? else {
+            return self.end(&answer).map(|()| None);
+        };
+        let before = usize::try_from(self.skip)
+            .unwrap_or(usize::MAX)
+            .min(piece.len());
+        self.skip -= before as u64;
+        let piece = piece.split_off(before);
+        let seen = self.position + piece.len() as u64;
+        if seen > self.blob.size {
+            return Err(self.mismatch(&answer, self.wrong_size(seen, true)));
+        }
+        if let Some(verifier) = &mut self.verifier
+            && let Err(source) = verifier.update(&piece)
+        {
+            return Err(self.mismatch(&answer, source));
+        }
+        self.position = seen;
+        self.answer = Some(answer);
+        Ok(Some(piece))
+    }
+
+    /// The end of an answer: of the blob, or a break that looked like one.
+    fn end(&mut self, answer: &Answer) -> Result<(), ClientError> {
+        if self.position < self.blob.size {
+            return Err(ClientError::CutShort {
+                url: redact(&answer.url),
+                expected: self.blob.size,
+                actual: self.position,
+            });
+        }
+        self.finished = true;
+        match self.verifier.take().map(Verifier::finish) {
+            Some(Err(source)) => Err(self.mismatch(answer, source)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// First byte and total of `bytes 5-9/10`; the total may be unknown.
+fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, _) = range.split_once('-')?;
+    let total = match total.trim() {
+        "*" => None,
+        number => Some(number.parse().ok()?),
+    };
+    Some((start.trim().parse().ok()?, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    #[test]
+    fn d5_3_content_ranges() {
+        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(content_range("bytes 0-9/*"), Some((0, None)));
+        for bad in [
+            "",
+            "bytes */10",
+            "5-9/10",
+            "bytes 5-9",
+            "bytes x-9/10",
+            "bytes 5-9/x",
+        ] {
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn embedded_content_must_be_what_the_descriptor_says() {
+        let mut blob = Descriptor::new("application/json", Digest::of(b"{}"), 2);
+        assert_eq!(embedded(&blob), None);
+        blob.data = Some("e30=".to_owned());
+        assert_eq!(embedded(&blob).unwrap(), b"{}");
+        blob.data = Some("e31=".to_owned());
+        assert_eq!(embedded(&blob), None);
+    }
+}

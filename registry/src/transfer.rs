@@ -1,0 +1,80 @@
+//! Moves an image between any two ends: push, pull, save and load are this one function.
+
+use std::collections::HashSet;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use crate::blob::{BlobError, BlobSink, BlobSource, Progress, Put, Step};
+use crate::spec::{Descriptor, Manifest, Raw};
+
+/// What became of the blobs of an image: its layers, each digest once, and its config.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Copied {
+    /// The blobs, in the order in which they were done.
+    pub blobs: Vec<(Descriptor, Put)>,
+}
+
+/// Copies an image: its layers, up to `jobs` at once, then its config, then the manifest, under
+/// its digest or under a tag. Nothing refers to what is not there yet (D7.3).
+///
+/// Tells `progress` when a blob starts and is done; the sink tells what happens in between. The
+/// first error ends the copy, what is under way is dropped.
+///
+/// # Errors
+/// [`BlobError`] of either end.
+pub async fn copy(
+    manifest: &Raw<Manifest>,
+    descriptor: &Descriptor,
+    source: &dyn BlobSource,
+    sink: &dyn BlobSink,
+    tag: Option<&str>,
+    jobs: usize,
+    progress: &Progress,
+) -> Result<Copied, BlobError> {
+    let copied = copy_blobs(&manifest.value, source, sink, jobs, progress).await?;
+    match sink.put_manifest(descriptor, &manifest.bytes, tag).await {
+        Ok(()) => Ok(copied),
+        // A registry may say that it has a blob and find out only now that it has not: it is asked
+        // once more, and then believed less.
+        Err(BlobError::Client(error)) if error.is_blob_unknown() => {
+            let copied = copy_blobs(&manifest.value, source, sink, jobs, progress).await?;
+            sink.put_manifest(descriptor, &manifest.bytes, tag).await?;
+            Ok(copied)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn copy_blobs(
+    manifest: &Manifest,
+    source: &dyn BlobSource,
+    sink: &dyn BlobSink,
+    jobs: usize,
+    progress: &Progress,
+) -> Result<Copied, BlobError> {
+    let mut seen = HashSet::from([manifest.config.digest]);
+    let layers = manifest
+        .layers
+        .iter()
+        .filter(|layer| seen.insert(layer.digest));
+    let layers: Vec<&Descriptor> = layers.collect();
+    let mut blobs: Vec<(Descriptor, Put)> = stream::iter(layers)
+        .map(|layer| copy_blob(layer, source, sink, progress))
+        .buffer_unordered(jobs.max(1))
+        .try_collect()
+        .await?;
+    blobs.push(copy_blob(&manifest.config, source, sink, progress).await?);
+    Ok(Copied { blobs })
+}
+
+async fn copy_blob(
+    blob: &Descriptor,
+    source: &dyn BlobSource,
+    sink: &dyn BlobSink,
+    progress: &Progress,
+) -> Result<(Descriptor, Put), BlobError> {
+    progress(blob, Step::Start);
+    let put = sink.put(blob, source, progress).await?;
+    progress(blob, Step::Done(put.clone()));
+    Ok((blob.clone(), put))
+}
