@@ -6,41 +6,39 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{kiln, no_arguments, peers, process, workspace};
+use crate::peers::{self, Peer};
+use crate::{kiln, no_arguments, process, workspace};
 
 /// A platform that binaries are made for.
 struct Platform {
     /// Name in the file's name.
     name: &'static str,
     target: &'static str,
-    /// C compilers that can build for it, the best first.
-    compilers: &'static [&'static str],
-    /// Package of the last one.
-    package: &'static str,
+    /// A cross compiler that is better than the peer, where somebody has it.
+    compiler: &'static str,
+    /// The C compiler that other machines can install.
+    cross: Option<Peer>,
 }
 
 const PLATFORMS: [Platform; 2] = [
     Platform {
         name: "x86_64",
         target: "x86_64-unknown-linux-musl",
-        compilers: &["x86_64-linux-musl-gcc", "musl-gcc"],
-        package: "musl-tools",
+        compiler: "x86_64-linux-musl-gcc",
+        cross: None,
     },
-    // musl has the functions of the GNU library that its headers ask for
+    // musl has those functions of the GNU library that its headers ask for
     Platform {
         name: "aarch64",
         target: "aarch64-unknown-linux-musl",
-        compilers: &["aarch64-linux-musl-gcc", "aarch64-linux-gnu-gcc"],
-        package: "gcc-aarch64-linux-gnu",
+        compiler: "aarch64-linux-musl-gcc",
+        cross: Some(peers::AARCH64),
     },
 ];
 
 /// Builds the binary for this machine's architecture, and for the other one where that can be done.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     no_arguments("dist", arguments)?;
-    if cfg!(target_arch = "x86_64") {
-        peers::ensure(&[peers::MUSL])?;
-    }
     for platform in &PLATFORMS {
         let own = platform.name == std::env::consts::ARCH;
         match platform.build() {
@@ -54,14 +52,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 impl Platform {
     fn build(&self) -> Result<()> {
-        let found = self
-            .compilers
-            .iter()
-            .find(|name| process::find(name).is_some());
-        let Some(compiler) = found else {
-            let (names, package) = (self.compilers.join(" or "), self.package);
-            bail!("no C compiler for it: {names} (Debian's package {package})");
-        };
+        let compiler = self.compiler()?;
         self.add_target()?;
         let upper = self.target.to_uppercase().replace('-', "_");
         let lower = self.target.replace('-', "_");
@@ -88,6 +79,18 @@ impl Platform {
         let size = fs::metadata(&file)?.len();
         println!("{} ({:.1} MB)", file.display(), size as f64 / 1e6);
         Ok(())
+    }
+
+    fn compiler(&self) -> Result<&'static str> {
+        if process::find(self.compiler).is_some() {
+            return Ok(self.compiler);
+        }
+        let own = self.name == std::env::consts::ARCH;
+        let Some(peer) = self.cross.filter(|_| !own).or(own.then_some(peers::MUSL)) else {
+            bail!("no C compiler for it: install `{}`", self.compiler);
+        };
+        peers::ensure(&[peer])?;
+        Ok(peer.program())
     }
 
     fn add_target(&self) -> Result<()> {

@@ -69,7 +69,7 @@ impl Kiln {
 
 /// Builds the binary, or takes the one that `KILN` names, and returns its path.
 pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("KILN") {
+    if let Some(path) = std::env::var_os("KILN").filter(|path| !path.is_empty()) {
         let path = std::path::absolute(path)?;
         if !path.is_file() {
             bail!("`KILN` names `{}`, which is no file", path.display());

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::process;
 
-/// A program and the package that has it.
+/// A program and the package that has it, or several packages that are of use together only.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer {
     program: &'static str,
@@ -15,6 +15,13 @@ pub(crate) struct Peer {
 
 const fn peer(program: &'static str, package: &'static str) -> Peer {
     Peer { program, package }
+}
+
+impl Peer {
+    /// Returns the program's name.
+    pub(crate) fn program(&self) -> &'static str {
+        self.program
+    }
 }
 
 /// A registry that is not ours.
@@ -29,6 +36,12 @@ pub(crate) const BUILDAH: Peer = peer("buildah", "buildah");
 pub(crate) const RUNC: Peer = peer("runc", "runc");
 /// The C compiler for the static binary.
 pub(crate) const MUSL: Peer = peer("musl-gcc", "musl-tools");
+
+/// The C compiler and library for the static binary of the other architecture.
+pub(crate) const AARCH64: Peer = peer(
+    "aarch64-linux-gnu-gcc",
+    "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+);
 
 /// All that the test suite uses.
 pub(crate) const TESTS: [Peer; 13] = [
@@ -81,7 +94,7 @@ fn missing(peers: &[Peer]) -> Vec<&'static str> {
     peers
         .iter()
         .filter(|peer| process::find(peer.program).is_none())
-        .map(|peer| peer.package)
+        .flat_map(|peer| peer.package.split(' '))
         .collect()
 }
 
@@ -97,8 +110,11 @@ mod tests {
 
     #[test]
     fn names_the_packages_of_missing_programs_only() {
-        let peers = [peer("sh", "dash"), peer("no-such-program-here", "nowhere")];
-        assert_eq!(missing(&peers), ["nowhere"]);
+        let peers = [
+            peer("sh", "dash"),
+            peer("no-such-program-here", "nowhere nowhere-dev"),
+        ];
+        assert_eq!(missing(&peers), ["nowhere", "nowhere-dev"]);
         assert!(ensure(&peers[..1]).is_ok());
     }
 }

@@ -48,9 +48,7 @@ pub(crate) fn are_made() -> Result<bool> {
 pub(crate) fn serve(binary: &Path, names: &[&str]) -> Result<Registry> {
     let wanted = recipe::closure(names)?;
     peers::ensure(&[peers::REGISTRY, peers::BUSYBOX])?;
-    fs::create_dir_all(folder().join("stamps"))?;
-    let lock = File::create(folder().join("lock"))?;
-    lock.lock().context("cannot lock the base images")?;
+    let lock = lock().context("cannot lock the folder of the base images")?;
 
     let registry = Registry::start(&folder().join("registry"))?;
     let fingerprints = Fingerprints::compute()?;
@@ -62,7 +60,15 @@ pub(crate) fn serve(binary: &Path, names: &[&str]) -> Result<Registry> {
             write_stamp(recipe, fingerprints.of(recipe))?;
         }
     }
+    drop(lock);
     Ok(registry)
+}
+
+fn lock() -> Result<File> {
+    fs::create_dir_all(folder().join("stamps"))?;
+    let file = File::create(folder().join("lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 fn folder() -> PathBuf {
