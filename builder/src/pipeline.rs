@@ -16,6 +16,7 @@ use kiln_registry::spec::Platform;
 
 use crate::context::{ContextError, Tree};
 use crate::event::{Event, Observer};
+use crate::graph::{MountOp, Op, Vertex};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LowerOptions, Plan, Wanted};
 use crate::runtime::{Cancel, Native, RuntimeError};
@@ -179,18 +180,33 @@ pub async fn build(
 ) -> Result<Outcome, BuildError> {
     let context = open_folder(&request.context)?;
     let (path, source) = read_dockerfile(&request)?;
-    let wrong = |diagnostics| BuildError::Dockerfile { source_file: source.clone(), diagnostics };
+    let wrong = |diagnostics| BuildError::Dockerfile {
+        source_file: source.clone(),
+        diagnostics,
+    };
     let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
     let ignore = read_ignore_file(path.as_deref(), &context)?;
 
-    let mut resolver = Resolver { client: &client, store: &store, cancel: &cancel, pull: request.pull, images: BTreeMap::new() };
-    let (bases, mut warnings) = resolver.resolve_all(&file, &source, &request.options).await?;
+    let mut resolver = Resolver {
+        client: &client,
+        store: &store,
+        cancel: &cancel,
+        pull: request.pull,
+        images: BTreeMap::new(),
+    };
+    let (bases, mut warnings) = resolver
+        .resolve_all(&file, &source, &request.options)
+        .await?;
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
+    refuse_unsupported(&plan).map_err(wrong)?;
     warnings.extend(file.warnings.iter().cloned());
     warnings.extend(plan.warnings.iter().cloned());
 
-    let stat_cache = store.root().join("cache").join(Digest::of(context.as_os_str().as_encoded_bytes()).hex());
+    let stat_cache = store
+        .root()
+        .join("cache")
+        .join(Digest::of(context.as_os_str().as_encoded_bytes()).hex());
     let tree = Arc::new(Tree::context(&context, ignore, Some(&stat_cache))?);
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
@@ -205,39 +221,101 @@ pub async fn build(
     });
     let exported = plan.layers().collect();
     let schedule = Schedule::new(plan.graph.clone(), worker, request.cache, exported);
-    let finished = schedule.run(plan.root).await.map_err(|failure| step_error(failure, &plan, &source))?;
+    let finished = schedule
+        .run(plan.root)
+        .await
+        .map_err(|failure| step_error(failure, &plan, &source))?;
     // A stat cache that cannot be written costs time in the next build, no more.
     if let Err(error) = tree.save_stat_cache() {
-        observer.tell(Event::Note { step: None, text: error.to_string() });
+        observer.tell(Event::Note {
+            step: None,
+            text: error.to_string(),
+        });
     }
 
     let image = image::assemble(&store, &plan, &finished.layers, request.epoch)?;
     for tag in &request.tags {
         store.tag(tag, &image)?;
     }
-    Ok(Outcome { image, source, warnings })
+    Ok(Outcome {
+        image,
+        source,
+        warnings,
+    })
+}
+
+/// Refuses, before anything runs, what a plan may say and no step can do yet.
+fn refuse_unsupported(plan: &Plan) -> Result<(), Vec<Diagnostic>> {
+    let binds = |vertex: &&Vertex| match &vertex.op {
+        Op::Run(run) => run
+            .mounts
+            .iter()
+            .any(|mount| matches!(mount, MountOp::Bind { .. })),
+        _ => false,
+    };
+    let place = |vertex: &Vertex| {
+        vertex
+            .origin
+            .and_then(|origin| origin.span)
+            .unwrap_or_default()
+    };
+    let errors: Vec<_> = plan
+        .graph
+        .vertices()
+        .iter()
+        .filter(binds)
+        .map(|vertex| {
+            Diagnostic::error("RUN --mount=type=bind is not supported yet", place(vertex))
+        })
+        .collect();
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
 }
 
 fn open_folder(path: &Path) -> Result<PathBuf, BuildError> {
     let context = fs::canonicalize(path).map_err(|_| BuildError::NoContext(path.to_owned()))?;
-    if context.is_dir() { Ok(context) } else { Err(BuildError::ContextNotFolder(path.to_owned())) }
+    if context.is_dir() {
+        Ok(context)
+    } else {
+        Err(BuildError::ContextNotFolder(path.to_owned()))
+    }
 }
 
 /// The Dockerfile's path, where it has one, and its text.
 fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), BuildError> {
     let path = match &request.dockerfile {
         DockerfileFrom::Text(text) => {
-            return Ok((None, Source { name: "Dockerfile".to_owned(), text: text.clone() }));
+            return Ok((
+                None,
+                Source {
+                    name: "Dockerfile".to_owned(),
+                    text: text.clone(),
+                },
+            ));
         }
         DockerfileFrom::Path(path) => path.clone(),
         DockerfileFrom::Context => {
             let usual = request.context.join("Dockerfile");
             let fallback = request.context.join("dockerfile");
-            if !usual.exists() && fallback.exists() { fallback } else { usual }
+            if !usual.exists() && fallback.exists() {
+                fallback
+            } else {
+                usual
+            }
         }
     };
-    let text = read_text(&path).map_err(|source| BuildError::NoDockerfile { path: path.clone(), source })?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let text = read_text(&path).map_err(|source| BuildError::NoDockerfile {
+        path: path.clone(),
+        source,
+    })?;
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     Ok((Some(path), Source { name, text }))
 }
 
@@ -247,21 +325,29 @@ fn read_text(path: &Path) -> io::Result<String> {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     let mut text = String::new();
-    if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64 == DOCKERFILE_LIMIT {
+    if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64
+        == DOCKERFILE_LIMIT
+    {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(text)
 }
 
 /// The ignore file beside the Dockerfile, else that of the context (A14.1).
-fn read_ignore_file(dockerfile: Option<&Path>, context: &Path) -> Result<Option<IgnoreFile>, BuildError> {
+fn read_ignore_file(
+    dockerfile: Option<&Path>,
+    context: &Path,
+) -> Result<Option<IgnoreFile>, BuildError> {
     let specific = dockerfile.map(|path| {
         let mut name = path.as_os_str().to_owned();
         name.push(".dockerignore");
         PathBuf::from(name)
     });
     for path in specific.into_iter().chain([context.join(".dockerignore")]) {
-        let wrong = |source: Box<dyn std::error::Error + Send + Sync>| BuildError::Ignore { path: path.clone(), source };
+        let wrong = |source: Box<dyn std::error::Error + Send + Sync>| BuildError::Ignore {
+            path: path.clone(),
+            source,
+        };
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let parsed: Result<_, IgnoreError> = IgnoreFile::parse(&text);
@@ -280,7 +366,11 @@ fn step_error(failure: Failure, plan: &Plan, source: &Source) -> BuildError {
         return BuildError::Cancelled;
     }
     let span = vertex.origin.and_then(|origin| origin.span);
-    BuildError::Step { name: vertex.name.clone(), place: Box::new((source.clone(), span)), source: failure.error }
+    BuildError::Step {
+        name: vertex.name.clone(),
+        place: Box::new((source.clone(), span)),
+        source: failure.error,
+    }
 }
 
 /// Finds out what base images are.
@@ -303,8 +393,12 @@ impl Resolver<'_> {
         let mut bases = BaseImages::default();
         let mut warnings = Vec::new();
         loop {
-            let wanted = lower::wanted(file, options, &bases)
-                .map_err(|diagnostics| BuildError::Dockerfile { source_file: source.clone(), diagnostics })?;
+            let wanted = lower::wanted(file, options, &bases).map_err(|diagnostics| {
+                BuildError::Dockerfile {
+                    source_file: source.clone(),
+                    diagnostics,
+                }
+            })?;
             if wanted.is_empty() {
                 return Ok((bases, warnings));
             }
@@ -346,11 +440,21 @@ impl Resolver<'_> {
 
     /// An image of that name and platform in the store. A built image may lie here as snapshots
     /// only, a pulled one as blobs; both will do.
-    fn stored(&self, reference: &Reference, platform: &Platform) -> Result<Option<BaseImage>, StoreError> {
-        let Some(id) = self.store.named(reference)? else { return Ok(None) };
+    fn stored(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<BaseImage>, StoreError> {
+        let Some(id) = self.store.named(reference)? else {
+            return Ok(None);
+        };
         let config = self.store.config(&id)?;
         let fits = config.os == platform.os && config.architecture == platform.architecture;
-        Ok(fits.then(|| BaseImage { name: reference.to_string(), config_digest: id, config }))
+        Ok(fits.then(|| BaseImage {
+            name: reference.to_string(),
+            config_digest: id,
+            config,
+        }))
     }
 }
 
@@ -364,7 +468,11 @@ fn platform_warning(want: &Wanted, base: &BaseImage) -> Option<Diagnostic> {
         "Base image {} was pulled with platform \"{os}/{architecture}\", expected \"{}/{}\" for current build",
         want.reference, want.platform.os, want.platform.architecture
     );
-    Some(Diagnostic::warning("InvalidBaseImagePlatform", message, want.span.unwrap_or_default()))
+    Some(Diagnostic::warning(
+        "InvalidBaseImagePlatform",
+        message,
+        want.span.unwrap_or_default(),
+    ))
 }
 
 /// Time of a build: SOURCE_DATE_EPOCH where it is set, else now, seconds since 1970.

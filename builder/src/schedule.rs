@@ -66,7 +66,9 @@ struct Defined {
 
 impl std::fmt::Debug for Schedule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Schedule").field("vertices", &self.results.len()).finish_non_exhaustive()
+        f.debug_struct("Schedule")
+            .field("vertices", &self.results.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -82,7 +84,12 @@ pub struct Finished {
 impl Schedule {
     /// Prepares a run.
     #[must_use]
-    pub fn new(graph: Graph, worker: Arc<Worker>, policy: CachePolicy, exported: BTreeSet<VertexId>) -> Self {
+    pub fn new(
+        graph: Graph,
+        worker: Arc<Worker>,
+        policy: CachePolicy,
+        exported: BTreeSet<VertexId>,
+    ) -> Self {
         let results = graph.ids().map(|_| OnceCell::new()).collect();
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let width = u32::try_from(cores.max(4) * 2).unwrap_or(8);
@@ -123,26 +130,44 @@ impl Schedule {
         let mut layers = BTreeMap::new();
         for &id in &self.exported {
             // Every exported vertex is below the root, so its result is there.
-            let Some(snapshot) = self.results[id.index()].get().and_then(|stack| stack.built.last()) else { continue };
+            let Some(snapshot) = self.results[id.index()]
+                .get()
+                .and_then(|stack| stack.built.last())
+            else {
+                continue;
+            };
             let seal = self.seals.lock().await.remove(snapshot);
             let (diff_id, size) = match seal {
                 Some(task) => task.await.map_err(|_| StepError::Thread).flatten(),
-                None => self.worker.snapshots.seal(snapshot).map_err(StepError::from),
+                None => self
+                    .worker
+                    .snapshots
+                    .seal(snapshot)
+                    .map_err(StepError::from),
             }
             .map_err(|error| Failure { vertex: id, error })?;
             layers.insert(id, (snapshot.clone(), diff_id, size));
         }
-        Ok(Finished { root: stack, layers })
+        Ok(Finished {
+            root: stack,
+            layers,
+        })
     }
 
     /// Computes the definition keys of all that the root needs. URLs are fetched here: what they
     /// give is part of the definition (A15.4).
     async fn define(&mut self, root: VertexId) -> Result<(), Failure> {
         let needed = self.needed(root);
-        let fetches = needed.iter().copied().filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_)));
+        let fetches = needed
+            .iter()
+            .copied()
+            .filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_)));
         try_join_all(fetches.map(|id| self.result(id))).await?;
         for id in needed {
-            let defined = self.define_one(id).await.map_err(|error| Failure { vertex: id, error })?;
+            let defined = self
+                .define_one(id)
+                .await
+                .map_err(|error| Failure { vertex: id, error })?;
             self.defined.insert(id, defined);
         }
         Ok(())
@@ -161,16 +186,30 @@ impl Schedule {
 
     async fn define_one(&self, id: VertexId) -> Result<Defined, StepError> {
         let vertex = self.graph.vertex(id);
-        let keys: Vec<CacheKey> = vertex.inputs.iter().map(|input| self.defined[input].key).collect();
-        let local = |input: &VertexId| matches!(self.graph.vertex(*input).op, Op::Context | Op::Fetch(_));
+        let keys: Vec<CacheKey> = vertex
+            .inputs
+            .iter()
+            .map(|input| self.defined[input].key)
+            .collect();
+        let local =
+            |input: &VertexId| matches!(self.graph.vertex(*input).op, Op::Context | Op::Fetch(_));
         match &vertex.op {
             Op::Copy(_) if vertex.inputs[1..].iter().all(local) => {
-                let stacks = vertex.inputs[1..].iter().map(|input| self.finished(*input)).collect();
+                let stacks = vertex.inputs[1..]
+                    .iter()
+                    .map(|input| self.finished(*input))
+                    .collect();
                 let (selections, digest) = self.select(id, stacks).await?;
                 let key = definition_key(vertex, &keys[..1], Some(&digest));
-                Ok(Defined { key, selected: Some((selections, digest)) })
+                Ok(Defined {
+                    key,
+                    selected: Some((selections, digest)),
+                })
             }
-            _ => Ok(Defined { key: definition_key(vertex, &keys, None), selected: None }),
+            _ => Ok(Defined {
+                key: definition_key(vertex, &keys, None),
+                selected: None,
+            }),
         }
     }
 
@@ -194,10 +233,16 @@ impl Schedule {
             Op::Scratch | Op::Context => Ok(Stack::default()),
             Op::Image(image) => {
                 self.image(id, image).await.map_err(fail)?;
-                Ok(Stack { image: image.layers.clone(), built: Vec::new() })
+                Ok(Stack {
+                    image: image.layers.clone(),
+                    built: Vec::new(),
+                })
             }
             Op::Fetch(_) => {
-                let layer = self.observed(id, self.execute(id, Stack::default(), Vec::new(), None)).await.map_err(fail)?;
+                let layer = self
+                    .observed(id, self.execute(id, Stack::default(), Vec::new(), None))
+                    .await
+                    .map_err(fail)?;
                 Ok(Stack::default().with(layer))
             }
             Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) => self.layered(id).await,
@@ -230,7 +275,8 @@ impl Schedule {
             self.start_seal(id, &layer).await;
             return Ok(root.with(layer));
         }
-        let mut stacks = try_join_all(vertex.inputs.iter().map(|&input| self.result(input))).await?;
+        let mut stacks =
+            try_join_all(vertex.inputs.iter().map(|&input| self.result(input))).await?;
         let inputs = stacks.split_off(1);
         let root = stacks.pop().unwrap_or_default();
         let layer = self.made(id, root.clone(), inputs).await.map_err(fail)?;
@@ -239,14 +285,23 @@ impl Schedule {
     }
 
     /// The layer of a vertex whose inputs are there: remembered for what they are, or made now.
-    async fn made(&self, id: VertexId, root: Stack, inputs: Vec<Stack>) -> Result<SnapshotId, StepError> {
+    async fn made(
+        &self,
+        id: VertexId,
+        root: Stack,
+        inputs: Vec<Stack>,
+    ) -> Result<SnapshotId, StepError> {
         let vertex = self.graph.vertex(id);
         let defined = &self.defined[&id];
         let selected = match (&vertex.op, &defined.selected) {
             (Op::Copy(_), None) => Some(self.select(id, inputs.clone()).await?),
             (_, known) => known.clone(),
         };
-        let key = content_key(vertex, &root.identity(), selected.as_ref().map(|(_, digest)| digest));
+        let key = content_key(
+            vertex,
+            &root.identity(),
+            selected.as_ref().map(|(_, digest)| digest),
+        );
         if let Some(layer) = self.remembered(key).await? {
             self.cached_event(id);
             self.worker.store.remember(defined.key.digest(), &layer)?;
@@ -259,7 +314,9 @@ impl Schedule {
             return Ok(layer);
         }
         let selections = selected.map(|(selections, _)| selections);
-        let layer = self.observed(id, self.execute(id, root, inputs, selections)).await?;
+        let layer = self
+            .observed(id, self.execute(id, root, inputs, selections))
+            .await?;
         self.worker.store.remember(key.digest(), &layer)?;
         self.worker.store.remember(defined.key.digest(), &layer)?;
         drop(lock);
@@ -277,14 +334,23 @@ impl Schedule {
         }
         let worker = Arc::clone(&self.worker);
         blocking(move || {
-            let Some(record) = worker.store.cached(key.digest())? else { return Ok(None) };
-            Ok(worker.snapshots.check(&record.snapshot)?.then_some(record.snapshot))
+            let Some(record) = worker.store.cached(key.digest())? else {
+                return Ok(None);
+            };
+            Ok(worker
+                .snapshots
+                .check(&record.snapshot)?
+                .then_some(record.snapshot))
         })
         .await
     }
 
     /// Which files a `COPY` selects in its inputs, and their digest.
-    async fn select(&self, id: VertexId, inputs: Vec<Stack>) -> Result<(Arc<Selections>, Digest), StepError> {
+    async fn select(
+        &self,
+        id: VertexId,
+        inputs: Vec<Stack>,
+    ) -> Result<(Arc<Selections>, Digest), StepError> {
         let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
         blocking(move || {
             let selections = Selections::of(&worker, &graph, id, &inputs)?;
@@ -304,7 +370,10 @@ impl Schedule {
     ) -> Result<SnapshotId, StepError> {
         let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
         // The semaphore is never closed.
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StepError::Thread)?;
+        let permit = Arc::clone(&self.permits)
+            .acquire_owned()
+            .await
+            .map_err(|_| StepError::Thread)?;
         if let Op::Fetch(fetch) = &graph.vertex(id).op {
             let _permit = permit;
             return tokio::select! {
@@ -328,16 +397,26 @@ impl Schedule {
     ) -> Result<T, StepError> {
         let step = id.index();
         let observer = &self.worker.observer;
-        observer.tell(Event::Started { step, name: self.graph.vertex(id).name.clone() });
+        observer.tell(Event::Started {
+            step,
+            name: self.graph.vertex(id).name.clone(),
+        });
         let start = Instant::now();
         let result = work.await;
         let seconds = start.elapsed().as_secs_f64();
-        observer.tell(if result.is_ok() { Event::Done { step, seconds } } else { Event::Failed { step, seconds } });
+        observer.tell(if result.is_ok() {
+            Event::Done { step, seconds }
+        } else {
+            Event::Failed { step, seconds }
+        });
         result
     }
 
     fn cached_event(&self, id: VertexId) {
-        self.worker.observer.tell(Event::Cached { step: id.index(), name: self.graph.vertex(id).name.clone() });
+        self.worker.observer.tell(Event::Cached {
+            step: id.index(),
+            name: self.graph.vertex(id).name.clone(),
+        });
     }
 
     /// Starts computing the digest of a layer that the image will name, beside the next steps.
@@ -350,7 +429,9 @@ impl Schedule {
             .lock()
             .await
             .entry(layer.clone())
-            .or_insert_with(|| tokio::task::spawn_blocking(move || Ok(worker.snapshots.seal(&snapshot)?)));
+            .or_insert_with(|| {
+                tokio::task::spawn_blocking(move || Ok(worker.snapshots.seal(&snapshot)?))
+            });
     }
 }
 
@@ -358,5 +439,7 @@ impl Schedule {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
 ) -> Result<T, StepError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| StepError::Thread)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| StepError::Thread)?
 }

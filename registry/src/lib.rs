@@ -1,4 +1,12 @@
 //! Images as bytes and names.
+//!
+//! [`reference`] names images, [`digest`] and [`spec`] say what they are. A place that an image can
+//! be at is a [`blob::BlobSource`], a [`blob::BlobSink`], or both: a repository of a registry
+//! ([`client`], with [`credentials`]), an OCI layout ([`layout`]), an archive ([`archive`]), or the
+//! builder's own store. [`transfer::copy`] moves an image from one to another.
+//!
+//! Nothing here prints; the environment is read by [`credentials`] and by the client's proxy and
+//! certificate set-up only.
 #![forbid(unsafe_code)]
 
 pub mod archive;
@@ -10,3 +18,4 @@ pub mod layout;
 pub mod reference;
 pub mod section;
 pub mod spec;
+pub mod transfer;

@@ -89,7 +89,12 @@ pub fn content_key(vertex: &Vertex, root: &[StackLayer], content: Option<&Digest
     key("content", vertex, layers, content)
 }
 
-fn key(kind: &str, vertex: &Vertex, parts: impl Iterator<Item = String>, content: Option<&Digest>) -> CacheKey {
+fn key(
+    kind: &str,
+    vertex: &Vertex,
+    parts: impl Iterator<Item = String>,
+    content: Option<&Digest>,
+) -> CacheKey {
     let mut hasher = Hasher::new();
     let mut line = |text: &str| {
         hasher.update(text.as_bytes());
@@ -111,14 +116,25 @@ mod tests {
     use crate::graph::{MkdirOp, Op};
 
     fn vertex(path: &str) -> Vertex {
-        let op = Op::Mkdir(MkdirOp { path: path.to_owned(), user: String::new() });
-        Vertex { op, inputs: Vec::new(), name: "any".to_owned(), origin: None }
+        let op = Op::Mkdir(MkdirOp {
+            path: path.to_owned(),
+            user: String::new(),
+        });
+        Vertex {
+            op,
+            inputs: Vec::new(),
+            name: "any".to_owned(),
+            origin: None,
+        }
     }
 
     #[test]
     fn keys_differ_by_what_is_in_them_and_by_nothing_else() {
         let a = vertex("/a");
-        let renamed = Vertex { name: "other".to_owned(), ..a.clone() };
+        let renamed = Vertex {
+            name: "other".to_owned(),
+            ..a.clone()
+        };
         let input = definition_key(&vertex("/in"), &[], None);
         let content = Digest::of(b"content");
         let key = definition_key(&a, &[input], Some(&content));
@@ -126,7 +142,10 @@ mod tests {
         assert_ne!(key, definition_key(&vertex("/b"), &[input], Some(&content)));
         assert_ne!(key, definition_key(&a, &[], Some(&content)));
         assert_ne!(key, definition_key(&a, &[input], None));
-        assert_ne!(key, definition_key(&a, &[input], Some(&Digest::of(b"other"))));
+        assert_ne!(
+            key,
+            definition_key(&a, &[input], Some(&Digest::of(b"other")))
+        );
         assert_ne!(content_key(&a, &[], None), definition_key(&a, &[], None));
     }
 
@@ -135,8 +154,14 @@ mod tests {
         let built = |name: &str| StackLayer::Built(SnapshotId::from_name(name.to_owned()));
         let image = StackLayer::Image(ChainId(Digest::of(b"layer")));
         let key = content_key(&vertex("/a"), &[image.clone(), built("one")], None);
-        assert_eq!(key, content_key(&vertex("/a"), &[image.clone(), built("one")], None));
-        assert_ne!(key, content_key(&vertex("/a"), &[image.clone(), built("two")], None));
+        assert_eq!(
+            key,
+            content_key(&vertex("/a"), &[image.clone(), built("one")], None)
+        );
+        assert_ne!(
+            key,
+            content_key(&vertex("/a"), &[image.clone(), built("two")], None)
+        );
         assert_ne!(key, content_key(&vertex("/a"), &[image], None));
     }
 }

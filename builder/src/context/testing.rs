@@ -69,6 +69,7 @@ pub(crate) fn op(words: &str) -> CopyOp {
     let mut words: Vec<&str> = words.split_whitespace().collect();
     let destination = words.pop().unwrap().to_owned();
     let mut op = CopyOp {
+        unpack_fetched: false,
         sources: Vec::new(),
         destination,
         chown: None,

@@ -24,7 +24,11 @@ pub fn history(store: &Store, image: &Digest) -> Result<Vec<HistoryLine>, ImageE
     let mut layers = config.rootfs.diff_ids.iter();
     let mut lines = Vec::with_capacity(config.history.len());
     for entry in config.history {
-        let layer = if entry.empty_layer { None } else { layers.next() };
+        let layer = if entry.empty_layer {
+            None
+        } else {
+            layers.next()
+        };
         let size = layer.map_or(Ok(0), |&diff_id| store.layer_size(diff_id))?;
         lines.push(HistoryLine { entry, size });
     }
@@ -38,5 +42,9 @@ pub fn history(store: &Store, image: &Digest) -> Result<Vec<HistoryLine>, ImageE
 /// When the image is missing or damaged.
 pub fn size(store: &Store, image: &Digest) -> Result<u64, ImageError> {
     let config = store.config(image)?;
-    config.rootfs.diff_ids.iter().try_fold(0, |sum, &diff_id| Ok(sum + store.layer_size(diff_id)?))
+    config
+        .rootfs
+        .diff_ids
+        .iter()
+        .try_fold(0, |sum, &diff_id| Ok(sum + store.layer_size(diff_id)?))
 }

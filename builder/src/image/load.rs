@@ -64,13 +64,23 @@ pub fn load(store: &Arc<Store>, archive: &Archive) -> Result<Vec<Loaded>, ImageE
 
 /// Records the image. A manifest of plain layers is how archives hold images that never were in a
 /// registry; it is not what a push should send, so it is not kept.
-fn record(store: &Store, manifest: &ArchivedManifest, blobs: &[(DiffId, LayerBlob)]) -> Result<(), ImageError> {
+fn record(
+    store: &Store,
+    manifest: &ArchivedManifest,
+    blobs: &[(DiffId, LayerBlob)],
+) -> Result<(), ImageError> {
     let compressed = blobs.iter().all(|(diff_id, blob)| blob.digest != diff_id.0);
-    let keep = manifest.manifest.as_ref().filter(|_| manifest.announced && compressed);
+    let keep = manifest
+        .manifest
+        .as_ref()
+        .filter(|_| manifest.announced && compressed);
     if let Some(raw) = keep {
         store.write_blob(&raw.bytes)?;
     }
-    store.add_image(&manifest.config.digest, keep.and_then(|_| manifest.descriptor()).as_ref())?;
+    store.add_image(
+        &manifest.config.digest,
+        keep.and_then(|_| manifest.descriptor()).as_ref(),
+    )?;
     Ok(())
 }
 
@@ -89,7 +99,11 @@ fn store_layer(
     let plain = layer.compression == Compression::None;
     let announced = layer.digest.or(plain.then_some(layer.diff_id.0));
     if let Some(digest) = announced.filter(|digest| store.has_blob(digest)) {
-        return Ok(LayerBlob { digest, media_type: media_type.to_owned(), size: layer.size });
+        return Ok(LayerBlob {
+            digest,
+            media_type: media_type.to_owned(),
+            size: layer.size,
+        });
     }
     let mut section = archive.layer(layer)?;
     let mut writer = store.new_blob()?;
@@ -106,7 +120,8 @@ fn store_layer(
         (false, Some(_)) => expected,
         (false, None) => {
             let section = archive.layer(layer)?;
-            let unpacked = layer::decompressor(layer.compression.into(), section, Limits::default());
+            let unpacked =
+                layer::decompressor(layer.compression.into(), section, Limits::default());
             unpacked.and_then(hash).map_err(|source| StepError::Io {
                 action: "decompressing the layer",
                 path: layer.member.clone().into(),
@@ -115,10 +130,18 @@ fn store_layer(
         }
     };
     if actual != expected {
-        return Err(ImageError::DiffId { number, expected, actual });
+        return Err(ImageError::DiffId {
+            number,
+            expected,
+            actual,
+        });
     }
     let (digest, size) = writer.commit(store)?;
-    Ok(LayerBlob { digest, media_type: media_type.to_owned(), size })
+    Ok(LayerBlob {
+        digest,
+        media_type: media_type.to_owned(),
+        size,
+    })
 }
 
 fn hash(mut reader: impl io::Read) -> io::Result<DiffId> {

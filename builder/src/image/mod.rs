@@ -70,7 +70,10 @@ pub fn assemble(
         times.push(match layer {
             Some((snapshot, diff_id, _)) => {
                 config.rootfs.diff_ids.push(*diff_id);
-                Some(epoch.map_or_else(|| store.snapshot(snapshot).map(|facts| facts.created), Ok)?)
+                Some(
+                    epoch
+                        .map_or_else(|| store.snapshot(snapshot).map(|facts| facts.created), Ok)?,
+                )
             }
             None => None,
         });
@@ -100,11 +103,19 @@ pub fn assemble(
 
 /// When the base image was made; the beginning of time for an image from scratch.
 fn base_time(config: &ImageConfig) -> String {
-    let last = config.history.iter().rev().find_map(|entry| entry.created.clone());
-    last.or_else(|| config.created.clone()).unwrap_or_else(|| timestamp(0))
+    let last = config
+        .history
+        .iter()
+        .rev()
+        .find_map(|entry| entry.created.clone());
+    last.or_else(|| config.created.clone())
+        .unwrap_or_else(|| timestamp(0))
 }
 
 /// Seconds since 1970 as RFC 3339 in UTC.
 fn timestamp(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds).map_or_else(|_| "1970-01-01T00:00:00Z".to_owned(), |time| time.to_string())
+    jiff::Timestamp::from_second(seconds).map_or_else(
+        |_| "1970-01-01T00:00:00Z".to_owned(),
+        |time| time.to_string(),
+    )
 }

@@ -12,7 +12,8 @@ use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::{
-    Compression, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST, layer_compression,
+    Compression, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
+    layer_compression,
 };
 use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
 use kiln_registry::transfer;
@@ -49,7 +50,16 @@ pub async fn push(
         let watch = observer.clone();
         let progress = move |blob: &Descriptor, step| watch.tell(blob_event(blob, step));
         let tag = Some(reference.tag_or_latest());
-        transfer::copy(&manifest, &descriptor, &**store, &sink, tag, JOBS, &progress).await?;
+        transfer::copy(
+            &manifest,
+            &descriptor,
+            &**store,
+            &sink,
+            tag,
+            JOBS,
+            &progress,
+        )
+        .await?;
         store.write_blob(&manifest.bytes)?;
         store.add_image(image, Some(&descriptor))?;
         store.add_repo_digest(reference, &descriptor.digest, image)?;
@@ -104,10 +114,20 @@ fn add_layer<W: Write>(
     }
     let snapshot = snapshot(store, diff_id)?;
     let path = store.snapshot_path(&snapshot);
-    let failed = |source| StepError::Io { action: "packing", path: path.clone(), source };
+    let failed = |source| StepError::Io {
+        action: "packing",
+        path: path.clone(),
+        source,
+    };
     let (reader, writer) = io::pipe().map_err(failed)?;
     std::thread::scope(|scope| {
-        let packing = scope.spawn(|| layer::pack(&path, io::BufWriter::with_capacity(256 << 10, writer), &PackOptions::default()));
+        let packing = scope.spawn(|| {
+            layer::pack(
+                &path,
+                io::BufWriter::with_capacity(256 << 10, writer),
+                &PackOptions::default(),
+            )
+        });
         let added = archive.add_blob(layer, reader);
         let packed = packing.join().map_err(|_| StepError::Thread)?;
         // A reader that gave up makes the packer fail, too; its own error is the one that counts.
@@ -137,36 +157,59 @@ fn registry_manifest(
 }
 
 /// The manifest that an archive gets: layers as they lie here, compressed or not.
-fn archive_manifest(store: &Arc<Store>, image: &Digest) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
+fn archive_manifest(
+    store: &Arc<Store>,
+    image: &Digest,
+) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
     if let Some(known) = received(store, image)? {
         return Ok(known);
     }
     let mut layers = Vec::new();
     for diff_id in store.config(image)?.rootfs.diff_ids {
-        layers.push(match (compressed(store, diff_id)?, plain(store, diff_id)?) {
-            (Some(layer), _) | (None, Some(layer)) => layer,
-            (None, None) => {
-                let (_, size) = Snapshots::new(Arc::clone(store)).seal(&snapshot(store, diff_id)?).map_err(StepError::from)?;
-                Descriptor::new(OCI_LAYER, diff_id.0, size)
-            }
-        });
+        layers.push(
+            match (compressed(store, diff_id)?, plain(store, diff_id)?) {
+                (Some(layer), _) | (None, Some(layer)) => layer,
+                (None, None) => {
+                    let (_, size) = Snapshots::new(Arc::clone(store))
+                        .seal(&snapshot(store, diff_id)?)
+                        .map_err(StepError::from)?;
+                    Descriptor::new(OCI_LAYER, diff_id.0, size)
+                }
+            },
+        );
     }
     manifest(store, image, layers)
 }
 
 /// The manifest as it was received or pushed, if all of it is here.
-fn received(store: &Store, image: &Digest) -> Result<Option<(Raw<Manifest>, Descriptor)>, ImageError> {
-    let Some(descriptor) = store.image(image)?.manifest else { return Ok(None) };
+fn received(
+    store: &Store,
+    image: &Digest,
+) -> Result<Option<(Raw<Manifest>, Descriptor)>, ImageError> {
+    let Some(descriptor) = store.image(image)?.manifest else {
+        return Ok(None);
+    };
     if !store.has_blob(&descriptor.digest) {
         return Ok(None);
     }
-    let raw: Raw<Manifest> = Raw::parse(store.read_blob(&descriptor.digest)?)
-        .map_err(|error| StoreError::Damaged { what: format!("manifest {}", descriptor.digest), detail: error.to_string() })?;
-    let whole = raw.value.layers.iter().all(|layer| store.has_blob(&layer.digest));
+    let raw: Raw<Manifest> =
+        Raw::parse(store.read_blob(&descriptor.digest)?).map_err(|error| StoreError::Damaged {
+            what: format!("manifest {}", descriptor.digest),
+            detail: error.to_string(),
+        })?;
+    let whole = raw
+        .value
+        .layers
+        .iter()
+        .all(|layer| store.has_blob(&layer.digest));
     Ok(whole.then_some((raw, descriptor)))
 }
 
-fn manifest(store: &Store, image: &Digest, layers: Vec<Descriptor>) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
+fn manifest(
+    store: &Store,
+    image: &Digest,
+    layers: Vec<Descriptor>,
+) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
     let size = store.read_blob(image)?.len() as u64;
     let manifest = Manifest {
         schema_version: 2,
@@ -204,15 +247,27 @@ fn plain(store: &Store, diff_id: DiffId) -> Result<Option<Descriptor>, ImageErro
 }
 
 /// Compresses a layer and keeps the result.
-fn compress(store: &Arc<Store>, diff_id: DiffId, observer: &Observer) -> Result<Descriptor, ImageError> {
-    observer.tell(Event::Note { step: None, text: format!("{}: Compressing", diff_id.0.short()) });
+fn compress(
+    store: &Arc<Store>,
+    diff_id: DiffId,
+    observer: &Observer,
+) -> Result<Descriptor, ImageError> {
+    observer.tell(Event::Note {
+        step: None,
+        text: format!("{}: Compressing", diff_id.0.short()),
+    });
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let writer = store.new_blob()?;
-    let failed = |source| StepError::Io { action: "compressing layer", path: diff_id.to_string().into(), source };
+    let failed = |source| StepError::Io {
+        action: "compressing layer",
+        path: diff_id.to_string().into(),
+        source,
+    };
     let mut tar = Hashing::new(GzipWriter::new(writer, threads).map_err(failed)?);
     match store.sealed_snapshot(diff_id)? {
         Some((id, _)) => {
-            layer::pack(&store.snapshot_path(&id), &mut tar, &PackOptions::default()).map_err(StepError::from)?;
+            layer::pack(&store.snapshot_path(&id), &mut tar, &PackOptions::default())
+                .map_err(StepError::from)?;
         }
         None => {
             io::copy(&mut open_layer(store, diff_id)?, &mut tar).map_err(failed)?;
@@ -220,16 +275,30 @@ fn compress(store: &Arc<Store>, diff_id: DiffId, observer: &Observer) -> Result<
     }
     let (actual, _, gzip) = tar.finish();
     if actual != diff_id.0 {
-        return Err(StepError::DiffId { expected: diff_id, actual: DiffId(actual) }.into());
+        return Err(StepError::DiffId {
+            expected: diff_id,
+            actual: DiffId(actual),
+        }
+        .into());
     }
     let (digest, size) = gzip.finish().map_err(failed)?.commit(store)?;
-    store.add_layer_blob(diff_id, &LayerBlob { digest, media_type: OCI_LAYER_GZIP.to_owned(), size })?;
+    store.add_layer_blob(
+        diff_id,
+        &LayerBlob {
+            digest,
+            media_type: OCI_LAYER_GZIP.to_owned(),
+            size,
+        },
+    )?;
     Ok(Descriptor::new(OCI_LAYER_GZIP, digest, size))
 }
 
 /// The snapshot that a layer is packed from.
 fn snapshot(store: &Store, diff_id: DiffId) -> Result<SnapshotId, ImageError> {
     let found = store.sealed_snapshot(diff_id)?;
-    let missing = || StoreError::Missing { what: format!("layer {diff_id}"), path: store.root().to_owned() };
+    let missing = || StoreError::Missing {
+        what: format!("layer {diff_id}"),
+        path: store.root().to_owned(),
+    };
     Ok(found.ok_or_else(missing)?.0)
 }

@@ -35,16 +35,25 @@ pub async fn pull(
     cancel: &Cancel,
 ) -> Result<Pulled, ImageError> {
     let work = async {
-        let remote = RemoteImage::resolve(client, reference, platform).await.map_err(StepError::from)?;
+        let remote = RemoteImage::resolve(client, reference, platform)
+            .await
+            .map_err(StepError::from)?;
         let before = store.named(reference)?;
         remote.fetch(client, store, observer).await?;
         let image = remote.resolved.manifest.value.config.digest;
-        let digest = remote.resolved.index.as_ref().map_or(remote.resolved.descriptor.digest, |(index, _)| index.digest);
-        Ok(Pulled { image, digest, new: before != Some(image) })
+        let digest = remote
+            .resolved
+            .index
+            .as_ref()
+            .map_or(remote.resolved.descriptor.digest, |(index, _)| index.digest);
+        Ok(Pulled {
+            image,
+            digest,
+            new: before != Some(image),
+        })
     };
     tokio::select! {
         result = work => result,
         () = cancel.cancelled() => Err(StepError::Cancelled.into()),
     }
 }
-

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::EventfdFlags;
+use tokio::sync::watch;
 
 /// Tells whoever holds a clone of it to stop; cannot be taken back.
 #[derive(Clone, Debug)]
@@ -14,7 +15,10 @@ pub struct Cancel(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     cancelled: AtomicBool,
+    /// For those who wait with `poll`.
     event: OwnedFd,
+    /// For those who wait asynchronously.
+    waiting: watch::Sender<bool>,
 }
 
 impl Cancel {
@@ -27,14 +31,27 @@ impl Cancel {
         Ok(Self(Arc::new(Shared {
             cancelled: AtomicBool::new(false),
             event,
+            waiting: watch::Sender::new(false),
         })))
     }
 
     /// Cancels, for all clones and for ever.
     pub fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::SeqCst);
+        self.0.waiting.send_replace(true);
         // Fails only when the counter is full, and then it is readable already.
         _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
+    }
+
+    /// Waits until it is cancelled.
+    pub async fn cancelled(&self) {
+        // Fails only when the sender is gone, and that lives as long as the token.
+        _ = self
+            .0
+            .waiting
+            .subscribe()
+            .wait_for(|&cancelled| cancelled)
+            .await;
     }
 
     /// Whether it is cancelled.

@@ -58,7 +58,11 @@ pub enum SnapshotError {
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
-    move |source| SnapshotError::Io { action, path: path.to_owned(), source }
+    move |source| SnapshotError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// A snapshot being made. Dropped without [`Snapshots::commit`], it is gone.
@@ -99,7 +103,9 @@ impl Snapshots {
     /// # Errors
     /// When its folders cannot be made.
     pub fn prepare(&self) -> Result<Active, SnapshotError> {
-        let active = Active { folder: self.store.temporary()? };
+        let active = Active {
+            folder: self.store.temporary()?,
+        };
         for path in [active.upper(), active.work()] {
             fs::create_dir(&path).map_err(io_error("making the folder", &path))?;
             // Not what the umask says: the upper directory is the root of what a step sees.
@@ -125,11 +131,23 @@ impl Snapshots {
     pub fn commit(&self, active: Active) -> Result<SnapshotId, SnapshotError> {
         let upper = active.upper();
         let (entries, bytes) = measure(&upper).map_err(io_error("measuring", &upper))?;
-        let name = active.folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = active
+            .folder
+            .path()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let id = SnapshotId(name);
         let target = self.store.snapshot_path(&id);
         fs::rename(&upper, &target).map_err(io_error("naming the snapshot", &target))?;
-        let facts = SnapshotFacts { layer: None, bytes, entries, created: now(), settled: true };
+        let facts = SnapshotFacts {
+            layer: None,
+            bytes,
+            entries,
+            created: now(),
+            settled: true,
+        };
         self.store.add_snapshot(&id, &facts)?;
         Ok(id)
     }
@@ -155,9 +173,12 @@ impl Snapshots {
     /// When a snapshot is missing or the view cannot be mounted.
     pub fn view(&self, stack: &[SnapshotId]) -> Result<Option<Root>, SnapshotError> {
         let lowers = self.lowers(stack)?;
-        let Some(first) = lowers.first() else { return Ok(None) };
+        let Some(first) = lowers.first() else {
+            return Ok(None);
+        };
         let paths: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
-        let view = crate::sys::mount::overlay_view(&paths).map_err(io_error("mounting a view of", first))?;
+        let view = crate::sys::mount::overlay_view(&paths)
+            .map_err(io_error("mounting a view of", first))?;
         Ok(Some(Root::from_fd(view)))
     }
 
@@ -184,7 +205,8 @@ impl Snapshots {
         if facts.settled {
             return Ok(true);
         }
-        let whole = matches!((facts.layer, self.pack(id)), (Some(known), Ok(found)) if known == found);
+        let whole =
+            matches!((facts.layer, self.pack(id)), (Some(known), Ok(found)) if known == found);
         if whole {
             self.store.settle_snapshot(id)?;
         } else {
@@ -194,7 +216,10 @@ impl Snapshots {
     }
 
     fn pack(&self, id: &SnapshotId) -> Result<(DiffId, u64), SnapshotError> {
-        let (diff_id, packed) = layer::diff_id(&self.store.snapshot_path(id), &layer::PackOptions::default())?;
+        let (diff_id, packed) = layer::diff_id(
+            &self.store.snapshot_path(id),
+            &layer::PackOptions::default(),
+        )?;
         Ok((diff_id, packed.size))
     }
 }
@@ -215,6 +240,8 @@ fn measure(directory: &Path) -> io::Result<(u64, u64)> {
 /// Seconds since 1970.
 #[must_use]
 pub fn now() -> i64 {
-    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }

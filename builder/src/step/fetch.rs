@@ -35,9 +35,18 @@ pub enum FetchError {
 pub async fn fetch(worker: &Worker, op: &FetchOp) -> Result<SnapshotId, StepError> {
     let active = worker.snapshots.prepare()?;
     let path = active.upper().join(&op.name);
-    let failed = |source: FetchError| StepError::Fetch { url: kiln_registry::client::redacted(&op.url), source };
-    let mut body = worker.client.fetch(&op.url).await.map_err(|error| failed(error.into()))?;
-    let time = body.last_modified().unwrap_or_else(|| worker.settings.time());
+    let failed = |source: FetchError| StepError::Fetch {
+        url: kiln_registry::client::redacted(&op.url),
+        source,
+    };
+    let mut body = worker
+        .client
+        .fetch(&op.url)
+        .await
+        .map_err(|error| failed(error.into()))?;
+    let time = body
+        .last_modified()
+        .unwrap_or_else(|| worker.settings.time());
     let write = async {
         let mut file = File::create(&path)?;
         let actual = receive(&mut body, &mut file).await?;
@@ -65,6 +74,10 @@ async fn receive(body: &mut Body, file: &mut File) -> Result<Digest, FetchError>
 /// Seconds since 1970 as the time of a file.
 pub(super) fn system_time(seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
-    let time = if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(distance) } else { SystemTime::UNIX_EPOCH.checked_add(distance) };
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    };
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }

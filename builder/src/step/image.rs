@@ -55,10 +55,17 @@ impl RemoteImage {
     ///
     /// # Errors
     /// [`ResolveError`] when the registry refuses or the image is none that kiln understands.
-    pub async fn resolve(client: &Client, reference: &Reference, platform: &Platform) -> Result<Self, ResolveError> {
+    pub async fn resolve(
+        client: &Client,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Self, ResolveError> {
         let resolved = client.resolve(reference, platform).await?;
         let config: ImageConfig = serde_json::from_slice(&client.config(&resolved).await?)?;
-        let (layers, diff_ids) = (resolved.manifest.value.layers.len(), config.rootfs.diff_ids.len());
+        let (layers, diff_ids) = (
+            resolved.manifest.value.layers.len(),
+            config.rootfs.diff_ids.len(),
+        );
         if layers != diff_ids {
             return Err(ResolveError::Layers { layers, diff_ids });
         }
@@ -75,7 +82,12 @@ impl RemoteImage {
         store: &Store,
         observer: &Observer,
     ) -> Result<(), StepError> {
-        let Resolved { reference, manifest, descriptor, .. } = &self.resolved;
+        let Resolved {
+            reference,
+            manifest,
+            descriptor,
+            ..
+        } = &self.resolved;
         let source = client.repository(reference);
         let observer = observer.clone();
         let progress = move |blob: &Descriptor, step| observer.tell(blob_event(blob, step));
@@ -84,8 +96,18 @@ impl RemoteImage {
             .map_err(|error| StepError::Blob(reference.familiar(), error))?;
         let id = manifest.value.config.digest;
         store.add_image(&id, Some(descriptor))?;
-        for (diff_id, blob) in self.config.rootfs.diff_ids.iter().zip(&manifest.value.layers) {
-            let blob = LayerBlob { digest: blob.digest, media_type: blob.media_type.clone(), size: blob.size };
+        for (diff_id, blob) in self
+            .config
+            .rootfs
+            .diff_ids
+            .iter()
+            .zip(&manifest.value.layers)
+        {
+            let blob = LayerBlob {
+                digest: blob.digest,
+                media_type: blob.media_type.clone(),
+                size: blob.size,
+            };
             store.add_layer_blob(*diff_id, &blob)?;
         }
         store.add_repo_digest(reference, &descriptor.digest, &id)?;
@@ -112,7 +134,11 @@ pub fn blob_event(blob: &Descriptor, step: kiln_registry::blob::Step) -> Event {
         Step::Done(Put::Existed) => BlobState::Existed,
         Step::Done(Put::Mounted(from)) => BlobState::Mounted(from),
     };
-    Event::Blob { digest: blob.digest, size: blob.size, state }
+    Event::Blob {
+        digest: blob.digest,
+        size: blob.size,
+        state,
+    }
 }
 
 /// The snapshots of a stack; layers of its image are unpacked where they are not yet.
@@ -129,7 +155,11 @@ pub(super) fn unpacked(worker: &Worker, stack: &Stack) -> Result<Vec<SnapshotId>
 }
 
 /// The layer where it lies unpacked: from an image, or because it was built here.
-fn known(worker: &Worker, chain: ChainId, diff_id: DiffId) -> Result<Option<SnapshotId>, StepError> {
+fn known(
+    worker: &Worker,
+    chain: ChainId,
+    diff_id: DiffId,
+) -> Result<Option<SnapshotId>, StepError> {
     if let Some(id) = worker.store.chain_snapshot(chain)? {
         return Ok(Some(id));
     }
@@ -151,12 +181,18 @@ fn unpack_once(
     let active = worker.snapshots.prepare()?;
     let lower = worker.snapshots.view(below)?;
     let mut tar = Hashing::new(open_layer(&worker.store, diff_id)?);
-    let options = UnpackOptions { lower: lower.as_ref(), ..UnpackOptions::default() };
+    let options = UnpackOptions {
+        lower: lower.as_ref(),
+        ..UnpackOptions::default()
+    };
     let failed = |error| StepError::Unpack(diff_id, error);
     layer::unpack(&mut tar, &active.upper(), &options).map_err(failed)?;
     let actual = DiffId(tar.finish().0);
     if actual != diff_id {
-        return Err(StepError::DiffId { expected: diff_id, actual });
+        return Err(StepError::DiffId {
+            expected: diff_id,
+            actual,
+        });
     }
     let id = worker.snapshots.commit(active)?;
     worker.store.set_chain_snapshot(chain, &id)?;
@@ -169,13 +205,23 @@ fn unpack_once(
 /// When no form of it is here.
 pub fn open_layer(store: &Store, diff_id: DiffId) -> Result<Box<dyn Read + Send>, StepError> {
     for blob in store.layer_blobs(diff_id)? {
-        let Some(compression) = layer_compression(&blob.media_type) else { continue };
+        let Some(compression) = layer_compression(&blob.media_type) else {
+            continue;
+        };
         let file = store.open_blob(&blob.digest)?;
-        return Ok(layer::decompressor(compression.into(), file, Limits::default()).map_err(|source| StepError::Io {
-            action: "reading the layer",
-            path: store.blob_path(&blob.digest),
-            source,
-        })?);
+        return Ok(
+            layer::decompressor(compression.into(), file, Limits::default()).map_err(|source| {
+                StepError::Io {
+                    action: "reading the layer",
+                    path: store.blob_path(&blob.digest),
+                    source,
+                }
+            })?,
+        );
     }
-    Err(StoreError::Missing { what: format!("layer {diff_id}"), path: store.root().to_owned() }.into())
+    Err(StoreError::Missing {
+        what: format!("layer {diff_id}"),
+        path: store.root().to_owned(),
+    }
+    .into())
 }

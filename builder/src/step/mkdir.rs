@@ -11,7 +11,12 @@ use crate::sys::root::Root;
 use crate::sys::users;
 
 /// Makes the directory in `upper`, unless the stack has it already; existing ones are not touched.
-pub(super) fn execute(worker: &Worker, op: &MkdirOp, stack: &[SnapshotId], upper: &Path) -> Result<(), StepError> {
+pub(super) fn execute(
+    worker: &Worker,
+    op: &MkdirOp,
+    stack: &[SnapshotId],
+    upper: &Path,
+) -> Result<(), StepError> {
     let view = worker.snapshots.view(stack)?;
     let path = Path::new(&op.path);
     if let Some(view) = &view
@@ -25,7 +30,11 @@ pub(super) fn execute(worker: &Worker, op: &MkdirOp, stack: &[SnapshotId], upper
     } else {
         // Without layers below there are no names: the new layer, still empty, has none either.
         let empty = Root::open(upper);
-        let empty = empty.map_err(|source| StepError::Io { action: "opening", path: upper.to_owned(), source })?;
+        let empty = empty.map_err(|source| StepError::Io {
+            action: "opening",
+            path: upper.to_owned(),
+            source,
+        })?;
         let user = users::resolve(view.as_ref().unwrap_or(&empty), &op.user)?;
         (user.uid, user.gid)
     };

@@ -158,7 +158,11 @@ pub enum StepError {
 
 impl From<RuntimeError> for StepError {
     fn from(error: RuntimeError) -> Self {
-        if matches!(error, RuntimeError::Cancelled) { Self::Cancelled } else { Self::Runtime(error) }
+        if matches!(error, RuntimeError::Cancelled) {
+            Self::Cancelled
+        } else {
+            Self::Runtime(error)
+        }
     }
 }
 
@@ -182,7 +186,14 @@ pub fn execute(
     let stack = worker.unpacked(root)?;
     let active = worker.snapshots.prepare()?;
     match (&graph.vertex(id).op, selections) {
-        (Op::Run(op), _) => run::execute(worker, op, &stack, id.index(), active.upper(), active.work())?,
+        (Op::Run(op), _) => run::execute(
+            worker,
+            op,
+            &stack,
+            id.index(),
+            active.upper(),
+            active.work(),
+        )?,
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
         (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, id.index(), &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.
@@ -214,8 +225,14 @@ impl Stack {
     /// The stack as the cache identifies it.
     #[must_use]
     pub fn identity(&self) -> Vec<StackLayer> {
-        let image = ChainId::of(&self.image).last().copied().map(StackLayer::Image);
-        image.into_iter().chain(self.built.iter().cloned().map(StackLayer::Built)).collect()
+        let image = ChainId::of(&self.image)
+            .last()
+            .copied()
+            .map(StackLayer::Image);
+        image
+            .into_iter()
+            .chain(self.built.iter().cloned().map(StackLayer::Built))
+            .collect()
     }
 
     /// The stack with one more layer.

@@ -50,21 +50,37 @@ pub(super) fn execute(
     upper: PathBuf,
     work: PathBuf,
 ) -> Result<(), StepError> {
-    let root = Root { lowers: worker.snapshots.lowers(stack)?, upper, work };
+    let root = Root {
+        lowers: worker.snapshots.lowers(stack)?,
+        upper,
+        work,
+    };
     let spec = specification(worker, op, root, stack)?;
     let mut tail = Tail::default();
     let exit = worker.runtime.run(
         &spec,
         &mut |stream, bytes| {
             tail.add(bytes);
-            worker.observer.tell(Event::Output { step, stream, bytes: bytes.to_vec() });
+            worker.observer.tell(Event::Output {
+                step,
+                stream,
+                bytes: bytes.to_vec(),
+            });
         },
         &worker.cancel,
     )?;
     match exit {
         Exit::Code(0) => Ok(()),
-        Exit::Code(code) => Err(StepError::Exit { command: shown(&op.args), code, log: tail.lines() }),
-        Exit::Signal(signal) => Err(StepError::Signal { command: shown(&op.args), signal, log: tail.lines() }),
+        Exit::Code(code) => Err(StepError::Exit {
+            command: shown(&op.args),
+            code,
+            log: tail.lines(),
+        }),
+        Exit::Signal(signal) => Err(StepError::Signal {
+            command: shown(&op.args),
+            signal,
+            log: tail.lines(),
+        }),
     }
 }
 
@@ -72,12 +88,21 @@ fn shown(args: &[String]) -> String {
     args.join(" ")
 }
 
-fn specification(worker: &Worker, op: &RunOp, root: Root, stack: &[SnapshotId]) -> Result<ProcessSpec, StepError> {
+fn specification(
+    worker: &Worker,
+    op: &RunOp,
+    root: Root,
+    stack: &[SnapshotId],
+) -> Result<ProcessSpec, StepError> {
     let mut env = op.env.clone();
-    let mut mounts: Vec<Mount> = op.mounts.iter().map(mount).collect();
+    let mut mounts: Vec<Mount> = op.mounts.iter().filter_map(mount).collect();
     for script in &op.scripts {
         let target = format!("/dev/pipes/{}", script.name);
-        mounts.push(Mount::File { content: script.content.clone().into_bytes(), target, mode: 0o755 });
+        mounts.push(Mount::File {
+            content: script.content.clone().into_bytes(),
+            target,
+            mode: 0o755,
+        });
     }
     // The machine's own settings come last and never override what the Dockerfile says.
     for (name, value) in &worker.settings.proxies {
@@ -88,7 +113,11 @@ fn specification(worker: &Worker, op: &RunOp, root: Root, stack: &[SnapshotId]) 
             set_default(&mut env, name, CA_FILE);
         }
         mounts.push(bind(bundle, CA_FILE));
-        mounts.extend(present(worker, stack, &CA_PATHS)?.iter().map(|path| bind(bundle, path)));
+        mounts.extend(
+            present(worker, stack, &CA_PATHS)?
+                .iter()
+                .map(|path| bind(bundle, path)),
+        );
     }
     Ok(ProcessSpec {
         args: op.args.clone(),
@@ -113,26 +142,44 @@ fn set_default(env: &mut Vec<(String, String)>, name: &str, value: &str) {
 }
 
 fn bind(source: &Path, target: &str) -> Mount {
-    Mount::Bind { source: source.to_owned(), target: target.to_owned(), writable: false }
+    Mount::Bind {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        writable: false,
+    }
 }
 
-fn mount(op: &MountOp) -> Mount {
+/// What the sandbox mounts for a `--mount`. Binds never come here: the pipeline refuses them.
+fn mount(op: &MountOp) -> Option<Mount> {
     match op {
-        MountOp::Tmpfs { target, size } => Mount::Tmpfs { target: target.clone(), size: *size },
+        MountOp::Tmpfs { target, size } => Some(Mount::Tmpfs {
+            target: target.clone(),
+            size: *size,
+        }),
+        MountOp::Bind { .. } => None,
     }
 }
 
 /// Those of the paths that are files of the image. A bundle that the image does not have is not
 /// mounted over: installing one (`apt-get install ca-certificates`) has to stay possible.
-fn present(worker: &Worker, stack: &[SnapshotId], paths: &[&'static str]) -> Result<Vec<&'static str>, StepError> {
-    let Some(view) = worker.snapshots.view(stack)? else { return Ok(Vec::new()) };
+fn present(
+    worker: &Worker,
+    stack: &[SnapshotId],
+    paths: &[&'static str],
+) -> Result<Vec<&'static str>, StepError> {
+    let Some(view) = worker.snapshots.view(stack)? else {
+        return Ok(Vec::new());
+    };
     // Two of the paths may be one file by way of links; one mount shows in both.
     let mut seen = BTreeSet::new();
     Ok(paths
         .iter()
         .filter(|path| {
-            let Ok(stat) = view.stat(Path::new(path), true) else { return false };
-            let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
+            let Ok(stat) = view.stat(Path::new(path), true) else {
+                return false;
+            };
+            let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode)
+                == rustix::fs::FileType::RegularFile;
             regular && seen.insert((stat.st_dev, stat.st_ino))
         })
         .copied()
@@ -149,7 +196,11 @@ fn hosts() -> String {
 fn resolv_conf(host: &Path) -> String {
     let read = |path: &str| fs::read_to_string(host.join(path)).unwrap_or_default();
     let text = read("etc/resolv.conf");
-    let servers: Vec<_> = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver")).map(str::trim).collect();
+    let servers: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"))
+        .map(str::trim)
+        .collect();
     if servers == ["127.0.0.53"] {
         let upstream = read("run/systemd/resolve/resolv.conf");
         if !upstream.is_empty() {
@@ -185,7 +236,14 @@ impl Tail {
     }
 
     fn lines(&self) -> Vec<String> {
-        self.lines.iter().map(|line| String::from_utf8_lossy(line).trim_end_matches('\r').to_owned()).collect()
+        self.lines
+            .iter()
+            .map(|line| {
+                String::from_utf8_lossy(line)
+                    .trim_end_matches('\r')
+                    .to_owned()
+            })
+            .collect()
     }
 }
 
@@ -214,11 +272,23 @@ mod tests {
         let host = tempfile::tempdir().unwrap();
         fs::create_dir_all(host.path().join("etc")).unwrap();
         fs::create_dir_all(host.path().join("run/systemd/resolve")).unwrap();
-        fs::write(host.path().join("etc/resolv.conf"), "nameserver 127.0.0.53\n").unwrap();
+        fs::write(
+            host.path().join("etc/resolv.conf"),
+            "nameserver 127.0.0.53\n",
+        )
+        .unwrap();
         assert_eq!(resolv_conf(host.path()), "nameserver 127.0.0.53\n");
-        fs::write(host.path().join("run/systemd/resolve/resolv.conf"), "nameserver 10.0.0.1\n").unwrap();
+        fs::write(
+            host.path().join("run/systemd/resolve/resolv.conf"),
+            "nameserver 10.0.0.1\n",
+        )
+        .unwrap();
         assert_eq!(resolv_conf(host.path()), "nameserver 10.0.0.1\n");
-        fs::write(host.path().join("etc/resolv.conf"), "nameserver 10.0.0.2\nnameserver 127.0.0.53\n").unwrap();
+        fs::write(
+            host.path().join("etc/resolv.conf"),
+            "nameserver 10.0.0.2\nnameserver 127.0.0.53\n",
+        )
+        .unwrap();
         assert!(resolv_conf(host.path()).contains("10.0.0.2"));
     }
 }

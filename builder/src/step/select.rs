@@ -31,9 +31,16 @@ impl Selections {
     ///
     /// # Errors
     /// When sources are missing or unreadable.
-    pub fn of(worker: &Worker, graph: &Graph, id: VertexId, inputs: &[Stack]) -> Result<Self, StepError> {
+    pub fn of(
+        worker: &Worker,
+        graph: &Graph,
+        id: VertexId,
+        inputs: &[Stack],
+    ) -> Result<Self, StepError> {
         let vertex = graph.vertex(id);
-        let Op::Copy(op) = &vertex.op else { return Err(StepError::Thread) };
+        let Op::Copy(op) = &vertex.op else {
+            return Err(StepError::Thread);
+        };
         let mut trees = vec![None];
         let mut empty = Vec::new();
         for (input, stack) in vertex.inputs[1..].iter().zip(inputs) {
@@ -45,7 +52,12 @@ impl Selections {
         }
         let borrowed: Vec<_> = trees.iter().map(Option::as_deref).collect();
         let files = select_all(op, &borrowed).map_err(copy::CopyError::from)?;
-        Ok(Self { op: op.clone(), trees, files, _empty: empty })
+        Ok(Self {
+            op: op.clone(),
+            trees,
+            files,
+            _empty: empty,
+        })
     }
 
     /// Digest of all that is selected (A15.1).
@@ -79,7 +91,10 @@ impl Selections {
         };
         let report = copy::copy(&self.op, &self.files, &inputs, &mut unpack)?;
         for note in report.notes {
-            worker.observer.tell(Event::Note { step: Some(step), text: note.to_string() });
+            worker.observer.tell(Event::Note {
+                step: Some(step),
+                text: note.to_string(),
+            });
         }
         Ok(())
     }
@@ -100,12 +115,21 @@ fn tree(worker: &Worker, stack: &Stack, empty: &mut Vec<Active>) -> Result<Tree,
 }
 
 /// Unpacks a file that `ADD` met, if it is an archive (A12.1).
-fn unpack(archive: &copy::Archive<'_>) -> Result<Option<copy::Unpacked>, Box<dyn std::error::Error + Send + Sync>> {
+fn unpack(
+    archive: &copy::Archive<'_>,
+) -> Result<Option<copy::Unpacked>, Box<dyn std::error::Error + Send + Sync>> {
     let mut file = archive.file;
-    let Some(compression) = layer::is_tar_archive(file)? else { return Ok(None) };
+    let Some(compression) = layer::is_tar_archive(file)? else {
+        return Ok(None);
+    };
     file.seek(SeekFrom::Start(0))?;
     let mut tar = layer::decompressor(compression, file, Limits::default())?;
-    let options = UnpackOptions { form: Form::Plain, ..UnpackOptions::default() };
+    let options = UnpackOptions {
+        form: Form::Plain,
+        ..UnpackOptions::default()
+    };
     let unpacked = layer::unpack(&mut tar, archive.into, &options)?;
-    Ok(Some(copy::Unpacked { implied: unpacked.implied }))
+    Ok(Some(copy::Unpacked {
+        implied: unpacked.implied,
+    }))
 }

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use kiln_registry::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, Step};
+use kiln_registry::blob::{
+    BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, Step,
+};
 use kiln_registry::digest::{Digest, Hasher, Verifier};
 use kiln_registry::spec::Descriptor;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
@@ -58,7 +60,10 @@ impl Store {
     pub fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.blob_path(digest);
         File::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError::Missing { what: digest.to_string(), path: self.root.clone() },
+            io::ErrorKind::NotFound => StoreError::Missing {
+                what: digest.to_string(),
+                path: self.root.clone(),
+            },
             _ => StoreError::io("opening the blob", &path)(error),
         })
     }
@@ -75,7 +80,10 @@ impl Store {
         let actual = Digest::of(&bytes);
         if actual != *digest {
             let detail = format!("its bytes have the digest {actual}");
-            return Err(StoreError::Damaged { what: format!("blob {digest}"), detail });
+            return Err(StoreError::Damaged {
+                what: format!("blob {digest}"),
+                detail,
+            });
         }
         Ok(bytes)
     }
@@ -89,7 +97,9 @@ impl Store {
         if !self.has_blob(&digest) {
             let mut writer = self.new_blob()?;
             let path = writer.path.clone();
-            writer.write_all(bytes).map_err(StoreError::io("writing", &path))?;
+            writer
+                .write_all(bytes)
+                .map_err(StoreError::io("writing", &path))?;
             writer.commit(self)?;
         }
         Ok(digest)
@@ -103,7 +113,13 @@ impl Store {
         let folder = self.temporary()?;
         let path = folder.path().join("blob");
         let file = File::create(&path).map_err(StoreError::io("making", &path))?;
-        Ok(BlobWriter { file, path, hasher: Hasher::new(), size: 0, _folder: folder })
+        Ok(BlobWriter {
+            file,
+            path,
+            hasher: Hasher::new(),
+            size: 0,
+            _folder: folder,
+        })
     }
 }
 
@@ -136,14 +152,18 @@ impl BlobWriter {
         let mut verifier = Verifier::new(digest, size);
         while let Some(chunk) = chunks.blocking_recv() {
             verifier.update(&chunk)?;
-            self.file.write_all(&chunk).map_err(StoreError::io("writing", &self.path))?;
+            self.file
+                .write_all(&chunk)
+                .map_err(StoreError::io("writing", &self.path))?;
         }
         verifier.finish()?;
         self.publish(target)
     }
 
     fn publish(self, target: &Path) -> Result<(), StoreError> {
-        self.file.sync_data().map_err(StoreError::io("syncing", &self.path))?;
+        self.file
+            .sync_data()
+            .map_err(StoreError::io("syncing", &self.path))?;
         fs::rename(&self.path, target).map_err(StoreError::io("naming the blob", target))
     }
 }
@@ -155,22 +175,39 @@ fn io_error(action: String) -> impl FnOnce(io::Error) -> BlobError {
 /// A store's error as an end of a transfer reports it.
 fn blob_error(error: StoreError) -> BlobError {
     match error {
-        StoreError::Io { action, path, source } => {
-            BlobError::Io { action: format!("{action} `{}`", path.display()), source }
-        }
+        StoreError::Io {
+            action,
+            path,
+            source,
+        } => BlobError::Io {
+            action: format!("{action} `{}`", path.display()),
+            source,
+        },
         StoreError::Mismatch(mismatch) => BlobError::Mismatch(mismatch),
-        other => BlobError::Io { action: "using the store".to_owned(), source: io::Error::other(other) },
+        other => BlobError::Io {
+            action: "using the store".to_owned(),
+            source: io::Error::other(other),
+        },
     }
 }
 
 impl BlobSource for Store {
-    fn open<'a>(&'a self, blob: &'a Descriptor, offset: u64) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+    fn open<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
         Box::pin(async move {
             let path = self.blob_path(&blob.digest);
-            let mut file = tokio::fs::File::open(&path).await.map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => BlobError::NotFound(blob.digest, self.root.display().to_string()),
-                _ => io_error(format!("opening the blob `{}`", path.display()))(error),
-            })?;
+            let mut file =
+                tokio::fs::File::open(&path)
+                    .await
+                    .map_err(|error| match error.kind() {
+                        io::ErrorKind::NotFound => {
+                            BlobError::NotFound(blob.digest, self.root.display().to_string())
+                        }
+                        _ => io_error(format!("opening the blob `{}`", path.display()))(error),
+                    })?;
             file.seek(io::SeekFrom::Start(offset))
                 .await
                 .map_err(io_error(format!("reading the blob `{}`", path.display())))?;
@@ -198,11 +235,16 @@ impl BlobSink for Store {
             // Hashing and writing run beside the network, on a thread that may block.
             let (sender, receiver) = mpsc::channel::<Vec<u8>>(4);
             let (digest, size, target) = (blob.digest, blob.size, self.blob_path(&blob.digest));
-            let sink = tokio::task::spawn_blocking(move || writer.receive(receiver, digest, size, &target));
+            let sink = tokio::task::spawn_blocking(move || {
+                writer.receive(receiver, digest, size, &target)
+            });
             let mut seen = 0;
             loop {
                 let mut chunk = Vec::with_capacity(CHUNK);
-                let count = reader.read_buf(&mut chunk).await.map_err(io_error(format!("reading {}", blob.digest)));
+                let count = reader
+                    .read_buf(&mut chunk)
+                    .await
+                    .map_err(io_error(format!("reading {}", blob.digest)));
                 seen += match count {
                     Ok(0) => break,
                     Ok(count) => count as u64,
@@ -219,7 +261,9 @@ impl BlobSink for Store {
                 }
             }
             drop(sender);
-            let written = sink.await.map_err(|error| io_error("writing a blob".to_owned())(io::Error::other(error)))?;
+            let written = sink
+                .await
+                .map_err(|error| io_error("writing a blob".to_owned())(io::Error::other(error)))?;
             written.map_err(blob_error)?;
             progress(blob, Step::Done(Put::Sent));
             Ok(Put::Sent)

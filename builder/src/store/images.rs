@@ -68,8 +68,11 @@ impl Store {
     pub fn tag(&self, name: &Reference, image: &Digest) -> Result<Option<Digest>, StoreError> {
         let name = full_name(name);
         let before = self.change(|db| {
-            let before: Option<String> =
-                db.query_row("SELECT image FROM names WHERE name = ?1", [&name], |row| row.get(0)).optional()?;
+            let before: Option<String> = db
+                .query_row("SELECT image FROM names WHERE name = ?1", [&name], |row| {
+                    row.get(0)
+                })
+                .optional()?;
             db.execute(
                 "INSERT OR REPLACE INTO names (name, image, tagged) VALUES (?1, ?2, unixepoch())",
                 params![name, image.to_string()],
@@ -84,7 +87,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn add_repo_digest(&self, name: &Reference, manifest: &Digest, image: &Digest) -> Result<(), StoreError> {
+    pub fn add_repo_digest(
+        &self,
+        name: &Reference,
+        manifest: &Digest,
+        image: &Digest,
+    ) -> Result<(), StoreError> {
         self.change(|db| {
             db.execute(
                 "INSERT OR REPLACE INTO repo_digests (repository, digest, image) VALUES (?1, ?2, ?3)",
@@ -115,10 +123,19 @@ impl Store {
         let rows = self.query(|db| {
             let mut statement = db.prepare("SELECT name, image FROM names ORDER BY name")?;
             statement
-                .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?
+                .query_map([], |row| {
+                    Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+                })?
                 .collect::<rusqlite::Result<Vec<_>>>()
         })?;
-        rows.into_iter().map(|(name, image)| Ok(NamedImage { name, image: digest(&image, "a name")? })).collect()
+        rows.into_iter()
+            .map(|(name, image)| {
+                Ok(NamedImage {
+                    name,
+                    image: digest(&image, "a name")?,
+                })
+            })
+            .collect()
     }
 
     /// All digests under which repositories know images.
@@ -127,15 +144,26 @@ impl Store {
     /// When the database cannot be read or holds nonsense.
     pub fn repo_digests(&self) -> Result<Vec<RepoDigest>, StoreError> {
         let rows = self.query(|db| {
-            let mut statement = db.prepare("SELECT repository, digest, image FROM repo_digests ORDER BY 1, 2")?;
+            let mut statement =
+                db.prepare("SELECT repository, digest, image FROM repo_digests ORDER BY 1, 2")?;
             statement
-                .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?
+                .query_map([], |row| {
+                    Ok((
+                        row.get::<_, String>(0)?,
+                        row.get::<_, String>(1)?,
+                        row.get::<_, String>(2)?,
+                    ))
+                })?
                 .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         let what = "a repository digest";
         rows.into_iter()
             .map(|(repository, manifest, image)| {
-                Ok(RepoDigest { repository, digest: digest(&manifest, what)?, image: digest(&image, what)? })
+                Ok(RepoDigest {
+                    repository,
+                    digest: digest(&manifest, what)?,
+                    image: digest(&image, what)?,
+                })
             })
             .collect()
     }
@@ -146,8 +174,12 @@ impl Store {
     /// [`StoreError::NoImage`] when there is none.
     pub fn image(&self, id: &Digest) -> Result<ImageRecord, StoreError> {
         let row = self.query(|db| {
-            db.query_row("SELECT id, manifest, manifest_type, manifest_size FROM images WHERE id = ?1", [id.to_string()], image_row)
-                .optional()
+            db.query_row(
+                "SELECT id, manifest, manifest_type, manifest_size FROM images WHERE id = ?1",
+                [id.to_string()],
+                image_row,
+            )
+            .optional()
         })?;
         image_record(row.ok_or_else(|| StoreError::NoImage(id.to_string()))?)
     }
@@ -165,7 +197,13 @@ impl Store {
                     |row| row.get(0),
                 )
                 .optional(),
-            None => db.query_row("SELECT image FROM names WHERE name = ?1", [full_name(name)], |row| row.get(0)).optional(),
+            None => db
+                .query_row(
+                    "SELECT image FROM names WHERE name = ?1",
+                    [full_name(name)],
+                    |row| row.get(0),
+                )
+                .optional(),
         })?;
         found.map(|text| digest(&text, "a name")).transpose()
     }
@@ -183,14 +221,22 @@ impl Store {
         }
         let none = || StoreError::NoImage(text.to_owned());
         let prefix = text.strip_prefix("sha256:").unwrap_or(text);
-        if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if prefix.is_empty()
+            || prefix.len() > 64
+            || !prefix
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Err(none());
         }
         let ids = self.query(|db| {
-            let mut statement = db.prepare("SELECT id FROM images WHERE id >= ?1 AND id < ?2 LIMIT 2")?;
+            let mut statement =
+                db.prepare("SELECT id FROM images WHERE id >= ?1 AND id < ?2 LIMIT 2")?;
             // `g` is the character behind the last hexadecimal digit.
             let range = params![format!("sha256:{prefix}"), format!("sha256:{prefix}g")];
-            statement.query_map(range, |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()
+            statement
+                .query_map(range, |row| row.get::<_, String>(0))?
+                .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         match &ids[..] {
             [] => Err(none()),
@@ -204,8 +250,10 @@ impl Store {
     /// # Errors
     /// When it is missing or damaged.
     pub fn config(&self, id: &Digest) -> Result<ImageConfig, StoreError> {
-        serde_json::from_slice(&self.read_blob(id)?)
-            .map_err(|error| StoreError::Damaged { what: format!("image {id}"), detail: error.to_string() })
+        serde_json::from_slice(&self.read_blob(id)?).map_err(|error| StoreError::Damaged {
+            what: format!("image {id}"),
+            detail: error.to_string(),
+        })
     }
 
     /// Takes a name away.
@@ -264,10 +312,15 @@ fn image_row(row: &Row<'_>) -> rusqlite::Result<ImageRow> {
 
 fn image_record((id, manifest, media_type, size): ImageRow) -> Result<ImageRecord, StoreError> {
     let manifest = match (manifest, media_type, size) {
-        (Some(text), Some(media_type), Some(size)) => {
-            Some(Descriptor::new(media_type, digest(&text, "an image")?, size.unsigned_abs()))
-        }
+        (Some(text), Some(media_type), Some(size)) => Some(Descriptor::new(
+            media_type,
+            digest(&text, "an image")?,
+            size.unsigned_abs(),
+        )),
         _ => None,
     };
-    Ok(ImageRecord { id: digest(&id, "an image")?, manifest })
+    Ok(ImageRecord {
+        id: digest(&id, "an image")?,
+        manifest,
+    })
 }

@@ -53,7 +53,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be written.
     pub fn add_snapshot(&self, id: &SnapshotId, facts: &SnapshotFacts) -> Result<(), StoreError> {
-        let (diff_id, size) = facts.layer.map(|(id, size)| (id.to_string(), signed(size))).unzip();
+        let (diff_id, size) = facts
+            .layer
+            .map(|(id, size)| (id.to_string(), signed(size)))
+            .unzip();
         self.change(|db| {
             db.execute(
                 "INSERT INTO snapshots (id, diff_id, tar_size, bytes, entries, created, boot) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -87,7 +90,9 @@ impl Store {
         })?;
         let (layer, facts) = row.ok_or_else(|| self.missing(format!("snapshot {}", id.name())))?;
         let layer = match layer {
-            (Some(id), Some(size)) => Some((DiffId(digest(&id, "a snapshot")?), size.unsigned_abs())),
+            (Some(id), Some(size)) => {
+                Some((DiffId(digest(&id, "a snapshot")?), size.unsigned_abs()))
+            }
             _ => None,
         };
         Ok(SnapshotFacts { layer, ..facts })
@@ -97,7 +102,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn seal_snapshot(&self, id: &SnapshotId, diff_id: DiffId, tar_size: u64) -> Result<(), StoreError> {
+    pub fn seal_snapshot(
+        &self,
+        id: &SnapshotId,
+        diff_id: DiffId,
+        tar_size: u64,
+    ) -> Result<(), StoreError> {
         self.change(|db| {
             db.execute(
                 "UPDATE snapshots SET diff_id = ?2, tar_size = ?3 WHERE id = ?1",
@@ -111,13 +121,22 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn sealed_snapshot(&self, diff_id: DiffId) -> Result<Option<(SnapshotId, u64)>, StoreError> {
+    pub fn sealed_snapshot(
+        &self,
+        diff_id: DiffId,
+    ) -> Result<Option<(SnapshotId, u64)>, StoreError> {
         let found = self.query(|db| {
-            let mut statement = db.prepare_cached("SELECT id, tar_size FROM snapshots WHERE diff_id = ?1 AND tar_size IS NOT NULL")?;
-            let rows = statement.query_map([diff_id.to_string()], |row| Ok((SnapshotId::from_name(row.get(0)?), unsigned(row, 1)?)))?;
+            let mut statement = db.prepare_cached(
+                "SELECT id, tar_size FROM snapshots WHERE diff_id = ?1 AND tar_size IS NOT NULL",
+            )?;
+            let rows = statement.query_map([diff_id.to_string()], |row| {
+                Ok((SnapshotId::from_name(row.get(0)?), unsigned(row, 1)?))
+            })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         })?;
-        Ok(found.into_iter().find(|(id, _)| self.snapshot_path(id).is_dir()))
+        Ok(found
+            .into_iter()
+            .find(|(id, _)| self.snapshot_path(id).is_dir()))
     }
 
     /// The unpacked top layer of a stack of image layers.
@@ -127,7 +146,9 @@ impl Store {
     pub fn chain_snapshot(&self, chain: ChainId) -> Result<Option<SnapshotId>, StoreError> {
         let found = self.query(|db| {
             db.prepare_cached("SELECT snapshot FROM chains WHERE chain_id = ?1")?
-                .query_row([chain.to_string()], |row| row.get(0).map(SnapshotId::from_name))
+                .query_row([chain.to_string()], |row| {
+                    row.get(0).map(SnapshotId::from_name)
+                })
                 .optional()
         })?;
         Ok(found.filter(|id| self.snapshot_path(id).is_dir()))
@@ -140,7 +161,10 @@ impl Store {
     /// When the database cannot be written.
     pub fn set_chain_snapshot(&self, chain: ChainId, id: &SnapshotId) -> Result<(), StoreError> {
         self.change(|db| {
-            db.execute("INSERT OR REPLACE INTO chains (chain_id, snapshot) VALUES (?1, ?2)", params![chain.to_string(), id.name()])
+            db.execute(
+                "INSERT OR REPLACE INTO chains (chain_id, snapshot) VALUES (?1, ?2)",
+                params![chain.to_string(), id.name()],
+            )
         })?;
         Ok(())
     }
@@ -173,7 +197,11 @@ impl Store {
         for (text, media_type, size) in rows {
             let digest = digest(&text, "a layer")?;
             if self.has_blob(&digest) {
-                blobs.push(LayerBlob { digest, media_type, size });
+                blobs.push(LayerBlob {
+                    digest,
+                    media_type,
+                    size,
+                });
             }
         }
         Ok(blobs)
@@ -192,7 +220,10 @@ impl Store {
         })?;
         match known {
             Some(bytes) => Ok(bytes),
-            None => Ok(self.layer_blobs(diff_id)?.first().map_or(0, |blob| blob.size)),
+            None => Ok(self
+                .layer_blobs(diff_id)?
+                .first()
+                .map_or(0, |blob| blob.size)),
         }
     }
 
@@ -201,7 +232,12 @@ impl Store {
     /// # Errors
     /// When the database cannot be written.
     pub fn settle_snapshot(&self, id: &SnapshotId) -> Result<(), StoreError> {
-        self.change(|db| db.execute("UPDATE snapshots SET boot = NULL WHERE id = ?1", [id.name()]))?;
+        self.change(|db| {
+            db.execute(
+                "UPDATE snapshots SET boot = NULL WHERE id = ?1",
+                [id.name()],
+            )
+        })?;
         Ok(())
     }
 
@@ -244,7 +280,11 @@ impl Store {
     }
 
     /// Drops the records of some snapshots, then their folders.
-    pub(super) fn forget_snapshots(&self, condition: &str, parameter: &str) -> Result<(), StoreError> {
+    pub(super) fn forget_snapshots(
+        &self,
+        condition: &str,
+        parameter: &str,
+    ) -> Result<(), StoreError> {
         let ids = self.change(|db| {
             let ids = db
                 .prepare(&format!("SELECT id FROM snapshots WHERE {condition}"))?
@@ -265,7 +305,10 @@ impl Store {
     }
 
     fn missing(&self, what: String) -> StoreError {
-        StoreError::Missing { what, path: self.root.clone() }
+        StoreError::Missing {
+            what,
+            path: self.root.clone(),
+        }
     }
 }
 

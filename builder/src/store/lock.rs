@@ -15,7 +15,9 @@ pub(super) fn random_name() -> String {
     let mut filled = 0;
     while filled < bytes.len() {
         // Cannot fail for valid flags; an interrupted call is repeated.
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+        filled +=
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+                .unwrap_or(0);
     }
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -24,20 +26,29 @@ pub(super) fn random_name() -> String {
 pub(super) fn content(root: &Path) -> Result<File, StoreError> {
     let path = root.join("locks/content");
     let file = open(&path)?;
-    file.lock_shared().map_err(StoreError::io("locking", &path))?;
+    file.lock_shared()
+        .map_err(StoreError::io("locking", &path))?;
     Ok(file)
 }
 
 fn open(path: &Path) -> Result<File, StoreError> {
-    File::options().create(true).append(true).open(path).map_err(StoreError::io("opening the lock", path))
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(StoreError::io("opening the lock", path))
 }
 
 /// Removes what killed processes left in `tmp`. What cannot be removed is left for the next one.
 pub(super) fn clean_temporary(root: &Path) {
-    let Ok(entries) = fs::read_dir(root.join("tmp")) else { return };
+    let Ok(entries) = fs::read_dir(root.join("tmp")) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
-        let Ok(lock) = File::open(path.join("lock")) else { continue };
+        let Ok(lock) = File::open(path.join("lock")) else {
+            continue;
+        };
         if lock.try_lock().is_ok() {
             // The lock file goes last: without it nobody would look at the folder again.
             remove_all_but(&path, "lock");
@@ -50,7 +61,11 @@ fn remove_all_but(folder: &Path, keep: &str) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name() != keep {
             let path = entry.path();
-            _ = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            _ = if path.is_dir() && !path.is_symlink() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
         }
     }
 }
@@ -108,7 +123,9 @@ impl Store {
                 // A cleaner may have come between the two calls and removed the folder again.
                 Ok(()) if file.exists() => return Ok(TempDir { path, _lock: lock }),
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(StoreError::io("locking", &file)(error)),
+                Err(TryLockError::Error(error)) => {
+                    return Err(StoreError::io("locking", &file)(error));
+                }
             }
         }
     }
@@ -130,18 +147,25 @@ impl Store {
 
     /// Runs a removal of content while no other process adds any; does nothing and says `None`
     /// when one does.
-    pub(super) fn alone<T>(&self, work: impl FnOnce() -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    pub(super) fn alone<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
         let path = self.root.join("locks/content");
         // A new description of the file: converting our own shared lock could lose it.
         let file = open(&path)?;
-        self.content.unlock().map_err(StoreError::io("unlocking", &path))?;
+        self.content
+            .unlock()
+            .map_err(StoreError::io("unlocking", &path))?;
         let result = match file.try_lock() {
             Ok(()) => work().map(Some),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(StoreError::io("locking", &path)(error)),
         };
         drop(file);
-        self.content.lock_shared().map_err(StoreError::io("locking", &path))?;
+        self.content
+            .lock_shared()
+            .map_err(StoreError::io("locking", &path))?;
         result
     }
 }

@@ -100,7 +100,11 @@ pub enum StoreError {
 
 impl StoreError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     /// Whether the disk is full.
@@ -134,8 +138,16 @@ impl Store {
         check_version(&root)?;
         let content = lock::content(&root)?;
         let database = schema::open(&root.join("kiln.db"))?;
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let store = Self { root, database: Mutex::new(database), content, boot };
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        let store = Self {
+            root,
+            database: Mutex::new(database),
+            content,
+            boot,
+        };
         lock::clean_temporary(&store.root);
         store.settle_snapshots()?;
         Ok(store)
@@ -154,15 +166,22 @@ impl Store {
     }
 
     /// Runs queries and says on failure which database it was.
-    fn query<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    fn query<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
         work(&self.database()).map_err(|source| self.database_error(source))
     }
 
     /// Runs queries that change something, all or nothing.
-    fn change<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    fn change<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
         let mut database = self.database();
         let run = || {
-            let transaction = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let transaction =
+                database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
             let result = work(&transaction)?;
             transaction.commit()?;
             Ok(result)
@@ -171,11 +190,19 @@ impl Store {
     }
 
     fn database_error(&self, source: rusqlite::Error) -> StoreError {
-        StoreError::Database { path: self.root.join("kiln.db"), source }
+        StoreError::Database {
+            path: self.root.join("kiln.db"),
+            source,
+        }
     }
 
-    fn damaged(what: impl Into<String>) -> impl FnOnce(kiln_registry::digest::DigestError) -> StoreError {
-        move |error| StoreError::Damaged { what: what.into(), detail: error.to_string() }
+    fn damaged(
+        what: impl Into<String>,
+    ) -> impl FnOnce(kiln_registry::digest::DigestError) -> StoreError {
+        move |error| StoreError::Damaged {
+            what: what.into(),
+            detail: error.to_string(),
+        }
     }
 }
 
@@ -183,7 +210,10 @@ fn check_version(root: &Path) -> Result<(), StoreError> {
     let path = root.join("version");
     match fs::read_to_string(&path) {
         Ok(text) if text.trim() == VERSION => Ok(()),
-        Ok(text) => Err(StoreError::Version { path: root.to_owned(), found: text.trim().chars().take(40).collect() }),
+        Ok(text) => Err(StoreError::Version {
+            path: root.to_owned(),
+            found: text.trim().chars().take(40).collect(),
+        }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let temporary = root.join("tmp").join(lock::random_name());
             let write = || {

@@ -61,26 +61,46 @@ CREATE TABLE cache (             -- results of steps
 
 /// Opens the database, making its tables first where there are none.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
-    let wrap = |source| StoreError::Database { path: path.to_owned(), source };
+    let wrap = |source| StoreError::Database {
+        path: path.to_owned(),
+        source,
+    };
     let mut database = Connection::open(path).map_err(wrap)?;
     // Waiting covers other processes' writes, which are short; a reader never waits in WAL mode.
-    database.busy_timeout(Duration::from_secs(30)).map_err(wrap)?;
-    database.pragma_update(None, "journal_mode", "wal").map_err(wrap)?;
-    database.pragma_update(None, "synchronous", "normal").map_err(wrap)?;
-    database.pragma_update(None, "foreign_keys", true).map_err(wrap)?;
-    let version = |database: &Connection| database.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+    database
+        .busy_timeout(Duration::from_secs(30))
+        .map_err(wrap)?;
+    database
+        .pragma_update(None, "journal_mode", "wal")
+        .map_err(wrap)?;
+    database
+        .pragma_update(None, "synchronous", "normal")
+        .map_err(wrap)?;
+    database
+        .pragma_update(None, "foreign_keys", true)
+        .map_err(wrap)?;
+    let version = |database: &Connection| {
+        database.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
+    };
     if version(&database).map_err(wrap)? == 0 {
-        let transaction = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(wrap)?;
+        let transaction = database
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .map_err(wrap)?;
         // Another process may have made the tables while we waited for the lock.
         if version(&transaction).map_err(wrap)? == 0 {
             transaction.execute_batch(TABLES).map_err(wrap)?;
-            transaction.pragma_update(None, "user_version", VERSION).map_err(wrap)?;
+            transaction
+                .pragma_update(None, "user_version", VERSION)
+                .map_err(wrap)?;
         }
         transaction.commit().map_err(wrap)?;
     }
     let found = version(&database).map_err(wrap)?;
     if found != VERSION {
-        return Err(StoreError::Version { path: path.to_owned(), found: found.to_string() });
+        return Err(StoreError::Version {
+            path: path.to_owned(),
+            found: found.to_string(),
+        });
     }
     Ok(database)
 }

@@ -20,7 +20,9 @@ impl Store {
             let (blobs, chains) = self.reachable()?;
             let known = self.query(|db| {
                 db.prepare("SELECT chain_id, snapshot FROM chains")?
-                    .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?
+                    .query_map([], |row| {
+                        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+                    })?
                     .collect::<rusqlite::Result<Vec<_>>>()
             })?;
             for (chain, snapshot) in known {
@@ -40,9 +42,17 @@ impl Store {
             blobs.insert(image.id.hex());
             // A damaged image keeps what still can be found of it, and does not stop the sweep.
             if let Ok(config) = self.config(&image.id) {
-                chains.extend(ChainId::of(&config.rootfs.diff_ids).iter().map(ToString::to_string));
+                chains.extend(
+                    ChainId::of(&config.rootfs.diff_ids)
+                        .iter()
+                        .map(ToString::to_string),
+                );
                 for &diff_id in &config.rootfs.diff_ids {
-                    blobs.extend(self.layer_blobs(diff_id)?.iter().map(|blob| blob.digest.hex()));
+                    blobs.extend(
+                        self.layer_blobs(diff_id)?
+                            .iter()
+                            .map(|blob| blob.digest.hex()),
+                    );
                 }
             }
             if let Some(manifest) = image.manifest {
@@ -60,7 +70,9 @@ impl Store {
         if !blobs.insert(digest.hex()) {
             return;
         }
-        let Ok(bytes) = self.read_blob(digest) else { return };
+        let Ok(bytes) = self.read_blob(digest) else {
+            return;
+        };
         if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
             blobs.insert(manifest.config.digest.hex());
             blobs.extend(manifest.layers.iter().map(|layer| layer.digest.hex()));
@@ -74,7 +86,10 @@ impl Store {
     fn remove_blobs(&self, keep: &HashSet<String>) -> Result<u64, StoreError> {
         let folder = self.root().join("blobs/sha256");
         let mut freed = 0;
-        for entry in fs::read_dir(&folder).map_err(StoreError::io("listing", &folder))?.flatten() {
+        for entry in fs::read_dir(&folder)
+            .map_err(StoreError::io("listing", &folder))?
+            .flatten()
+        {
             let name = entry.file_name();
             if name.to_str().is_some_and(|name| keep.contains(name)) {
                 continue;

@@ -7,6 +7,7 @@
 mod auth;
 mod challenge;
 mod error;
+mod fetch;
 mod mount;
 mod platform;
 mod pull;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use error::{ClientError, Refusal};
+pub use fetch::{Body, redacted};
 pub use resolve::Resolved;
 
 use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put};

@@ -87,7 +87,7 @@ pub(super) fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Seconds since 1970 of an HTTP date, `Wed, 21 Oct 2015 07:28:00 GMT`.
-fn http_date(text: &str) -> Option<u64> {
+pub(super) fn http_date(text: &str) -> Option<u64> {
     let mut words = text.split_once(',')?.1.split_whitespace();
     let day: i64 = words.next()?.parse().ok()?;
     let month = words.next()?;

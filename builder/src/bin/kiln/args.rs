@@ -6,14 +6,25 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Builds container images from Dockerfiles and moves them to and from registries, without a daemon.
 #[derive(Debug, Parser)]
-#[command(name = "kiln", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    name = "kiln",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
 pub(crate) struct Cli {
     /// Folder of the store [default: /var/lib/kiln as root, else $XDG_DATA_HOME/kiln]
     #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
 
     /// Mirror to pull from first, as HOST=URL; may be repeated (docker.io=http://127.0.0.1:5000)
-    #[arg(long = "mirror", global = true, env = "KILN_MIRRORS", value_delimiter = ',', value_name = "HOST=URL")]
+    #[arg(
+        long = "mirror",
+        global = true,
+        env = "KILN_MIRRORS",
+        value_delimiter = ',',
+        value_name = "HOST=URL"
+    )]
     pub(crate) mirrors: Vec<String>,
 
     #[command(subcommand)]

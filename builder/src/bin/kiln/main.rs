@@ -12,7 +12,10 @@ use kiln_builder::runtime;
 
 fn main() -> ExitCode {
     // A sandbox is kiln started anew; it must be told apart before anything else is set up.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == runtime::INIT_ARGUMENT) {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == runtime::INIT_ARGUMENT)
+    {
         return runtime::sandbox_main();
     }
     let cli = match args::Cli::try_parse() {

@@ -58,7 +58,11 @@ pub(crate) struct NotPushed {
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // A closed stream is nobody's failure.
     _ = error.print();
-    if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+    if error.use_stderr() {
+        ExitCode::from(USAGE)
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// Prints an error and says how to exit.
@@ -71,12 +75,19 @@ pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
         return ExitCode::from(128 + signal);
     }
     match error.downcast_ref::<BuildError>() {
-        Some(BuildError::Dockerfile { source_file, diagnostics }) => {
+        Some(BuildError::Dockerfile {
+            source_file,
+            diagnostics,
+        }) => {
             for diagnostic in diagnostics {
                 render::err(&excerpt::render(source_file, diagnostic));
             }
         }
-        Some(BuildError::Step { name, place, source }) => step(name, place, source),
+        Some(BuildError::Step {
+            name,
+            place,
+            source,
+        }) => step(name, place, source),
         Some(BuildError::Resolve { place, .. }) => {
             chain(error);
             at(place);
@@ -101,7 +112,10 @@ fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
         render::err("------");
     }
     at(place);
-    render::err(&format!("error: failed to solve: {name}: {}", sources(error)));
+    render::err(&format!(
+        "error: failed to solve: {name}: {}",
+        sources(error)
+    ));
 }
 
 /// Shows the place in the Dockerfile.
@@ -133,7 +147,9 @@ fn sources(error: &(dyn std::error::Error + 'static)) -> String {
 /// What to do about it, where somebody knows.
 fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(NotPushed { name, .. }) = error.downcast_ref() {
-        let more = find::<ClientError>(error).and_then(ClientError::hint).map_or(String::new(), |hint| format!("; {hint}"));
+        let more = find::<ClientError>(error)
+            .and_then(ClientError::hint)
+            .map_or(String::new(), |hint| format!("; {hint}"));
         return Some(format!("continue with: kiln push {name}{more}"));
     }
     find::<ClientError>(error).and_then(ClientError::hint)

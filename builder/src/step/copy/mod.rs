@@ -227,6 +227,36 @@ pub fn copy(
     Ok(step.report)
 }
 
+/// Makes a directory with its parents in a layer (A9.9): mode 0755, this owner, this time. Existing
+/// ones are not touched.
+///
+/// # Errors
+/// [`CopyError`] when something else is in the way, or the layer cannot be written.
+pub fn make_directory(
+    lower: Option<&Root>,
+    upper: &Path,
+    path: &Path,
+    owner: (u32, u32),
+    time: SystemTime,
+) -> Result<(), CopyError> {
+    let created = Attributes {
+        mode: 0o755,
+        owner,
+        mtime: time.into(),
+        xattrs: Vec::new(),
+    };
+    let mut destination = Destination::open(upper, lower, created)?;
+    let place = destination.follow(&clean(path))?;
+    let path = match place.end {
+        End::Found(crate::context::resolve::Seen::Directory) => return Ok(()),
+        End::Missing(rest) => place.path.join(rest),
+        End::Found(_) | End::NotDirectory => return Err(CopyError::NotDirectory(place.path)),
+        End::Loop => return Err(CopyError::Loop(path.display().to_string())),
+    };
+    destination.directory(&path)?;
+    destination.finish(&mut Owners::new())
+}
+
 fn flags(op: &CopyOp, inputs: &CopyInputs<'_>) -> Result<Flags, CopyError> {
     let chmod = op.chmod.as_deref().map(ModeChange::parse).transpose()?;
     let owner = match &op.chown {

@@ -28,7 +28,13 @@ const CA_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 /// The proxy variables of A6.9, in upper case; each also exists in lower case.
-const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+const PROXIES: [&str; 5] = [
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "FTP_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+];
 
 pub(crate) fn run(setup: &Setup, args: BuildArgs) -> anyhow::Result<()> {
     let request = request(&args)?;
@@ -41,21 +47,38 @@ pub(crate) fn run(setup: &Setup, args: BuildArgs) -> anyhow::Result<()> {
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
     block_on(&cancel, async {
-        let outcome = pipeline::build(request, Arc::clone(&store), client.clone(), observer, cancel.clone()).await?;
+        let outcome = pipeline::build(
+            request,
+            Arc::clone(&store),
+            client.clone(),
+            observer,
+            cancel.clone(),
+        )
+        .await?;
         if !args.quiet {
             warnings(&outcome);
             render::err(&format!("writing image {}", outcome.image));
             for tag in &tags {
-                render::err(&format!("naming to {}/{}:{}", tag.registry, tag.repository, tag.tag_or_latest()));
+                render::err(&format!(
+                    "naming to {}/{}:{}",
+                    tag.registry,
+                    tag.repository,
+                    tag.tag_or_latest()
+                ));
             }
         }
         if let Some(file) = &args.iidfile {
-            fs::write(file, outcome.image.to_string()).with_context(|| format!("writing `{}`", file.display()))?;
+            fs::write(file, outcome.image.to_string())
+                .with_context(|| format!("writing `{}`", file.display()))?;
         }
         if args.push {
             for tag in &tags {
-                let pushed = push::push(&store, &client, &cancel, tag, &outcome.image, args.quiet).await;
-                pushed.map_err(|source| NotPushed { name: tag.familiar(), source })?;
+                let pushed =
+                    push::push(&store, &client, &cancel, tag, &outcome.image, args.quiet).await;
+                pushed.map_err(|source| NotPushed {
+                    name: tag.familiar(),
+                    source,
+                })?;
             }
         }
         if args.quiet {
@@ -77,7 +100,10 @@ fn remove(file: &Path) -> anyhow::Result<()> {
 fn warnings(outcome: &Outcome) {
     let count = outcome.warnings.len();
     if count > 0 {
-        render::err(&format!("{count} warning{} found:", if count == 1 { "" } else { "s" }));
+        render::err(&format!(
+            "{count} warning{} found:",
+            if count == 1 { "" } else { "s" }
+        ));
     }
     for warning in &outcome.warnings {
         render::err(&excerpt::render(&outcome.source, warning));
@@ -86,32 +112,45 @@ fn warnings(outcome: &Outcome) {
 
 fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let (platform, platform_given) = platform(args.platform.as_deref())?;
-    let build_args = args.build_args.iter().map(|text| build_arg(text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let build_args = args
+        .build_args
+        .iter()
+        .map(|text| build_arg(text))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
+    let options = LowerOptions {
+        build_args,
+        target: args.target.clone(),
+        platform,
+        platform_given,
+        build_platform: Platform::host(),
+        name_platform: false,
+        labels: args.labels.iter().map(|text| pair(text)).collect(),
+        network: match args.network {
+            NetworkArg::Host => Network::Host,
+            NetworkArg::None => Network::None,
+        },
+        allow_host_network: false,
+    };
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
-        proxies: proxies(&build_args, args.host_ca),
+        proxies: proxies(&options, args.host_ca),
         time: build_time(epoch),
     };
     Ok(Request {
         context: context(&args.context)?,
         dockerfile: dockerfile(args.file.as_deref())?,
-        tags: args.tags.iter().map(|text| tag(text)).collect::<anyhow::Result<_>>()?,
-        options: LowerOptions {
-            build_args,
-            target: args.target.clone(),
-            platform,
-            platform_given,
-            build_platform: Platform::host(),
-            name_platform: false,
-            labels: args.labels.iter().map(|text| pair(text)).collect(),
-            network: match args.network {
-                NetworkArg::Host => Network::Host,
-                NetworkArg::None => Network::None,
-            },
-            allow_host_network: args.network == NetworkArg::Host,
+        tags: args
+            .tags
+            .iter()
+            .map(|text| tag(text))
+            .collect::<anyhow::Result<_>>()?,
+        options,
+        cache: if args.no_cache {
+            CachePolicy::Ignore
+        } else {
+            CachePolicy::Use
         },
-        cache: if args.no_cache { CachePolicy::Ignore } else { CachePolicy::Use },
         pull: args.pull,
         settings,
         epoch,
@@ -122,11 +161,17 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
 fn context(path: &Path) -> anyhow::Result<PathBuf> {
     let text = path.to_string_lossy();
     if text == "-" {
-        return Err(UsageError::new("a build context on standard input is not supported yet: give a folder").into());
+        return Err(UsageError::new(
+            "a build context on standard input is not supported yet: give a folder",
+        )
+        .into());
     }
     let remote = ["http://", "https://", "git://", "ssh://", "git@"];
     if remote.iter().any(|prefix| text.starts_with(prefix)) {
-        return Err(UsageError::new(format!("the build context `{text}` is remote, which is not supported yet: give a folder")).into());
+        return Err(UsageError::new(format!(
+            "the build context `{text}` is remote, which is not supported yet: give a folder"
+        ))
+        .into());
     }
     Ok(path.to_owned())
 }
@@ -136,7 +181,9 @@ fn dockerfile(file: Option<&Path>) -> anyhow::Result<DockerfileFrom> {
         None => Ok(DockerfileFrom::Context),
         Some(path) if path == "-" => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("reading the Dockerfile from standard input")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("reading the Dockerfile from standard input")?;
             Ok(DockerfileFrom::Text(text))
         }
         Some(path) => Ok(DockerfileFrom::Path(path.to_owned())),
@@ -145,11 +192,18 @@ fn dockerfile(file: Option<&Path>) -> anyhow::Result<DockerfileFrom> {
 
 /// A name for the image; checked before anything is built (C1).
 fn tag(text: &str) -> anyhow::Result<Reference> {
-    let reference = Reference::parse(text).map_err(|error| UsageError::new(format!("invalid tag \"{text}\": {error}")))?;
+    let reference = Reference::parse(text)
+        .map_err(|error| UsageError::new(format!("invalid tag \"{text}\": {error}")))?;
     if reference.digest.is_some() {
-        return Err(UsageError::new(format!("invalid tag \"{text}\": a name for an image cannot hold a digest")).into());
+        return Err(UsageError::new(format!(
+            "invalid tag \"{text}\": a name for an image cannot hold a digest"
+        ))
+        .into());
     }
-    Ok(Reference { tag: Some(reference.tag_or_latest().to_owned()), ..reference })
+    Ok(Reference {
+        tag: Some(reference.tag_or_latest().to_owned()),
+        ..reference
+    })
 }
 
 /// `NAME=VALUE`, or `NAME` for the environment's value (A6.8).
@@ -159,7 +213,10 @@ fn build_arg(text: &str) -> anyhow::Result<(String, Option<String>)> {
         None => (text, std::env::var(text).ok()),
     };
     if name.is_empty() {
-        return Err(UsageError::new(format!("invalid build argument `{text}`: expected NAME or NAME=VALUE")).into());
+        return Err(UsageError::new(format!(
+            "invalid build argument `{text}`: expected NAME or NAME=VALUE"
+        ))
+        .into());
     }
     Ok((name.to_owned(), value))
 }
@@ -172,28 +229,45 @@ fn pair(text: &str) -> (String, String) {
 /// SOURCE_DATE_EPOCH as build argument, else from the environment (C11.1).
 fn epoch(build_args: &[(String, Option<String>)]) -> anyhow::Result<Option<i64>> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
-    let given = build_args.iter().rev().find(|(name, _)| name == NAME).and_then(|(_, value)| value.clone());
-    let Some(text) = given.or_else(|| std::env::var(NAME).ok()).filter(|text| !text.is_empty()) else { return Ok(None) };
-    let seconds = text.parse().map_err(|_| UsageError::new(format!("invalid {NAME} `{text}`: expected seconds since 1970")))?;
+    let given = build_args
+        .iter()
+        .rev()
+        .find(|(name, _)| name == NAME)
+        .and_then(|(_, value)| value.clone());
+    let Some(text) = given
+        .or_else(|| std::env::var(NAME).ok())
+        .filter(|text| !text.is_empty())
+    else {
+        return Ok(None);
+    };
+    let seconds = text.parse().map_err(|_| {
+        UsageError::new(format!(
+            "invalid {NAME} `{text}`: expected seconds since 1970"
+        ))
+    })?;
     Ok(Some(seconds))
 }
 
 /// The file with the certificate authorities that this machine trusts.
 fn host_ca() -> anyhow::Result<PathBuf> {
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let bundle = named.into_iter().chain(CA_BUNDLES.map(PathBuf::from)).find(|path| path.is_file());
+    let bundle = named
+        .into_iter()
+        .chain(CA_BUNDLES.map(PathBuf::from))
+        .find(|path| path.is_file());
     bundle.ok_or_else(|| UsageError::new("--host-ca: this machine has no bundle of certificate authorities; name it in SSL_CERT_FILE").into())
 }
 
 /// Proxy variables for `RUN` steps: those given as build arguments and, with `host`, the machine's.
-fn proxies(build_args: &[(String, Option<String>)], host: bool) -> Vec<(String, String)> {
-    let names = PROXIES.iter().flat_map(|name| [(*name).to_owned(), name.to_lowercase()]);
-    names
-        .filter_map(|name| {
-            let given = build_args.iter().rev().find(|(known, _)| *known == name).and_then(|(_, value)| value.clone());
-            let value = given.or_else(|| if host { std::env::var(&name).ok() } else { None })?;
-            Some((name, value))
-        })
-        .collect()
+fn proxies(options: &LowerOptions, host: bool) -> Vec<(String, String)> {
+    let mut proxies = options.proxies();
+    let names = PROXIES
+        .iter()
+        .flat_map(|name| [(*name).to_owned(), name.to_lowercase()]);
+    for name in names.filter(|_| host) {
+        if !proxies.iter().any(|(known, _)| *known == name) {
+            proxies.extend(std::env::var(&name).ok().map(|value| (name, value)));
+        }
+    }
+    proxies
 }
-

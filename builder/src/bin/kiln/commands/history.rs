@@ -20,19 +20,45 @@ pub(crate) fn run(setup: &Setup, args: &HistoryArgs) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let rows: Vec<_> = lines.iter().enumerate().map(|(number, line)| row(&image, number, line, args)).collect();
-    table::print(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows);
+    let rows: Vec<_> = lines
+        .iter()
+        .enumerate()
+        .map(|(number, line)| row(&image, number, line, args))
+        .collect();
+    table::print(
+        &["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"],
+        &rows,
+    );
     Ok(())
 }
 
 fn row(image: &Digest, number: usize, line: &HistoryLine, args: &HistoryArgs) -> Vec<String> {
-    let created_by = text::one_line(&line.entry.created_by.clone().unwrap_or_default().replace(['\n', '\t'], " "));
+    let created_by = text::one_line(
+        &line
+            .entry
+            .created_by
+            .clone()
+            .unwrap_or_default()
+            .replace(['\n', '\t'], " "),
+    );
     let created = line.entry.created.as_deref();
     vec![
         id(image, number, args),
-        if args.human { text::ago(created) } else { created.unwrap_or("N/A").to_owned() },
-        if args.no_trunc { created_by } else { text::cut(&created_by, 45) },
-        if args.human { text::size(line.size) } else { line.size.to_string() },
+        if args.human {
+            text::ago(created)
+        } else {
+            created.unwrap_or("N/A").to_owned()
+        },
+        if args.no_trunc {
+            created_by
+        } else {
+            text::cut(&created_by, 45)
+        },
+        if args.human {
+            text::size(line.size)
+        } else {
+            line.size.to_string()
+        },
         text::one_line(line.entry.comment.as_deref().unwrap_or_default()),
     ]
 }

@@ -49,14 +49,20 @@ pub(crate) fn run(setup: &Setup, args: &ImagesArgs) -> anyhow::Result<()> {
 }
 
 fn matches(name: &Reference, wanted: &Reference) -> bool {
-    let tag = wanted.tag.as_deref().is_none_or(|tag| name.tag_or_latest() == tag);
+    let tag = wanted
+        .tag
+        .as_deref()
+        .is_none_or(|tag| name.tag_or_latest() == tag);
     name.registry == wanted.registry && name.repository == wanted.repository && tag
 }
 
 fn rows(store: &Store) -> anyhow::Result<Vec<Row>> {
     let mut names: HashMap<Digest, Vec<Reference>> = HashMap::new();
     for named in store.names()? {
-        names.entry(named.image).or_default().push(Reference::parse(&named.name)?);
+        names
+            .entry(named.image)
+            .or_default()
+            .push(Reference::parse(&named.name)?);
     }
     let digests = store.repo_digests()?;
     let mut rows = Vec::new();
@@ -74,12 +80,22 @@ fn rows(store: &Store) -> anyhow::Result<Vec<Row>> {
             }
         };
         let row = |name: Option<Reference>| {
-            let repository = name.as_ref().map(|name| format!("{}/{}", name.registry, name.repository));
+            let repository = name
+                .as_ref()
+                .map(|name| format!("{}/{}", name.registry, name.repository));
             let digest = digests
                 .iter()
-                .find(|known| known.image == image.id && Some(&known.repository) == repository.as_ref())
+                .find(|known| {
+                    known.image == image.id && Some(&known.repository) == repository.as_ref()
+                })
                 .map(|known| known.digest);
-            Row { name, digest, id: image.id, created: created.clone(), size }
+            Row {
+                name,
+                digest,
+                id: image.id,
+                created: created.clone(),
+                size,
+            }
         };
         match names.remove(&image.id) {
             Some(names) => rows.extend(names.into_iter().map(|name| row(Some(name)))),
@@ -92,8 +108,12 @@ fn rows(store: &Store) -> anyhow::Result<Vec<Row>> {
 fn cells(row: &Row, args: &ImagesArgs) -> Vec<String> {
     let none = || "<none>".to_owned();
     let mut cells = vec![
-        row.name.as_ref().map_or_else(none, Reference::familiar_name),
-        row.name.as_ref().map_or_else(none, |name| name.tag_or_latest().to_owned()),
+        row.name
+            .as_ref()
+            .map_or_else(none, Reference::familiar_name),
+        row.name
+            .as_ref()
+            .map_or_else(none, |name| name.tag_or_latest().to_owned()),
         id(&row.id, args.no_trunc),
         text::ago(row.created.as_deref()),
         text::size(row.size),

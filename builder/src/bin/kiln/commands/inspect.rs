@@ -31,10 +31,21 @@ fn inspect(store: &Store, text: &str) -> anyhow::Result<Value> {
     let id = store.find(text)?;
     let config = store.config(&id)?;
     let names = store.names()?.into_iter().filter(|named| named.image == id);
-    let tags = names.map(|named| Ok(Reference::parse(&named.name)?.familiar())).collect::<anyhow::Result<Vec<_>>>()?;
-    let known = store.repo_digests()?.into_iter().filter(|entry| entry.image == id);
+    let tags = names
+        .map(|named| Ok(Reference::parse(&named.name)?.familiar()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let known = store
+        .repo_digests()?
+        .into_iter()
+        .filter(|entry| entry.image == id);
     let digests = known
-        .map(|entry| Ok(format!("{}@{}", Reference::parse(&entry.repository)?.familiar_name(), entry.digest)))
+        .map(|entry| {
+            Ok(format!(
+                "{}@{}",
+                Reference::parse(&entry.repository)?.familiar_name(),
+                entry.digest
+            ))
+        })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let record = store.image(&id)?;
     let mut value = json!({
@@ -50,7 +61,10 @@ fn inspect(store: &Store, text: &str) -> anyhow::Result<Value> {
         "Size": size(store, &id).map_err(|error| StoreError::Damaged { what: format!("image {id}"), detail: error.to_string() })?,
         "RootFS": { "Type": "layers", "Layers": config.rootfs.diff_ids },
     });
-    for (name, text) in [("Variant", config.variant), ("OsVersion", config.os_version)] {
+    for (name, text) in [
+        ("Variant", config.variant),
+        ("OsVersion", config.os_version),
+    ] {
         if let Some(text) = text {
             value[name] = Value::String(text);
         }

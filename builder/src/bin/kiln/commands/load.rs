@@ -19,7 +19,12 @@ pub(crate) fn run(setup: &Setup, args: &LoadArgs) -> anyhow::Result<()> {
         None if io::stdin().is_terminal() => {
             return Err(UsageError::new("requested load from stdin, but stdin is empty").into());
         }
-        None => File::from(io::stdin().as_fd().try_clone_to_owned().context("reading standard input")?),
+        None => File::from(
+            io::stdin()
+                .as_fd()
+                .try_clone_to_owned()
+                .context("reading standard input")?,
+        ),
     };
     let store = setup.store()?;
     let folder = store.temporary()?;
@@ -33,11 +38,19 @@ pub(crate) fn run(setup: &Setup, args: &LoadArgs) -> anyhow::Result<()> {
         }
         for name in &image.names {
             let text = name.familiar();
-            render::out(&if args.quiet { text } else { format!("Loaded image: {text}") });
+            render::out(&if args.quiet {
+                text
+            } else {
+                format!("Loaded image: {text}")
+            });
         }
         if image.names.is_empty() {
             let id = image.id.to_string();
-            render::out(&if args.quiet { id } else { format!("Loaded image ID: {id}") });
+            render::out(&if args.quiet {
+                id
+            } else {
+                format!("Loaded image ID: {id}")
+            });
         }
     }
     Ok(())

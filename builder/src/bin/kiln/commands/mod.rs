@@ -44,15 +44,26 @@ impl Setup {
 
     /// A registry client with this user's credentials.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        let mirrors = self.mirrors.iter().map(|text| mirror(text)).collect::<anyhow::Result<_>>()?;
+        let mirrors = self
+            .mirrors
+            .iter()
+            .map(|text| mirror(text))
+            .collect::<anyhow::Result<_>>()?;
         let keychain = Keychain::load()?;
-        Ok(Client::new(ClientOptions { keychain, mirrors, ..ClientOptions::default() })?)
+        Ok(Client::new(ClientOptions {
+            keychain,
+            mirrors,
+            ..ClientOptions::default()
+        })?)
     }
 }
 
 /// Runs a command.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
-    let setup = Setup { root: cli.root, mirrors: cli.mirrors };
+    let setup = Setup {
+        root: cli.root,
+        mirrors: cli.mirrors,
+    };
     match cli.command {
         Command::Build(args) => build::run(&setup, args),
         Command::Images(args) => images::run(&setup, &args),
@@ -71,13 +82,22 @@ fn default_root() -> anyhow::Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/kiln"));
     }
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
-    data.map(|data| data.join("kiln")).ok_or_else(|| UsageError::new("no HOME is set: say with --root where the store is").into())
+    data.map(|data| data.join("kiln"))
+        .ok_or_else(|| UsageError::new("no HOME is set: say with --root where the store is").into())
 }
 
 fn mirror(text: &str) -> anyhow::Result<Mirror> {
-    let wrong = || UsageError::new(format!("invalid mirror `{text}`: expected HOST=URL, as in docker.io=http://127.0.0.1:5000"));
+    let wrong = || {
+        UsageError::new(format!(
+            "invalid mirror `{text}`: expected HOST=URL, as in docker.io=http://127.0.0.1:5000"
+        ))
+    };
     let (registry, url) = text.split_once('=').ok_or_else(wrong)?;
     Mirror::new(registry, url).map_err(|_| wrong().into())
 }
@@ -86,17 +106,27 @@ fn mirror(text: &str) -> anyhow::Result<Mirror> {
 pub(crate) fn platform(text: Option<&str>) -> anyhow::Result<(Platform, bool)> {
     match text.filter(|text| !text.is_empty()) {
         None | Some("local") => Ok((Platform::host(), false)),
-        Some(text) if text.contains(',') => {
-            Err(UsageError::new(format!("invalid platform `{text}`: building for several platforms at once is not supported yet")).into())
-        }
-        Some(text) => Ok((Platform::parse(text).map_err(|error| UsageError::new(error.to_string()))?, true)),
+        Some(text) if text.contains(',') => Err(UsageError::new(format!(
+            "invalid platform `{text}`: building for several platforms at once is not supported yet"
+        ))
+        .into()),
+        Some(text) => Ok((
+            Platform::parse(text).map_err(|error| UsageError::new(error.to_string()))?,
+            true,
+        )),
     }
 }
 
 /// Runs async work to its end. An interrupt cancels it; the work then ends by itself, having put
 /// away what it had begun.
-pub(crate) fn block_on<T>(cancel: &Cancel, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the async runtime")?;
+pub(crate) fn block_on<T>(
+    cancel: &Cancel,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?;
     let result = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("watching for signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("watching for signals")?;

@@ -23,16 +23,24 @@ pub(crate) fn run(setup: &Setup, args: &PullArgs) -> anyhow::Result<()> {
     let (store, client) = (setup.store()?, setup.client()?);
     let cancel = Cancel::new()?;
     let observer = transfer::observer(transfer::PULL, args.quiet);
-    let shown = reference.tag.clone().unwrap_or_else(|| reference.tag_or_latest().to_owned());
+    let shown = reference
+        .tag
+        .clone()
+        .unwrap_or_else(|| reference.tag_or_latest().to_owned());
     say(&format!("{shown}: Pulling from {}", reference.repository));
-    let Pulled { digest, new, .. } =
-        block_on(&cancel, async { Ok(pull(&store, &client, &reference, &platform, &observer, &cancel).await?) })?;
+    let Pulled { digest, new, .. } = block_on(&cancel, async {
+        Ok(pull(&store, &client, &reference, &platform, &observer, &cancel).await?)
+    })?;
     for warning in client.warnings() {
         say(&format!("warning: {warning}"));
     }
     let name = reference.familiar();
     say(&format!("Digest: {digest}"));
-    let status = if new { "Downloaded newer image for" } else { "Image is up to date for" };
+    let status = if new {
+        "Downloaded newer image for"
+    } else {
+        "Image is up to date for"
+    };
     say(&format!("Status: {status} {name}"));
     render::out(&reference.to_string());
     Ok(())

@@ -21,7 +21,10 @@ pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
     }
     let store = setup.store()?;
     let Some(image) = store.named(&reference)? else {
-        bail!("An image does not exist locally with the tag: {}", args.name);
+        bail!(
+            "An image does not exist locally with the tag: {}",
+            args.name
+        );
     };
     if reference.tag.is_none() {
         if !args.quiet {
@@ -31,7 +34,10 @@ pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
     }
     let client = setup.client()?;
     let cancel = Cancel::new()?;
-    block_on(&cancel, push(&store, &client, &cancel, &reference, &image, args.quiet))
+    block_on(
+        &cancel,
+        push(&store, &client, &cancel, &reference, &image, args.quiet),
+    )
 }
 
 /// Pushes an image under a name and says so.
@@ -53,7 +59,10 @@ pub(crate) async fn push(
         render::out(&reference.to_string());
     } else {
         let tag = reference.tag_or_latest();
-        render::out(&format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size));
+        render::out(&format!(
+            "{tag}: digest: {} size: {}",
+            pushed.digest, pushed.size
+        ));
     }
     Ok(())
 }

@@ -30,13 +30,24 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
     let image = store.find(text)?;
     let mut names = store.names()?;
     names.retain(|named| named.image == image);
-    let named = Reference::parse(text).ok().filter(|name| store.named(name).ok().flatten().is_some());
+    let named = Reference::parse(text)
+        .ok()
+        .filter(|name| store.named(name).ok().flatten().is_some());
     if let Some(name) = named
         && name.digest.is_none()
     {
-        let full = format!("{}/{}:{}", name.registry, name.repository, name.tag_or_latest());
+        let full = format!(
+            "{}/{}:{}",
+            name.registry,
+            name.repository,
+            name.tag_or_latest()
+        );
         store.untag(&full)?;
-        render::out(&format!("Untagged: {}:{}", name.familiar_name(), name.tag_or_latest()));
+        render::out(&format!(
+            "Untagged: {}:{}",
+            name.familiar_name(),
+            name.tag_or_latest()
+        ));
         if names.len() > 1 {
             return Ok(());
         }
@@ -44,7 +55,9 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
     }
     if names.len() > 1 && !force {
         let id = image.short();
-        bail!("conflict: unable to delete {id} (must be forced) - image is referenced in multiple repositories");
+        bail!(
+            "conflict: unable to delete {id} (must be forced) - image is referenced in multiple repositories"
+        );
     }
     for named in names {
         let name = Reference::parse(&named.name)?;
@@ -54,9 +67,17 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
 }
 
 fn delete(store: &Store, image: &Digest) -> anyhow::Result<()> {
-    for entry in store.repo_digests()?.into_iter().filter(|entry| entry.image == *image) {
+    for entry in store
+        .repo_digests()?
+        .into_iter()
+        .filter(|entry| entry.image == *image)
+    {
         let name = Reference::parse(&entry.repository)?;
-        render::out(&format!("Untagged: {}@{}", name.familiar_name(), entry.digest));
+        render::out(&format!(
+            "Untagged: {}@{}",
+            name.familiar_name(),
+            entry.digest
+        ));
     }
     store.remove_image(image)?;
     render::out(&format!("Deleted: {image}"));

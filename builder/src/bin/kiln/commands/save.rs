@@ -21,10 +21,17 @@ const BUFFER: usize = 256 << 10;
 
 pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
     if args.output.is_none() && io::stdout().is_terminal() {
-        return Err(UsageError::new("cowardly refusing to save to a terminal. Use the -o flag or redirect").into());
+        return Err(UsageError::new(
+            "cowardly refusing to save to a terminal. Use the -o flag or redirect",
+        )
+        .into());
     }
     let store = setup.store()?;
-    let images = args.images.iter().map(|text| wanted(&store, text)).collect::<anyhow::Result<Vec<_>>>()?;
+    let images = args
+        .images
+        .iter()
+        .map(|text| wanted(&store, text))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let cancel = Cancel::new()?;
     let output = args.output.clone();
     let stop = cancel.clone();
@@ -33,7 +40,9 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
             Some(path) => to_file(&store, &images, &path, &stop),
             None => {
                 let out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
-                publish::save(&store, &images, out, &stop)?.flush().context("writing to standard output")
+                publish::save(&store, &images, out, &stop)?
+                    .flush()
+                    .context("writing to standard output")
             }
         })
         .await?
@@ -46,7 +55,10 @@ fn wanted(store: &Store, text: &str) -> anyhow::Result<(Digest, Vec<Reference>)>
     let image = store.find(text)?;
     let named = match Reference::parse(text) {
         Ok(name) if name.digest.is_none() && store.named(&name)?.is_some() => {
-            vec![Reference { tag: Some(name.tag_or_latest().to_owned()), ..name }]
+            vec![Reference {
+                tag: Some(name.tag_or_latest().to_owned()),
+                ..name
+            }]
         }
         _ => Vec::new(),
     };
@@ -54,20 +66,44 @@ fn wanted(store: &Store, text: &str) -> anyhow::Result<(Digest, Vec<Reference>)>
 }
 
 /// Writes to a temporary file beside the target, so that a failure leaves the target as it was.
-fn to_file(store: &Arc<Store>, images: &[(Digest, Vec<Reference>)], path: &Path, cancel: &Cancel) -> anyhow::Result<()> {
+fn to_file(
+    store: &Arc<Store>,
+    images: &[(Digest, Vec<Reference>)],
+    path: &Path,
+    cancel: &Cancel,
+) -> anyhow::Result<()> {
     // A device or pipe cannot be replaced by a rename, and need not be.
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        let file = File::options().write(true).open(path).with_context(|| format!("open {}", path.display()))?;
-        publish::save(store, images, BufWriter::with_capacity(BUFFER, file), cancel)?.flush()?;
+        let file = File::options()
+            .write(true)
+            .open(path)
+            .with_context(|| format!("open {}", path.display()))?;
+        publish::save(
+            store,
+            images,
+            BufWriter::with_capacity(BUFFER, file),
+            cancel,
+        )?
+        .flush()?;
         return Ok(());
     }
-    let mut name = path.file_name().context("the output needs a file name")?.to_owned();
+    let mut name = path
+        .file_name()
+        .context("the output needs a file name")?
+        .to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let temporary = path.with_file_name(name);
     let write = || {
-        let file = File::create(&temporary).with_context(|| format!("making {}", temporary.display()))?;
-        let mut out = publish::save(store, images, BufWriter::with_capacity(BUFFER, file), cancel)?;
-        out.flush().with_context(|| format!("writing {}", temporary.display()))?;
+        let file =
+            File::create(&temporary).with_context(|| format!("making {}", temporary.display()))?;
+        let mut out = publish::save(
+            store,
+            images,
+            BufWriter::with_capacity(BUFFER, file),
+            cancel,
+        )?;
+        out.flush()
+            .with_context(|| format!("writing {}", temporary.display()))?;
         fs::rename(&temporary, path).with_context(|| format!("naming {}", path.display()))
     };
     let result = write();

@@ -14,13 +14,18 @@ pub(crate) fn render(source: &Source, diagnostic: &Diagnostic) -> String {
         Severity::Error => "error",
         Severity::Warning => "warning",
     };
-    let rule = diagnostic.rule.map_or(String::new(), |rule| format!("{rule}: "));
+    let rule = diagnostic
+        .rule
+        .map_or(String::new(), |rule| format!("{rule}: "));
     let message = &diagnostic.message;
     let mut text = if diagnostic.span == Span::default() {
         format!("{}: {severity}: {rule}{message}", source.name)
     } else {
         let at = position(&source.text, diagnostic.span.start);
-        let head = format!("{}:{}:{}: {severity}: {rule}{message}", source.name, at.line, at.column);
+        let head = format!(
+            "{}:{}:{}: {severity}: {rule}{message}",
+            source.name, at.line, at.column
+        );
         format!("{head}\n{}", snippet(source, diagnostic.span))
     };
     if let Some(hint) = &diagnostic.hint {
@@ -33,7 +38,13 @@ pub(crate) fn render(source: &Source, diagnostic: &Diagnostic) -> String {
 /// A place in a Dockerfile, with its excerpt.
 pub(crate) fn place(source: &Source, span: Span) -> String {
     let at = position(&source.text, span.start);
-    format!("{}:{}:{}\n{}", source.name, at.line, at.column, snippet(source, span))
+    format!(
+        "{}:{}:{}\n{}",
+        source.name,
+        at.line,
+        at.column,
+        snippet(source, span)
+    )
 }
 
 fn snippet(source: &Source, span: Span) -> String {
@@ -41,9 +52,14 @@ fn snippet(source: &Source, span: Span) -> String {
     let end = (span.end as usize).min(text.len());
     let start = (span.start as usize).min(end);
     // A long heredoc is shown by its beginning only.
-    let limit = text[start..end].match_indices('\n').nth(LINES - 1).map_or(end, |(offset, _)| start + offset);
+    let limit = text[start..end]
+        .match_indices('\n')
+        .nth(LINES - 1)
+        .map_or(end, |(offset, _)| start + offset);
     let shown = start..limit.max(start);
-    let snippet = Snippet::source(text.as_str()).fold(true).annotation(AnnotationKind::Primary.span(shown));
+    let snippet = Snippet::source(text.as_str())
+        .fold(true)
+        .annotation(AnnotationKind::Primary.span(shown));
     let group = Group::with_level(Level::ERROR).element(snippet);
     Renderer::plain().render(&[group])
 }

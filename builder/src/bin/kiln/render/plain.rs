@@ -13,7 +13,10 @@ pub(crate) fn observer() -> Observer {
     let state = Mutex::new(Plain::default());
     Observer::new(move |event| {
         // A panic elsewhere leaves the numbering as it was, which is fine.
-        state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).show(event);
+        state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .show(event);
     })
 }
 
@@ -39,19 +42,33 @@ impl Plain {
             }
             Event::Cached { step, name } => {
                 let number = self.step(step).number;
-                err(&format!("#{number} {}\n#{number} CACHED\n", text::one_line(&name)));
+                err(&format!(
+                    "#{number} {}\n#{number} CACHED\n",
+                    text::one_line(&name)
+                ));
             }
             Event::Output { step, bytes, .. } => self.step(step).output(&bytes),
             Event::Done { step, seconds } => self.step(step).end(&format!("DONE {seconds:.1}s")),
-            Event::Failed { step, seconds } => self.step(step).end(&format!("ERROR after {seconds:.1}s")),
-            Event::Note { step: Some(step), text } => {
+            Event::Failed { step, seconds } => {
+                self.step(step).end(&format!("ERROR after {seconds:.1}s"))
+            }
+            Event::Note {
+                step: Some(step),
+                text,
+            } => {
                 let number = self.step(step).number;
                 err(&format!("#{number} {text}"));
             }
             Event::Note { step: None, text } => err(&format!("note: {text}")),
-            Event::Blob { digest, size, state } => match state {
+            Event::Blob {
+                digest,
+                size,
+                state,
+            } => match state {
                 BlobState::Done => err(&format!("{} {} done", digest, text::size(size))),
-                BlobState::Retry { wait, reason } => err(&format!("{digest}: {reason}, trying again in {wait} ms")),
+                BlobState::Retry { wait, reason } => {
+                    err(&format!("{digest}: {reason}, trying again in {wait} ms"))
+                }
                 BlobState::Mounted(from) => err(&format!("{digest} mounted from {from}")),
                 BlobState::Started | BlobState::Bytes(_) | BlobState::Existed => {}
             },
@@ -60,7 +77,11 @@ impl Plain {
 
     fn step(&mut self, step: usize) -> &mut Step {
         let number = self.numbers.len() + 1;
-        self.numbers.entry(step).or_insert_with(|| Step { number, start: Instant::now(), rest: Vec::new() })
+        self.numbers.entry(step).or_insert_with(|| Step {
+            number,
+            start: Instant::now(),
+            rest: Vec::new(),
+        })
     }
 }
 
@@ -79,7 +100,12 @@ impl Step {
     }
 
     fn line(&self, line: &[u8]) {
-        err(&format!("#{} {:.3} {}", self.number, self.start.elapsed().as_secs_f64(), text::printable(line)));
+        err(&format!(
+            "#{} {:.3} {}",
+            self.number,
+            self.start.elapsed().as_secs_f64(),
+            text::printable(line)
+        ));
     }
 
     fn end(&mut self, how: &str) {

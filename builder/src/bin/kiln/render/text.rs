@@ -16,13 +16,19 @@ pub(crate) fn size(bytes: u64) -> String {
         _ => 2,
     };
     let text = format!("{value:.digits$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    let text = if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        &text
+    };
     format!("{text}{}", UNITS[unit])
 }
 
 /// How long ago a time (RFC 3339) was, as docker says it: `2 weeks ago`, or `N/A`.
 pub(crate) fn ago(created: Option<&str>) -> String {
-    let Some(time) = created.and_then(|text| text.parse::<jiff::Timestamp>().ok()) else { return "N/A".to_owned() };
+    let Some(time) = created.and_then(|text| text.parse::<jiff::Timestamp>().ok()) else {
+        return "N/A".to_owned();
+    };
     let seconds = jiff::Timestamp::now().as_second() - time.as_second();
     format!("{} ago", duration(seconds.max(0)))
 }
@@ -56,7 +62,10 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
             // An escape sequence `ESC [ ... letter` goes as a whole.
             '\u{1b}' if characters.peek() == Some(&'[') => {
                 characters.next();
-                while characters.next_if(|c| !('\u{40}'..='\u{7e}').contains(c)).is_some() {}
+                while characters
+                    .next_if(|c| !('\u{40}'..='\u{7e}').contains(c))
+                    .is_some()
+                {}
                 characters.next();
             }
             '\t' => clean.push('\t'),
@@ -80,7 +89,10 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    text.chars()
+        .take(width.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 #[cfg(test)]
@@ -89,7 +101,14 @@ mod tests {
 
     #[test]
     fn d11_6_sizes_and_times_are_docker_s() {
-        let sizes = [(0, "0B"), (999, "999B"), (1000, "1kB"), (1234, "1.23kB"), (45_670_000, "45.7MB"), (1_000_000_000, "1GB")];
+        let sizes = [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1234, "1.23kB"),
+            (45_670_000, "45.7MB"),
+            (1_000_000_000, "1GB"),
+        ];
         for (bytes, text) in sizes {
             assert_eq!(size(bytes), text);
         }
@@ -113,7 +132,10 @@ mod tests {
 
     #[test]
     fn foreign_text_cannot_command_a_terminal() {
-        assert_eq!(printable(b"\x1b[31mred\x1b[0m\x07 \xff\ttab\r"), "red \u{fffd}\ttab");
+        assert_eq!(
+            printable(b"\x1b[31mred\x1b[0m\x07 \xff\ttab\r"),
+            "red \u{fffd}\ttab"
+        );
         assert_eq!(one_line("RUN <<EOF\nrm -rf /\nEOF"), "RUN <<EOF ...");
         assert_eq!(cut("abcdef", 4), "abc…");
     }

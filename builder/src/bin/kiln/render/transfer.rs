@@ -16,9 +16,15 @@ pub(crate) struct Words {
 }
 
 /// Words of `pull`.
-pub(crate) const PULL: Words = Words { done: "Pull complete", existed: "Already exists" };
+pub(crate) const PULL: Words = Words {
+    done: "Pull complete",
+    existed: "Already exists",
+};
 /// Words of `push`.
-pub(crate) const PUSH: Words = Words { done: "Pushed", existed: "Layer already exists" };
+pub(crate) const PUSH: Words = Words {
+    done: "Pushed",
+    existed: "Layer already exists",
+};
 
 /// The observer of a transfer.
 pub(crate) fn observer(words: Words, quiet: bool) -> Observer {
@@ -27,7 +33,12 @@ pub(crate) fn observer(words: Words, quiet: bool) -> Observer {
     }
     let live = io::stderr().is_terminal().then(tty::observer);
     Observer::new(move |event| {
-        let Event::Blob { digest, size, state } = &event else {
+        let Event::Blob {
+            digest,
+            size,
+            state,
+        } = &event
+        else {
             if let Event::Note { text, .. } = &event {
                 err(text);
             }
@@ -45,7 +56,10 @@ pub(crate) fn observer(words: Words, quiet: bool) -> Observer {
             (Some(live), None) => live.tell(event),
             (Some(live), Some(line)) => {
                 live.tell(event.clone());
-                live.tell(Event::Note { step: None, text: format!("{short}: {line}") });
+                live.tell(Event::Note {
+                    step: None,
+                    text: format!("{short}: {line}"),
+                });
             }
             (None, Some(line)) => err(&format!("{short}: {line}")),
             (None, None) => {}

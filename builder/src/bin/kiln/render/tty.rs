@@ -12,10 +12,17 @@ use super::text;
 
 /// An observer that keeps the terminal up to date.
 pub(crate) fn observer() -> Observer {
-    let state = Mutex::new(Terminal { screen: MultiProgress::new(), steps: HashMap::new(), blobs: HashMap::new() });
+    let state = Mutex::new(Terminal {
+        screen: MultiProgress::new(),
+        steps: HashMap::new(),
+        blobs: HashMap::new(),
+    });
     Observer::new(move |event| {
         // A panic elsewhere leaves lines on the screen, no more.
-        state.lock().unwrap_or_else(PoisonError::into_inner).show(event);
+        state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .show(event);
     })
 }
 
@@ -36,10 +43,16 @@ impl Terminal {
                 bar.enable_steady_tick(Duration::from_millis(200));
                 self.steps.insert(step, (bar, name));
             }
-            Event::Cached { name, .. } => self.line(&format!("=> CACHED {}", text::one_line(&name))),
+            Event::Cached { name, .. } => {
+                self.line(&format!("=> CACHED {}", text::one_line(&name)))
+            }
             Event::Output { step, bytes, .. } => {
                 // The last line that has something in it; the whole output is for the plain form.
-                let last = bytes.split(|&byte| byte == b'\n').rev().map(text::printable).find(|line| !line.trim().is_empty());
+                let last = bytes
+                    .split(|&byte| byte == b'\n')
+                    .rev()
+                    .map(text::printable)
+                    .find(|line| !line.trim().is_empty());
                 if let (Some((bar, name)), Some(last)) = (self.steps.get(&step), last) {
                     bar.set_message(format!("{} | {}", text::cut(name, 60), last.trim()));
                 }
@@ -47,7 +60,11 @@ impl Terminal {
             Event::Done { step, seconds } => self.end(step, &format!("{seconds:.1}s")),
             Event::Failed { step, .. } => self.end(step, "ERROR"),
             Event::Note { text, .. } => self.line(&text),
-            Event::Blob { digest, size, state } => self.blob(digest, size, state),
+            Event::Blob {
+                digest,
+                size,
+                state,
+            } => self.blob(digest, size, state),
         }
     }
 
@@ -65,7 +82,10 @@ impl Terminal {
                 }
             }
             BlobState::Retry { wait, reason } => {
-                self.line(&format!("   {}: {reason}, trying again in {wait} ms", digest.short()));
+                self.line(&format!(
+                    "   {}: {reason}, trying again in {wait} ms",
+                    digest.short()
+                ));
             }
             BlobState::Done | BlobState::Existed | BlobState::Mounted(_) => {
                 if let Some(bar) = self.blobs.remove(&digest) {
