@@ -69,7 +69,8 @@ impl Graph {
                 .all(|input| input.index() < self.vertices.len()),
             "inputs come first"
         );
-        let same = |known: &Vertex| known.op == vertex.op && known.inputs == vertex.inputs;
+        // Inputs first: they differ soonest, and operations may hold large environments.
+        let same = |known: &Vertex| known.inputs == vertex.inputs && known.op == vertex.op;
         let index = self.vertices.iter().position(same).unwrap_or_else(|| {
             self.vertices.push(vertex);
             self.vertices.len() - 1

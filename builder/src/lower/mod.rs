@@ -185,16 +185,9 @@ fn names(instruction: &Instruction) -> Vec<&str> {
 
 /// Arguments that mean something without being declared (A6.9 to A6.11).
 fn is_predefined(name: &str) -> bool {
-    const PROXIES: &[&str] = &[
-        "http_proxy",
-        "https_proxy",
-        "ftp_proxy",
-        "no_proxy",
-        "all_proxy",
-    ];
     const PLATFORM: &[&str] = &["PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT"];
     let platform = name.strip_prefix("BUILD").or(name.strip_prefix("TARGET"));
-    PROXIES.contains(&name.to_lowercase().as_str())
+    options::PROXIES.contains(&name.to_lowercase().as_str())
         || platform.is_some_and(|rest| PLATFORM.contains(&rest))
         || name.starts_with("BUILDKIT_")
         || matches!(name, "SOURCE_DATE_EPOCH" | "TARGETSTAGE")

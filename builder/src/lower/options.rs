@@ -31,7 +31,33 @@ pub struct LowerOptions {
     pub allow_host_network: bool,
 }
 
+/// The build arguments that reach `RUN` without an `ARG`, in lower case (A6.9).
+pub(super) const PROXIES: &[&str] = &[
+    "http_proxy",
+    "https_proxy",
+    "ftp_proxy",
+    "no_proxy",
+    "all_proxy",
+];
+
 impl LowerOptions {
+    /// Gives the proxy variables of the command line, each in upper and lower case. The step puts
+    /// them before the environment of its [`RunOp`](crate::graph::RunOp), which wins; they are
+    /// part of no key and no image (A6.9).
+    #[must_use]
+    pub fn proxies(&self) -> Vec<(String, String)> {
+        let mut proxies = Vec::new();
+        for name in PROXIES {
+            let given = |(known, _): &&(String, Option<String>)| known.eq_ignore_ascii_case(name);
+            let value = self.build_args.iter().rev().find(given);
+            if let Some((_, Some(value))) = value {
+                proxies.push((name.to_uppercase(), value.clone()));
+                proxies.push(((*name).to_owned(), value.clone()));
+            }
+        }
+        proxies
+    }
+
     /// The value of a build argument, where it is set.
     pub(super) fn build_arg(&self, name: &str) -> Option<&str> {
         self.build_args
@@ -70,4 +96,29 @@ pub struct BaseImage {
     pub config_digest: Digest,
     /// Its config.
     pub config: ImageConfig,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A6.9
+    #[test]
+    fn proxies_come_in_both_cases() {
+        let pair = |name: &str, value: Option<&str>| (name.to_owned(), value.map(str::to_owned));
+        let options = LowerOptions {
+            build_args: vec![
+                pair("HTTP_PROXY", Some("old")),
+                pair("http_proxy", Some("new")),
+                pair("No_Proxy", None),
+                pair("OTHER", Some("x")),
+            ],
+            ..LowerOptions::default()
+        };
+        let expected = [("HTTP_PROXY", "new"), ("http_proxy", "new")];
+        assert_eq!(
+            options.proxies(),
+            expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
+    }
 }

@@ -9,6 +9,7 @@ use kiln_grammar::source::Span;
 use kiln_grammar::word::WordError;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+use super::onbuild::Trigger;
 use super::options::{BaseImages, LowerOptions};
 use super::plan::HistoryEntry;
 use super::platform;
@@ -176,13 +177,10 @@ impl<'a, 'b> StageLowering<'a, 'b> {
         let stage = &stages.list[index];
         let triggers = stages.triggers(index, shared.bases)?;
         let instructions = triggers.iter().map(|trigger| &trigger.instruction);
-        let total = usize::from(matches!(stage.base, Base::Image(_)))
-            + instructions
-                .chain(&stage.ast.instructions)
-                .filter(|instruction| is_step(instruction))
-                .count();
-        let state = super::from::initial(shared, index, total)?;
+        let instructions = instructions.chain(&stage.ast.instructions);
         let step = usize::from(matches!(stage.base, Base::Image(_)));
+        let total = step + instructions.filter(|one| is_step(one)).count();
+        let state = super::from::initial(shared, index, total)?;
         let mut lowering = StageLowering {
             shared,
             index,
@@ -191,17 +189,7 @@ impl<'a, 'b> StageLowering<'a, 'b> {
             total,
         };
         for trigger in &triggers {
-            let step = Step {
-                instruction: &trigger.instruction,
-                place: trigger.place,
-                onbuild: true,
-            };
-            let warnings = lowering.shared.warnings.len();
-            let result = lowering.dispatch(&step);
-            for warning in lowering.shared.warnings.split_off(warnings) {
-                lowering.shared.warnings.push(trigger.place(warning));
-            }
-            result.map_err(|error| trigger.place(error))?;
+            lowering.fire(trigger)?;
         }
         for instruction in &stage.ast.instructions {
             lowering.dispatch(&Step {
@@ -214,6 +202,20 @@ impl<'a, 'b> StageLowering<'a, 'b> {
         lowering.shared.charge(state.size(), stage.ast.span)?;
         lowering.shared.done.insert(index, state);
         Ok(())
+    }
+
+    /// Lowers an `ONBUILD` trigger; what is said about it points at where it fires.
+    fn fire(&mut self, trigger: &Trigger) -> Result<(), Diagnostic> {
+        let before = self.shared.warnings.len();
+        let result = self.dispatch(&Step {
+            instruction: &trigger.instruction,
+            place: trigger.place,
+            onbuild: true,
+        });
+        let warnings = self.shared.warnings.split_off(before);
+        let warnings = warnings.into_iter().map(|warning| trigger.place(warning));
+        self.shared.warnings.extend(warnings);
+        result.map_err(|error| trigger.place(error))
     }
 
     fn dispatch(&mut self, step: &Step<'_>) -> Result<(), Diagnostic> {
