@@ -64,7 +64,7 @@ impl Diagnostic {
 #[must_use]
 pub fn suggest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let word: Vec<char> = word.chars().flat_map(char::to_lowercase).collect();
-    let allowed = (word.len() / 3).clamp(1, 3);
+    let allowed = word.len().div_ceil(3).clamp(1, 3).min(word.len() / 2);
     candidates
         .into_iter()
         .filter_map(|candidate| {
