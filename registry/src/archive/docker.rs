@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use super::ArchiveError;
 use super::read::{
-    ArchivedImage, ArchivedLayer, ArchivedManifest, Content, Documents, Place, check_digest,
+    ArchivedImage, ArchivedLayer, ArchivedManifest, Content, Documents, MAX_IMAGES, MAX_LAYERS,
+    Place, check_count, check_digest,
 };
 use crate::digest::Digest;
 use crate::reference::Reference;
@@ -50,7 +51,9 @@ pub(super) fn name(text: &str) -> Result<Reference, ArchiveError> {
 pub(super) fn entries(documents: &mut Documents) -> Result<Vec<Entry>, ArchiveError> {
     let bytes = documents.named(MANIFEST, "docker")?;
     documents.spend(bytes.len())?;
-    Ok(Documents::parse(MANIFEST, bytes)?.value)
+    let entries: Raw<Vec<Entry>> = Documents::parse(MANIFEST, bytes)?;
+    check_count("images", entries.value.len(), MAX_IMAGES)?;
+    Ok(entries.value)
 }
 
 /// Reads all images of a docker archive, and where the blobs of each lie.
@@ -92,6 +95,7 @@ fn manifest(documents: &mut Documents, entry: &Entry) -> Result<ArchivedManifest
             diff_ids: diff_ids.len(),
         });
     }
+    check_count("layers of an image", members.len(), MAX_LAYERS)?;
     let layers = (0..)
         .zip(members.iter().zip(diff_ids))
         .map(|(number, (member, diff_id))| layer(documents, number, member, *diff_id))

@@ -85,7 +85,7 @@ impl Members {
 
     /// The content of the file of a name, through links; `None` when there is no such file.
     pub(super) fn find(&self, name: &str) -> Result<Option<Extent>, ArchiveError> {
-        let mut current = resolve("", name.as_bytes(), "member")?;
+        let mut current = resolve("", name.as_bytes(), Role::Member)?;
         for _ in 0..=MAX_LINKS {
             match self.by_name.get(&current) {
                 Some(Member::File(extent)) => return Ok(Some(*extent)),
@@ -105,7 +105,7 @@ impl Members {
         let path = extended
             .path
             .unwrap_or_else(|| header.path_bytes().into_owned());
-        let name = resolve("", &path, "member")?;
+        let name = resolve("", &path, Role::Member)?;
         let kind = header.entry_type();
         let member = match kind {
             EntryType::Regular | EntryType::Continuous if !path.ends_with(b"/") => {
@@ -120,7 +120,7 @@ impl Members {
                     Some((parent, _)) if kind == EntryType::Symlink => parent,
                     _ => "",
                 };
-                Member::Link(resolve(parent, &target, "link")?)
+                Member::Link(resolve(parent, &target, Role::Link)?)
             }
             EntryType::GNUSparse => {
                 return Err(corrupt("a sparse file", extent.offset - BLOCK));
@@ -325,11 +325,21 @@ fn long_name(file: &File, at: Extent) -> Result<Vec<u8>, ArchiveError> {
     Ok(bytes)
 }
 
+/// What a name is of. A member's never needs `..`; a link's may go up, not out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Member,
+    Link,
+}
+
 /// The normal form of a name seen from a directory: no `.`, no `..`, no slash at the ends.
-fn resolve(directory: &str, name: &[u8], what: &'static str) -> Result<String, ArchiveError> {
+fn resolve(directory: &str, name: &[u8], role: Role) -> Result<String, ArchiveError> {
     let unsafe_path = || ArchiveError::UnsafePath {
-        what,
-        name: String::from_utf8_lossy(&name[..name.len().min(MAX_NAME)]).into_owned(),
+        what: match role {
+            Role::Member => "member",
+            Role::Link => "link",
+        },
+        name: String::from_utf8_lossy(name).into_owned(),
     };
     if name.len() > MAX_NAME {
         return Err(ArchiveError::Limit {
@@ -346,8 +356,7 @@ fn resolve(directory: &str, name: &[u8], what: &'static str) -> Result<String, A
     for part in name.split('/') {
         match part {
             "" | "." => {}
-            // A member never needs `..`; a link may go up, not out.
-            ".." if what == "link" => {
+            ".." if role == Role::Link => {
                 parts.pop().ok_or_else(unsafe_path)?;
             }
             ".." => return Err(unsafe_path()),

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::ArchiveError;
 use super::docker::{self, Entry};
 use super::read::{
-    ArchivedImage, ArchivedLayer, ArchivedManifest, Content, Documents, blob_name, check_size,
-    config_platform,
+    ArchivedImage, ArchivedLayer, ArchivedManifest, Content, Documents, MAX_IMAGES, MAX_LAYERS,
+    blob_name, check_count, check_size, config_platform,
 };
 use crate::digest::Digest;
 use crate::reference::Reference;
@@ -30,6 +30,7 @@ pub(super) fn images(
     let bytes = documents.named(INDEX, "the OCI layout")?;
     documents.spend(bytes.len())?;
     let index: Raw<Index> = Documents::parse(INDEX, bytes)?;
+    check_count("images", index.value.manifests.len(), MAX_IMAGES)?;
     let entries = if is_docker_too {
         docker::entries(documents)?
     } else {
@@ -125,6 +126,7 @@ fn flatten(
     depth: usize,
     manifests: &mut Vec<Descriptor>,
 ) -> Result<(), ArchiveError> {
+    check_count("manifests of an image", manifests.len() + 1, MAX_IMAGES)?;
     if !media_type::is_index(&root.media_type) || !has(documents, root)? {
         manifests.push(root.clone());
         return Ok(());
@@ -251,6 +253,7 @@ pub(super) fn manifest(
             diff_ids: diff_ids.len(),
         });
     }
+    check_count("layers of an image", blobs.len(), MAX_LAYERS)?;
     let layers = blobs
         .iter()
         .zip(diff_ids)

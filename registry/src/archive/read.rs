@@ -20,7 +20,11 @@ use crate::spec::{Descriptor, DiffId, Manifest, Platform, Raw};
 /// Bytes of one document accepted.
 const MAX_DOCUMENT: u64 = 8 << 20;
 /// Bytes of all documents read to list the images.
-const MAX_DOCUMENTS: u64 = 256 << 20;
+const MAX_DOCUMENTS: u64 = 64 << 20;
+/// Images, or manifests of one image, accepted.
+pub(super) const MAX_IMAGES: usize = 10_000;
+/// Layers of one image accepted; engines stop at 127.
+pub(super) const MAX_LAYERS: usize = 4096;
 
 /// An archive of images, open for reading.
 #[derive(Debug)]
@@ -197,14 +201,16 @@ impl Archive {
     /// # Errors
     /// [`ArchiveError::MissingMember`] when it is not there, others when it is damaged.
     pub fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ArchiveError> {
-        match self.blobs.get(&descriptor.digest) {
-            Some(Place::Synthesised(bytes)) => Ok(bytes.clone()),
-            Some(Place::Stored(extent)) => {
-                let member = descriptor.digest.to_string();
-                self.documents.read(&member, *extent)
-            }
-            None => self.documents.blob(descriptor),
-        }
+        let place = self.blobs.get(&descriptor.digest);
+        let member = descriptor.digest.to_string();
+        let bytes = match place {
+            Some(Place::Synthesised(bytes)) => bytes.clone(),
+            Some(Place::Stored(extent)) => self.documents.read(&member, *extent)?,
+            None => return self.documents.blob(descriptor),
+        };
+        check_digest(descriptor.digest, Digest::of(&bytes))
+            .map_err(|source| ArchiveError::Mismatch { member, source })?;
+        Ok(bytes)
     }
 
     /// Whether the archive has a blob.
@@ -434,6 +440,17 @@ impl Documents {
 /// The member that a blob is in an OCI layout.
 pub(super) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
+}
+
+/// Refuses more of something than is accepted, before room for it is made.
+pub(super) fn check_count(what: &str, count: usize, limit: usize) -> Result<(), ArchiveError> {
+    if count <= limit {
+        return Ok(());
+    }
+    Err(ArchiveError::Limit {
+        what: what.to_owned(),
+        limit: limit as u64,
+    })
 }
 
 pub(super) fn check_size(digest: Digest, expected: u64, actual: u64) -> Result<(), Mismatch> {

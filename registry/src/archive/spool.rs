@@ -173,3 +173,26 @@ fn anonymous(directory: &Path) -> io::Result<File> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_named() {
+        let directory = Path::new("/big");
+        for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded] {
+            let error = full_or(directory, 42)(kind.into());
+            let text = error.to_string();
+            assert!(text.contains("`/big` after 42 bytes"), "{text}");
+        }
+        let error = full_or(directory, 42)(ErrorKind::PermissionDenied.into());
+        assert!(matches!(error, ArchiveError::Io { .. }), "{error}");
+        let nowhere = Path::new("/nonexistent/directory");
+        let error = spool(&b"content"[..], nowhere).unwrap_err();
+        assert!(
+            error.to_string().contains("/nonexistent/directory"),
+            "{error}"
+        );
+    }
+}

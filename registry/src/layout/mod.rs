@@ -3,6 +3,9 @@
 //! Files appear whole: they are written under another name, flushed to the disk, then renamed.
 //! Several processes may write one layout; the index is rewritten under a lock.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};

@@ -28,9 +28,9 @@ const SYSTEMS: [&str; 15] = [
 ];
 
 /// Architectures, in Go's names.
-const ARCHITECTURES: [&str; 16] = [
+const ARCHITECTURES: [&str; 15] = [
     "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64",
-    "ppc64le", "riscv64", "s390x", "sparc64", "wasm", "unknown",
+    "ppc64le", "riscv64", "s390x", "sparc64", "wasm",
 ];
 
 /// A platform as an index names it; names are Go's.
