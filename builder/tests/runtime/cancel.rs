@@ -22,10 +22,7 @@ pub(crate) fn is_running(argument: &str) -> bool {
 fn wait_until(what: impl Fn() -> bool) {
     let start = Instant::now();
     while !what() {
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "waited in vain"
-        );
+        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
