@@ -116,9 +116,9 @@ impl Schedule {
         if result.is_err() {
             self.worker.cancel.cancel();
             // Nothing may outlive the build: wait for the steps of other stages, too.
-            _ = self.permits.acquire_many(self.width).await;
+            drop(self.permits.acquire_many(self.width).await);
             for (_, task) in std::mem::take(&mut *self.seals.lock().await) {
-                _ = task.await;
+                drop(task.await);
             }
         }
         result
@@ -383,7 +383,7 @@ impl Schedule {
         }
         blocking(move || {
             let _permit = permit;
-            _ = inputs;
+            drop(inputs);
             step::execute(&worker, &graph, id, &root, selections.as_deref())
         })
         .await

@@ -40,18 +40,19 @@ impl Cancel {
         self.0.cancelled.store(true, Ordering::SeqCst);
         self.0.waiting.send_replace(true);
         // Fails only when the counter is full, and then it is readable already.
-        _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
+        drop(rustix::io::write(&self.0.event, &1u64.to_ne_bytes()));
     }
 
     /// Waits until it is cancelled.
     pub async fn cancelled(&self) {
         // Fails only when the sender is gone, and that lives as long as the token.
-        _ = self
-            .0
-            .waiting
-            .subscribe()
-            .wait_for(|&cancelled| cancelled)
-            .await;
+        drop(
+            self.0
+                .waiting
+                .subscribe()
+                .wait_for(|&cancelled| cancelled)
+                .await,
+        );
     }
 
     /// Whether it is cancelled.

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
@@ -13,8 +13,8 @@ use rustix::thread::UnshareFlags;
 use super::message::{self, Failure, Message, errno};
 use super::mount_points::{self, Kind, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
-use super::provide::{self, Provider};
-use super::{Mount, ProcessSpec, filesystems, privileges, program};
+use super::provide::{Prepared, Provider};
+use super::{ProcessSpec, filesystems, privileges, program};
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
@@ -48,14 +48,15 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
     enter_namespaces(spec)?;
-    let (root, upper) = mount_root(spec).act("mount the root file system")?;
+    let mut provider = Provider::new(&spec.root.work).act("mount a file system in memory")?;
+    let mounts = provider.prepare_all(spec)?;
+    let (root, upper) = mount_root(spec, &mounts).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
 
     let mut points = MountPoints::new(&root, upper);
-    let mut provider = Provider::new(&spec.root.work).act("mount a file system in memory")?;
     let null = filesystems::mount_all(spec, &mut points, &provider)?;
-    for mount in provide::all_mounts(spec) {
-        provider.provide(&mut points, &mount)?;
+    for mount in mounts {
+        mount.put(&mut points)?;
     }
     let made = std::mem::take(&mut points.made);
     let cwd = make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
@@ -92,10 +93,10 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
 ///
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
 /// cgroup that would tell the harmless ones from the disks of the host.
-fn mount_root(spec: &ProcessSpec) -> io::Result<(Root, OwnedFd)> {
+fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
     let work = &spec.root.work;
     let points = work.join(MOUNT_POINTS);
-    mount_points::lay_out(&points, &places(spec))?;
+    mount_points::lay_out(&points, &places(mounts))?;
     let lowers = spec.root.lowers.iter().chain([&points]);
     let lowers = lowers.map(|layer| layer.as_path()).collect::<Vec<_>>();
     let overlay_work = work.join(OVERLAY_WORK);
@@ -110,52 +111,40 @@ fn mount_root(spec: &ProcessSpec) -> io::Result<(Root, OwnedFd)> {
     Ok((Root::from_fd(mount), upper))
 }
 
-/// All mount points that the image may lack.
-fn places(spec: &ProcessSpec) -> Vec<(&str, Kind)> {
-    let mut places = filesystems::PLACES
-        .map(|place| (place, Kind::Directory))
-        .to_vec();
-    places.extend(provide::FILES.map(|place| (place, Kind::File)));
-    // What stands below a file system of the sandbox is made there.
-    let own = |target: &str| {
-        filesystems::PLACES
-            .iter()
-            .any(|place| Path::new(target).starts_with(place))
+/// All mount points that the image may lack. What stands below a file system of the sandbox is made
+/// there.
+fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
+    let own = filesystems::PLACES.map(|place| (place.to_owned(), Kind::Directory));
+    let inside = |target: &str| {
+        let mut places = filesystems::PLACES.iter();
+        places.any(|place| Path::new(target).starts_with(place))
     };
-    for mount in &spec.mounts {
-        let (target, kind) = match mount {
-            Mount::Tmpfs { target, .. } => (target, Kind::Directory),
-            Mount::File { target, .. } => (target, Kind::File),
-            Mount::Bind { source, target, .. } if source.is_dir() => (target, Kind::Directory),
-            Mount::Bind { target, .. } => (target, Kind::File),
-        };
-        if !own(target) {
-            places.push((target, kind));
-        }
-    }
-    places
+    let others = mounts.iter().filter(|mount| !inside(&mount.target));
+    let others = others.map(|mount| (mount.target.clone(), mount.kind));
+    own.into_iter().chain(others).collect()
 }
 
 /// Opens the working directory; what is missing of it is made and belongs to the user (B4.2).
 fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
-    let mut path = std::path::PathBuf::from("/");
-    let mut at = root.locate(&path)?;
-    for part in Path::new(cwd)
-        .components()
-        .skip_while(|part| part.as_os_str() == "/")
-    {
+    let directory = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        root.open_at(path, flags, Mode::empty())
+    };
+    let mut path = PathBuf::from("/");
+    let mut at = directory(&path)?;
+    let parts = Path::new(cwd).components();
+    for part in parts.skip_while(|part| *part == Component::RootDir) {
         path.push(part);
-        let found = match root.locate(&path) {
+        at = match directory(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let name = part.as_os_str();
                 rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))?;
                 let (uid, gid) = (privileges::uid(user), privileges::gid(user));
                 rustix::fs::chownat(&at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-                root.locate(&path)
+                directory(&path)?
             }
-            found => found,
+            found => found?,
         };
-        at = found?;
     }
     Ok(at)
 }

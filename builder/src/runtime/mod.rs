@@ -93,6 +93,19 @@ pub enum Mount {
         target: String,
         /// Permission bits.
         mode: u32,
+        /// User and group that own it.
+        owner: (u32, u32),
+    },
+    /// A view of a merged tree of layers, or of one directory that must stay as it is.
+    Layers {
+        /// Layer directories in overlayfs form, topmost first; at least one.
+        lowers: Vec<PathBuf>,
+        /// Path of a file or directory in the merged tree; links are followed inside of it.
+        source: String,
+        /// Absolute path in the root.
+        target: String,
+        /// Whether the process may write to it; what it writes is thrown away.
+        writable: bool,
     },
     /// An empty file system in memory.
     Tmpfs {

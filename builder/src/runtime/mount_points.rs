@@ -57,10 +57,10 @@ struct Copied {
 
 /// Makes the lowest layer: an empty place for every mount. What cannot be laid out (`..` in a
 /// path, a file where a directory is wanted too) is left to [`MountPoints::find`].
-pub(super) fn lay_out(layer: &Path, places: &[(&str, Kind)]) -> io::Result<()> {
+pub(super) fn lay_out(layer: &Path, places: &[(String, Kind)]) -> io::Result<()> {
     fs::create_dir_all(layer)?;
     for (target, kind) in places {
-        let target = Path::new(target);
+        let target = Path::new(target.as_str());
         let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
         if !target.components().all(plain) {
             continue;

@@ -26,6 +26,10 @@ pub(super) const OVERLAY_WORK: &str = "overlay";
 pub(super) const MOUNT_POINTS: &str = "points";
 /// See [`OVERLAY_WORK`]; a place for files that are provided from memory.
 pub(super) const FILES: &str = "files";
+/// See [`OVERLAY_WORK`]; what a step writes to views that forget it.
+pub(super) const SCRATCH: &str = "scratch";
+
+const DIRECTORIES: [&str; 4] = [OVERLAY_WORK, MOUNT_POINTS, FILES, SCRATCH];
 
 /// The native runtime core.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +83,7 @@ impl Native {
 /// Makes the directories of a run; leftovers of a run that was killed are removed.
 fn prepare(root: &Root) -> Result<(), RuntimeError> {
     remove_work(root)?;
-    for name in [OVERLAY_WORK, MOUNT_POINTS, FILES] {
+    for name in DIRECTORIES {
         let path = root.work.join(name);
         fs::create_dir(&path).map_err(|source| RuntimeError::Clean { path, source })?;
     }
@@ -87,7 +91,7 @@ fn prepare(root: &Root) -> Result<(), RuntimeError> {
 }
 
 fn remove_work(root: &Root) -> Result<(), RuntimeError> {
-    for name in [OVERLAY_WORK, MOUNT_POINTS, FILES] {
+    for name in DIRECTORIES {
         let path = root.work.join(name);
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

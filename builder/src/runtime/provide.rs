@@ -4,19 +4,22 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::MountAttrFlags;
 
+use super::init::Act;
 use super::message::{Failure, errno};
 use super::mount_points::{Kind, MountPoints};
-use super::native::FILES as STAGING;
+use super::native::{FILES as STAGING, SCRATCH};
 use super::{Mount, ProcessSpec};
 use crate::sys::mount;
+use crate::sys::root::Root;
 
 /// Files that every step is given.
-pub(super) const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
+const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
 
 /// A directory in [`Provider`]'s file system.
 const EMPTY: &str = "empty";
@@ -24,21 +27,14 @@ const EMPTY: &str = "empty";
 /// Device nodes work in no mount of a step (see `mount_root`).
 const BASE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 
-/// The files of every step, then the mounts that it asks for.
-pub(super) fn all_mounts(spec: &ProcessSpec) -> impl Iterator<Item = Mount> {
-    let [hosts, resolv_conf, hostname] = FILES;
-    let file = |target: &str, content: String| Mount::File {
-        content: content.into_bytes(),
-        target: target.to_owned(),
-        mode: 0o644,
-    };
-    [
-        file(hosts, spec.hosts.clone()),
-        file(resolv_conf, spec.resolv_conf.clone()),
-        file(hostname, format!("{}\n", spec.hostname)),
-    ]
-    .into_iter()
-    .chain(spec.mounts.iter().cloned())
+/// A mount that is made and waits for its place.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    mount: OwnedFd,
+    /// Where it goes: absolute path in the root.
+    pub(super) target: String,
+    /// What has to stand there.
+    pub(super) kind: Kind,
 }
 
 /// A file system in memory, outside of the root, from which single files are shown in it.
@@ -68,69 +64,161 @@ impl Provider {
         Ok(mount)
     }
 
-    /// Shows one mount in the root.
-    pub(super) fn provide(
-        &mut self,
-        points: &mut MountPoints<'_>,
-        wanted: &Mount,
-    ) -> Result<(), Failure> {
-        let (mount, target, kind) = match wanted {
+    /// Makes the mounts of a step: the files that every one is given, then those it asks for.
+    pub(super) fn prepare_all(&mut self, spec: &ProcessSpec) -> Result<Vec<Prepared>, Failure> {
+        let [hosts, resolv_conf, hostname] = FILES;
+        let name = format!("{}\n", spec.hostname);
+        let mut prepared = Vec::new();
+        for (target, content) in [
+            (hosts, &spec.hosts),
+            (resolv_conf, &spec.resolv_conf),
+            (hostname, &name),
+        ] {
+            let file = self.file(content.as_bytes(), 0o644, (0, 0));
+            prepared.push(Prepared {
+                mount: file.act(&format!("provide the file `{target}`"))?,
+                target: target.to_owned(),
+                kind: Kind::File,
+            });
+        }
+        for mount in &spec.mounts {
+            prepared.push(self.prepare(mount, &spec.root.work)?);
+        }
+        Ok(prepared)
+    }
+
+    fn prepare(&mut self, wanted: &Mount, work: &Path) -> Result<Prepared, Failure> {
+        let source_failed = |path: String| {
+            move |error: io::Error| Failure::MountSource {
+                path,
+                errno: errno(&error),
+            }
+        };
+        let (mount, target) = match wanted {
             Mount::File {
                 content,
                 target,
                 mode,
+                owner,
             } => {
-                let mount = self.file(content, *mode).map_err(|error| Failure::Setup {
-                    act: format!("provide the file `{target}`"),
-                    errno: errno(&error),
-                })?;
-                (mount, target, Kind::File)
+                let file = self.file(content, *mode, *owner);
+                (file.act(&format!("provide the file `{target}`"))?, target)
             }
             Mount::Tmpfs { target, size } => {
-                let mount = tmpfs(*size).map_err(|error| Failure::Setup {
-                    act: format!("make a file system in memory for `{target}`"),
-                    errno: errno(&error),
-                })?;
-                (mount, target, Kind::Directory)
+                let mount = tmpfs(*size);
+                let act = format!("make a file system in memory for `{target}`");
+                (mount.act(&act)?, target)
             }
             Mount::Bind {
                 source,
                 target,
                 writable,
             } => {
-                let mount = bind(source, *writable).map_err(|error| Failure::MountSource {
-                    path: source.display().to_string(),
-                    errno: errno(&error),
-                })?;
-                let kind = if source.is_dir() {
-                    Kind::Directory
-                } else {
-                    Kind::File
-                };
-                (mount, target, kind)
+                let mount = bind(source, *writable);
+                let failed = source_failed(source.display().to_string());
+                (mount.map_err(failed)?, target)
+            }
+            Mount::Layers {
+                lowers,
+                source,
+                target,
+                writable,
+            } => {
+                let scratch = writable.then(|| work.join(SCRATCH));
+                let root = self.merged(lowers, scratch.as_deref());
+                let root = root.act(&format!("merge the layers for `{target}`"))?;
+                let mount = view(&root, source, *writable);
+                (mount.map_err(source_failed(source.clone()))?, target)
             }
         };
-        points
-            .find(target, kind)
-            .and_then(|place| mount::attach(mount.as_fd(), place.as_fd()))
-            .map_err(|error| Failure::MountPoint {
-                target: target.clone(),
-                errno: errno(&error),
-            })
+        let status = rustix::fs::statat(&mount, "", AtFlags::EMPTY_PATH);
+        let status = status.act(&format!("look at the mount for `{target}`"))?;
+        let kind = match FileType::from_raw_mode(status.st_mode) {
+            FileType::Directory => Kind::Directory,
+            _ => Kind::File,
+        };
+        Ok(Prepared {
+            mount,
+            target: target.clone(),
+            kind,
+        })
+    }
+
+    fn new_name(&mut self) -> String {
+        self.next += 1;
+        self.next.to_string()
+    }
+
+    /// Merges layers, writable if there is a place for what is written, in this file system:
+    /// only of a mount that stands somewhere can a part be had.
+    fn merged(&mut self, lowers: &[PathBuf], scratch: Option<&Path>) -> io::Result<Root> {
+        let name = self.new_name();
+        let lowers = lowers.iter().map(PathBuf::as_path).collect::<Vec<_>>();
+        let mount = match (scratch, lowers.as_slice()) {
+            (Some(scratch), _) => {
+                let (upper, work) = (scratch.join(&name), scratch.join(format!("{name}-work")));
+                std::fs::create_dir(&upper)?;
+                std::fs::create_dir(&work)?;
+                copy_owner(lowers.first().copied(), &upper)?;
+                let writable = mount::Writable {
+                    upper: &upper,
+                    work: &work,
+                };
+                mount::overlay(&lowers, Some(writable), BASE)?
+            }
+            (None, [one]) => mount::clone(rustix::fs::CWD, one)?,
+            (None, _) => mount::overlay(&lowers, None, BASE)?,
+        };
+        rustix::fs::mkdirat(&self.files, &name, Mode::from_raw_mode(0o700))?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(&self.files, &name, flags, Mode::empty())?;
+        mount::attach(mount.as_fd(), place.as_fd())?;
+        Ok(Root::from_fd(mount))
     }
 
     /// A read-only file with some content, detached.
-    fn file(&mut self, content: &[u8], mode: u32) -> io::Result<OwnedFd> {
-        let name = self.next.to_string();
-        self.next += 1;
+    fn file(&mut self, content: &[u8], mode: u32, owner: (u32, u32)) -> io::Result<OwnedFd> {
+        let name = self.new_name();
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & 0o7777);
         let file = rustix::fs::openat(&self.files, &name, flags, mode)?;
-        File::from(file).write_all(content)?;
+        let mut file = File::from(file);
+        file.write_all(content)?;
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+        rustix::fs::fchown(&file, Some(uid), Some(gid))?;
         let mount = mount::clone(self.files.as_fd(), Path::new(&name))?;
         mount::set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         Ok(mount)
     }
+}
+
+impl Prepared {
+    /// Shows it in the root.
+    pub(super) fn put(self, points: &mut MountPoints<'_>) -> Result<(), Failure> {
+        points
+            .find(&self.target, self.kind)
+            .and_then(|place| mount::attach(self.mount.as_fd(), place.as_fd()))
+            .map_err(|error| Failure::MountPoint {
+                target: self.target,
+                errno: errno(&error),
+            })
+    }
+}
+
+/// The top of an overlay is its upper directory, which therefore looks like the topmost layer's.
+fn copy_owner(layer: Option<&Path>, upper: &Path) -> io::Result<()> {
+    let layer = layer.ok_or(io::ErrorKind::InvalidInput)?;
+    let status = std::fs::metadata(layer)?;
+    std::os::unix::fs::chown(upper, Some(status.uid()), Some(status.gid()))?;
+    std::fs::set_permissions(upper, status.permissions())
+}
+
+/// A part of a merged tree, detached.
+fn view(root: &Root, source: &str, writable: bool) -> io::Result<OwnedFd> {
+    let place = root.locate(Path::new(source))?;
+    let mount = mount::clone(place.as_fd(), Path::new(""))?;
+    restrict(&mount, writable)?;
+    Ok(mount)
 }
 
 fn tmpfs(size: Option<u64>) -> io::Result<OwnedFd> {
@@ -143,10 +231,14 @@ fn tmpfs(size: Option<u64>) -> io::Result<OwnedFd> {
 /// The caller answers for the path: it is resolved on the host.
 fn bind(source: &Path, writable: bool) -> io::Result<OwnedFd> {
     let mount = mount::clone(rustix::fs::CWD, source)?;
-    let mut attributes = BASE;
-    if !writable {
-        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
-    }
-    mount::set_attributes(mount.as_fd(), attributes)?;
+    restrict(&mount, writable)?;
     Ok(mount)
+}
+
+fn restrict(mount: &OwnedFd, writable: bool) -> io::Result<()> {
+    let read_only = match writable {
+        true => MountAttrFlags::empty(),
+        false => MountAttrFlags::MOUNT_ATTR_RDONLY,
+    };
+    mount::set_attributes(mount.as_fd(), BASE | read_only)
 }

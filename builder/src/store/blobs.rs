@@ -251,7 +251,7 @@ impl BlobSink for Store {
                     Err(error) => {
                         // The writer sees less than was announced and publishes nothing.
                         drop(sender);
-                        _ = sink.await;
+                        drop(sink.await);
                         return Err(error);
                     }
                 };

@@ -299,7 +299,9 @@ impl Store {
         })?;
         for id in ids {
             // What cannot be removed is only wasted space: no record names it any more.
-            _ = fs::remove_dir_all(self.snapshot_path(&SnapshotId::from_name(id)));
+            drop(fs::remove_dir_all(
+                self.snapshot_path(&SnapshotId::from_name(id)),
+            ));
         }
         Ok(())
     }

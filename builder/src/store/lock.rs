@@ -52,7 +52,7 @@ pub(super) fn clean_temporary(root: &Path) {
         if lock.try_lock().is_ok() {
             // The lock file goes last: without it nobody would look at the folder again.
             remove_all_but(&path, "lock");
-            _ = fs::remove_dir_all(&path);
+            drop(fs::remove_dir_all(&path));
         }
     }
 }
@@ -61,11 +61,11 @@ fn remove_all_but(folder: &Path, keep: &str) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name() != keep {
             let path = entry.path();
-            _ = if path.is_dir() && !path.is_symlink() {
+            drop(if path.is_dir() && !path.is_symlink() {
                 fs::remove_dir_all(&path)
             } else {
                 fs::remove_file(&path)
-            };
+            });
         }
     }
 }
@@ -89,7 +89,7 @@ impl Drop for TempDir {
     fn drop(&mut self) {
         remove_all_but(&self.path, "lock");
         // What could not be removed now, the next process will find unlocked.
-        _ = fs::remove_dir_all(&self.path);
+        drop(fs::remove_dir_all(&self.path));
     }
 }
 
@@ -103,8 +103,8 @@ pub struct StepLock {
 impl Drop for StepLock {
     fn drop(&mut self) {
         // Removed while still locked: who waited for it notices and takes a new file.
-        _ = fs::remove_file(&self.path);
-        _ = self.file.unlock();
+        drop(fs::remove_file(&self.path));
+        drop(self.file.unlock());
     }
 }
 

@@ -257,3 +257,128 @@ fn mount_options(opened: &Opened) -> io::Result<CString> {
     }
     CString::new(options).map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use super::super::root::Root;
+    use super::*;
+
+    /// Three layers, topmost first: a file changed, one removed, a directory merged.
+    fn layers(dir: &Path) -> [std::path::PathBuf; 3] {
+        let layers = ["top:1", "middle,2", "bottom\\3"].map(|name| dir.join(name));
+        for layer in &layers {
+            fs::create_dir_all(layer.join("dir")).unwrap();
+        }
+        let [top, middle, bottom] = &layers;
+        fs::write(bottom.join("changed"), "old").unwrap();
+        fs::write(top.join("changed"), "new").unwrap();
+        fs::write(bottom.join("removed"), "").unwrap();
+        let kind = rustix::fs::FileType::CharacterDevice;
+        let whiteout = middle.join("removed");
+        rustix::fs::mknodat(rustix::fs::CWD, &whiteout, kind, Mode::empty(), 0).unwrap();
+        fs::write(bottom.join("dir/below"), "").unwrap();
+        fs::write(top.join("dir/above"), "").unwrap();
+        layers
+    }
+
+    fn check(view: OwnedFd) {
+        let path = format!("/proc/self/fd/{}", view.as_raw_fd());
+        let names = |path: &str| -> BTreeSet<_> {
+            let entries = fs::read_dir(path).unwrap();
+            entries
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect()
+        };
+        assert_eq!(names(&path), ["changed", "dir"].map(str::to_owned).into());
+        let below = names(&format!("{path}/dir"));
+        assert_eq!(below, ["above", "below"].map(str::to_owned).into());
+        let root = Root::from_fd(view);
+        assert_eq!(root.read(Path::new("/changed"), 9).unwrap(), b"new");
+        assert!(fs::write(format!("{path}/new"), "").is_err());
+    }
+
+    fn skip() -> bool {
+        let skip = !rustix::process::geteuid().is_root();
+        if skip {
+            eprintln!("SKIPPED: {} needs root", module_path!());
+            assert!(std::env::var_os("CI").is_none(), "this test needs root");
+        }
+        skip
+    }
+
+    #[test]
+    fn a_view_merges_layers_and_leaves_no_mount() {
+        if skip() {
+            return;
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let layers = layers(dir.path());
+        let lowers = layers.each_ref().map(|layer| layer.as_path());
+        check(overlay_view(&lowers).unwrap());
+        check(overlay_by_options(&lowers, None, MountAttrFlags::MOUNT_ATTR_RDONLY).unwrap());
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains("lowerdir=/proc/self/fd"), "{mounts}");
+        dir.close().unwrap();
+    }
+
+    #[test]
+    fn the_smallest_views() {
+        let dir = tempfile::TempDir::new().unwrap();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let root = Root::from_fd(overlay_view(&[dir.path()]).unwrap());
+        assert_eq!(root.read(Path::new("file"), 9).unwrap(), b"x");
+        let none = overlay_view(&[]).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::InvalidInput);
+        assert!(overlay_view(&[&dir.path().join("absent")]).is_err());
+    }
+
+    #[test]
+    fn both_ways_give_a_writable_overlay_in_plain_form() {
+        if skip() {
+            return;
+        }
+        for by_options in [false, true] {
+            let dir = tempfile::TempDir::new().unwrap();
+            let layers = layers(dir.path());
+            let lowers = layers.each_ref().map(|layer| layer.as_path());
+            let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+            fs::create_dir(&upper).unwrap();
+            fs::create_dir(&work).unwrap();
+            let writable = Some(Writable {
+                upper: &upper,
+                work: &work,
+            });
+            let attributes = MountAttrFlags::empty();
+            let mount = match by_options {
+                true => overlay_by_options(&lowers, writable, attributes).unwrap(),
+                false => overlay(&lowers, writable, attributes).unwrap(),
+            };
+            let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+            fs::write(format!("{path}/dir/new"), "x").unwrap();
+            // Not a rename by reference: the caller has to copy.
+            let renamed = fs::rename(format!("{path}/dir"), format!("{path}/moved"));
+            assert_eq!(renamed.unwrap_err().raw_os_error(), Some(libc::EXDEV));
+            assert_eq!(fs::read(upper.join("dir/new")).unwrap(), b"x");
+        }
+    }
+
+    #[test]
+    fn three_hundred_layers_fit() {
+        if skip() {
+            return;
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let layers = (0..300).map(|number| dir.path().join(number.to_string()));
+        let layers = layers.collect::<Vec<_>>();
+        for layer in &layers {
+            fs::create_dir(layer).unwrap();
+        }
+        let lowers = layers.iter().map(|layer| layer.as_path());
+        let lowers = lowers.collect::<Vec<_>>();
+        overlay_view(&lowers).unwrap();
+        overlay_by_options(&lowers, None, MountAttrFlags::empty()).unwrap();
+    }
+}

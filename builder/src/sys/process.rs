@@ -83,7 +83,8 @@ pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: the descriptor table stays shared, so that no descriptor loses its meaning.
-    Ok(unsafe { rustix::thread::unshare_unsafe(flags)? })
+    unsafe { rustix::thread::unshare_unsafe(flags)? };
+    Ok(())
 }
 
 /// Replaces the program of this process. Returns only on failure.

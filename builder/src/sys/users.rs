@@ -206,3 +206,131 @@ fn lines(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().map(str::trim);
     lines.filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const USERS: &str = "# people\nroot:x:0:0:root:/root:/bin/sh\n\nbroken\nalso:x:nan:1\n\
+        app:x:1000:1001:App:/home/app:/bin/sh\nhomeless:x:5:6\nbig:x:4294967294:4294967294::/:\n";
+    const GROUPS: &str =
+        "root:x:0:\nwheel:x:10:root,app\nextra:x:77:app\napp:x:1001:\nbroken:x\n500:x:9:\n";
+
+    fn image(passwd: Option<&str>, group: Option<&str>) -> (tempfile::TempDir, Root) {
+        let dir = tempfile::TempDir::new().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        for (name, content) in [("passwd", passwd), ("group", group)] {
+            if let Some(content) = content {
+                fs::write(dir.path().join("etc").join(name), content).unwrap();
+            }
+        }
+        let root = Root::open(dir.path()).unwrap();
+        (dir, root)
+    }
+
+    fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> User {
+        User {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            home: home.to_owned(),
+        }
+    }
+
+    /// A9.8
+    #[test]
+    fn resolves_users_of_processes() {
+        let (_dir, root) = image(Some(USERS), Some(GROUPS));
+        let resolve = |spec| resolve(&root, spec).unwrap();
+        assert_eq!(resolve(""), user(0, 0, &[10], "/root"));
+        assert_eq!(resolve("root"), user(0, 0, &[10], "/root"));
+        assert_eq!(resolve("app"), user(1000, 1001, &[10, 77], "/home/app"));
+        assert_eq!(resolve("1000"), user(1000, 1001, &[10, 77], "/home/app"));
+        assert_eq!(resolve("app:extra"), user(1000, 77, &[], "/home/app"));
+        assert_eq!(resolve("app:4242"), user(1000, 4242, &[], "/home/app"));
+        assert_eq!(resolve("4242"), user(4242, 0, &[], "/"));
+        assert_eq!(resolve("4242:wheel"), user(4242, 10, &[], "/"));
+        assert_eq!(resolve("homeless"), user(5, 6, &[], "/"));
+        assert_eq!(resolve("big").uid, 4_294_967_294);
+        assert_eq!(resolve(":wheel"), user(0, 10, &[], "/root"));
+    }
+
+    /// A18 has the texts.
+    #[test]
+    fn explains_what_it_does_not_find() {
+        let (_dir, root) = image(Some(USERS), Some(GROUPS));
+        let error = |spec| resolve(&root, spec).unwrap_err().to_string();
+        assert_eq!(
+            error("who"),
+            "unable to find user who: no matching entries in passwd file"
+        );
+        assert_eq!(
+            error("app:who"),
+            "unable to find group who: no matching entries in group file"
+        );
+        assert!(error("4294967295").starts_with("unable to find user"));
+        for malformed in ["app:", "a:b:c", ":", "a\nb"] {
+            let error = resolve(&root, malformed).unwrap_err();
+            assert!(matches!(error, UserError::Malformed(_)), "{malformed}");
+        }
+    }
+
+    #[test]
+    fn an_image_without_files_has_numbers_only() {
+        let (_dir, root) = image(None, None);
+        assert_eq!(resolve(&root, "").unwrap(), user(0, 0, &[], "/"));
+        assert_eq!(resolve(&root, "7:8").unwrap(), user(7, 8, &[], "/"));
+        assert!(resolve(&root, "root").is_err());
+        assert_eq!(resolve_owner(&root, "root:root").unwrap(), (0, 0));
+    }
+
+    /// A11.7
+    #[test]
+    fn resolves_owners_of_files() {
+        let (_dir, root) = image(Some(USERS), Some(GROUPS));
+        let resolve = |spec| resolve_owner(&root, spec).unwrap();
+        assert_eq!(resolve("1000"), (1000, 1000));
+        assert_eq!(resolve("1:2"), (1, 2));
+        assert_eq!(resolve("app"), (1000, 1001));
+        assert_eq!(resolve("app:wheel"), (1000, 10));
+        assert_eq!(resolve("app:5"), (1000, 5));
+        assert_eq!(resolve("9:extra"), (9, 77));
+        assert_eq!(resolve("root"), (0, 0));
+        let error = |spec| resolve_owner(&root, spec).unwrap_err();
+        assert!(matches!(error("who"), UserError::NoUser(_)));
+        assert!(matches!(error("app:who"), UserError::NoGroup(_)));
+        for malformed in ["", ":app", "app:"] {
+            assert!(matches!(error(malformed), UserError::Malformed(_)));
+        }
+    }
+
+    /// A11.7: links stay in the image, what is no regular file is refused and does not block.
+    #[test]
+    fn hostile_files_are_refused() {
+        let (dir, root) = image(None, None);
+        let passwd = dir.path().join("etc/passwd");
+        std::os::unix::fs::symlink("/etc/shadow", &passwd).unwrap();
+        assert!(matches!(
+            resolve(&root, "root").unwrap_err(),
+            UserError::NoUser(_)
+        ));
+        fs::remove_file(&passwd).unwrap();
+        let kind = rustix::fs::FileType::Fifo;
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(rustix::fs::CWD, &passwd, kind, mode, 0).unwrap();
+        assert!(matches!(
+            resolve(&root, "app").unwrap_err(),
+            UserError::Unreadable { .. }
+        ));
+        assert_eq!(resolve(&root, "").unwrap().uid, 0, "root needs no file");
+        fs::remove_file(&passwd).unwrap();
+        let file = fs::File::create(&passwd).unwrap();
+        file.set_len(LIMIT + 1).unwrap();
+        assert!(matches!(
+            resolve_owner(&root, "app").unwrap_err(),
+            UserError::Unreadable { .. }
+        ));
+    }
+}

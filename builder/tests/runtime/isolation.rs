@@ -78,14 +78,14 @@ fn only_the_step_itself_is_seen() {
 fn disks_of_the_host_cannot_be_opened() {
     needs_root!();
     let numbers = fs::read_to_string("/proc/partitions").unwrap();
-    let disk = numbers.lines().filter_map(|line| {
+    let mut disk = numbers.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();
         Some((
             fields.next()?.parse::<u32>().ok()?,
             fields.next()?.parse::<u32>().ok()?,
         ))
     });
-    let (major, minor) = disk.last().unwrap();
+    let (major, minor) = disk.next_back().unwrap();
     for directory in ["/", "/tmp", "/dev", "/dev/shm", "/scratch"] {
         let path = format!("{directory}/disk");
         let script = format!("mknod {path} b {major} {minor} && head -c 1 {path}");

@@ -26,6 +26,7 @@ fn a_step_that_does_nothing_changes_nothing() {
             content: b"secret".to_vec(),
             target: "/run/secrets/token".to_owned(),
             mode: 0o400,
+            owner: (0, 0),
         });
     assert_eq!(step.run().exit, Exit::Code(0));
     assert_eq!(step.changes(), BTreeSet::new());
@@ -136,6 +137,7 @@ fn files_and_order() {
         content: content.as_bytes().to_vec(),
         target: target.to_owned(),
         mode: 0o755,
+        owner: (0, 0),
     };
     let step = Step::exec(&["/dev/pipes/EOF"])
         .mount(file("first", "/twice"))
@@ -244,4 +246,69 @@ fn hostile_files_do_not_hang_the_set_up() {
         fifo(&layer.join("bin/sh"));
     });
     assert!(matches!(shell.try_run(), Err(RuntimeError::Denied { .. })));
+}
+
+/// B2: a bind of another stage, several layers of it, perhaps writable.
+#[test]
+fn layers_of_another_stage_can_be_seen() {
+    needs_root!();
+    let stage = tempfile::TempDir::new().unwrap();
+    let [top, bottom] = ["top", "bottom"].map(|name| stage.path().join(name));
+    fs::create_dir_all(top.join("data")).unwrap();
+    fs::create_dir_all(bottom.join("data/sub")).unwrap();
+    fs::write(top.join("data/new"), "top\n").unwrap();
+    fs::write(bottom.join("data/sub/old"), "bottom\n").unwrap();
+    symlink("/data", bottom.join("link")).unwrap();
+    symlink("/etc", bottom.join("outside")).unwrap();
+    let view = |source: &str, target: &str, lowers: &[&Path], writable| Mount::Layers {
+        lowers: lowers.iter().map(|path| path.to_path_buf()).collect(),
+        source: source.to_owned(),
+        target: target.to_owned(),
+        writable,
+    };
+    let both: &[&Path] = &[&top, &bottom];
+    let script = "cat /all/data/new /all/data/sub/old /part/old /file; ls /linked
+        touch /all/data/x /one/x && echo wrote
+        echo mine >/rw/data/sub/old && cat /rw/data/sub/old; rm -r /rw/data; ls /rw";
+    let step = Step::sh(script)
+        .mount(view("/", "/all", both, false))
+        .mount(view("data/sub", "/part", both, false))
+        .mount(view("/data/new", "/file", both, false))
+        .mount(view("/link", "/linked", both, false))
+        .mount(view("/", "/one", &[&bottom], false))
+        .mount(view("/", "/rw", both, true));
+    let outcome = step.run();
+    let expected = "top\nbottom\nbottom\ntop\nnew\nsub\nmine\nlink\noutside\n";
+    assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);
+    assert_eq!(step.changes(), BTreeSet::new());
+    assert_eq!(
+        fs::read_to_string(bottom.join("data/sub/old")).unwrap(),
+        "bottom\n"
+    );
+
+    let absent = |source: &str| {
+        let step = Step::sh("true").mount(view(source, "/x", both, false));
+        step.try_run().err().unwrap().to_string()
+    };
+    // The link leads to /etc of the stage, which it does not have.
+    assert_eq!(absent("/outside"), "cannot open `/outside` to mount it");
+    assert_eq!(
+        absent("../../../etc/passwd"),
+        "cannot open `../../../etc/passwd` to mount it"
+    );
+}
+
+/// B2: a secret belongs to whom the Dockerfile says.
+#[test]
+fn files_have_the_owner_asked_for() {
+    needs_root!();
+    let step = Step::sh("stat -c '%u:%g %a' /run/secrets/token; cat /run/secrets/token");
+    let step = step.user("app").mount(Mount::File {
+        content: b"hush".to_vec(),
+        target: "/run/secrets/token".to_owned(),
+        mode: 0o400,
+        owner: (1000, 77),
+    });
+    assert_eq!(step.output(), "1000:77 400\nhush");
+    assert_eq!(step.changes(), BTreeSet::new());
 }
