@@ -216,7 +216,7 @@ fn settings(dump: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Returns the files below `/etc/apt` that name sources, with their contents.
+/// Returns the files below `/etc/apt` that apt reads sources from, with their contents.
 fn source_files() -> Result<Vec<(PathBuf, String)>> {
     let mut paths = vec![PathBuf::from("sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
@@ -228,6 +228,8 @@ fn source_files() -> Result<Vec<(PathBuf, String)>> {
     Ok(paths
         .into_iter()
         .filter_map(|path| {
+            path.extension()
+                .filter(|&end| end == "list" || end == "sources")?;
             let text = fs::read_to_string(Path::new("/etc/apt").join(&path)).ok()?;
             Some((path, text))
         })

@@ -37,19 +37,23 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let base = format!("{}/library/busybox:latest", hub.address());
     let bench = Bench::new(&scratch, base, options.runs);
 
-    let mut rows: Vec<Row> = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
     for name in &options.workloads {
         for tool in &tools {
             eprintln!("measuring {name}: {}", tool.name());
-            let samples = bench
-                .measure(name, tool)
-                .with_context(|| format!("cannot measure `{name}` with {}", tool.name()))?;
-            rows.push(Row::new(name, tool.name(), &samples));
+            match bench.measure(name, tool) {
+                Ok(samples) => rows.push(Row::new(name, tool.name(), &samples)),
+                // what the others took is worth knowing all the same
+                Err(error) => failures.push(format!("{name}, {}: {error:#}", tool.name())),
+            }
             tool.reset()?;
         }
     }
     let text = report::render(&rows, &tools, options.runs);
     print!("{text}");
+    if !failures.is_empty() {
+        bail!("not measured:\n{}", failures.join("\n"));
+    }
     if options.write {
         let path = workspace::root().join("docs/BENCHMARKS.md");
         std::fs::write(&path, text)
