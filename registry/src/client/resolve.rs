@@ -210,7 +210,7 @@ impl Repository {
                 }
             }
             // A refused HEAD has no body; the GET says why.
-            Err(ClientError::Refused(refusal)) if refusal.status != 429 => {
+            Err(error @ ClientError::Refused(_)) if !error.is_transient() => {
                 self.manifest_at(place, tag, None).await
             }
             Err(error) => Err(error),
@@ -380,7 +380,7 @@ impl Document {
         } else {
             outline.manifests.is_some()
         };
-        if outline.schema_version == 1 || media_type.contains(".manifest.v1+") {
+        if outline.schema_version == 1 || media_type.contains("docker.distribution.manifest.v1+") {
             return Err(ClientError::Schema1 {
                 reference: reference.to_string(),
             });
