@@ -535,6 +535,8 @@ fn connect_hint(chain: &str, url: &str) -> Option<String> {
     } else if has("UnknownIssuer") {
         "the certificate's authority is not known: add it with SSL_CERT_FILE or as a CA file"
             .to_owned()
+    } else if has("CaUsedAsEndEntity") {
+        "the server shows an authority's certificate as its own: give it one with CA:FALSE, or name it as an insecure registry".to_owned()
     } else if has("Expired") || has("NotValidYet") {
         "the certificate's dates do not fit: check the clock of this machine and the registry's certificate".to_owned()
     } else if has("NotValidForName") {

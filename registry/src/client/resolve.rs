@@ -133,6 +133,7 @@ impl Client {
         for place in repository.places() {
             match repository.head_at(place, &name_of(reference)).await {
                 Ok(found) => return Ok(found),
+                Err(error) if error.status() == Some(405) => return Ok(None),
                 Err(error) => last = Some(repository.passed_over(place, error)),
             }
         }

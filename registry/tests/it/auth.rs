@@ -13,10 +13,9 @@ use crate::server::{Asked, Fault, Reply, Server, error};
 fn with_image(server: &Server) -> Image {
     let layers: Vec<Vec<u8>> = (0..8).map(|seed| bytes(2000, seed)).collect();
     let image = Image::new(&layers);
-    image
-        .blobs
-        .values()
-        .for_each(|bytes| drop(server.add_blob(bytes)));
+    for bytes in image.blobs.values() {
+        server.add_blob(bytes);
+    }
     server.add_manifest("a", "1", OCI_MANIFEST, &image.manifest.bytes);
     image
 }

@@ -8,10 +8,9 @@ use crate::env::{Image, bytes, chain, client, linux, options, read, reference};
 use crate::server::{Fault, Reply, Server, error};
 
 fn serve(server: &Server, repository: &str, tag: &str, image: &Image) {
-    image
-        .blobs
-        .values()
-        .for_each(|bytes| drop(server.add_blob(bytes)));
+    for bytes in image.blobs.values() {
+        server.add_blob(bytes);
+    }
     server.add_manifest(repository, tag, OCI_MANIFEST, &image.manifest.bytes);
 }
 
@@ -238,4 +237,36 @@ async fn nothing_listening_is_said_at_once() {
         "{:?}",
         error.hint()
     );
+}
+
+#[tokio::test]
+async fn d5_3_foreign_layers_come_from_their_own_addresses() {
+    let (server, store) = (Server::start().await, Server::start().await);
+    let (expected, mut blob) = layer(&store, 1000);
+    blob.media_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".to_owned();
+    blob.urls = vec![
+        "file:///etc/passwd".to_owned(),
+        format!("http://{}/v2/any/blobs/{}", store.address, blob.digest),
+    ];
+    let repository = client().repository(&reference(&server.address, "a"));
+    assert_eq!(read(&repository, &blob, 0).await.unwrap(), expected);
+    // Of an ordinary layer they mean nothing.
+    blob.media_type = DOCKER_LAYER_GZIP.to_owned();
+    assert!(read(&repository, &blob, 0).await.is_err());
+}
+
+#[tokio::test]
+async fn d6_3_the_head_alone_tells_the_digest() {
+    let server = Server::start().await;
+    let image = Image::new(&[]);
+    serve(&server, "a", "1", &image);
+    let name = reference(&server.address, "a:1");
+    let found = client().head(&name).await.unwrap().unwrap();
+    assert_eq!(
+        (found.digest, found.size),
+        (image.descriptor.digest, image.descriptor.size)
+    );
+    assert_eq!(server.requests(), ["HEAD /v2/a/manifests/1"]);
+    server.fault("HEAD", "/manifests/", Fault::Say(Reply::new(405)));
+    assert_eq!(client().head(&name).await.unwrap(), None);
 }

@@ -339,3 +339,53 @@ async fn refusals_are_not_tried_again() {
     );
     assert_eq!(server.count("POST", ""), 1);
 }
+
+#[tokio::test]
+async fn demand_6_uploads_that_stall_are_sent_in_chunks() {
+    let server = Server::start().await;
+    let image = Image::new(&[bytes(40_000_000, 1)]);
+    server.fault("PUT", "/uploads/", Fault::TakeThenHang(1000));
+    server.fault("PUT", "/uploads/", Fault::TakeThenHang(1000));
+    push(&server, &image, "a:1").await.unwrap();
+    assert_pushed(&server, &image, "a/1");
+    assert_eq!(server.count("PATCH", "/uploads/"), 2);
+}
+
+#[tokio::test]
+async fn a_registry_that_only_pretends_to_take_bytes_is_left() {
+    let server = Server::start().await;
+    let image = Image::new(&[bytes(3_000_000, 1)]);
+    server.state.lock().unwrap().limit = Some(1_600_000);
+    for _ in 0..20 {
+        server.fault(
+            "PATCH",
+            "/uploads/",
+            Fault::Change(|reply| {
+                reply.headers = vec![
+                    (
+                        "location".to_owned(),
+                        "/v2/a/blobs/uploads/1?_state=0".to_owned(),
+                    ),
+                    ("range".to_owned(), "0-0".to_owned()),
+                ];
+            }),
+        );
+    }
+    let error = push(&server, &image, "a:1").await.unwrap_err();
+    assert!(error.contains("took nothing of a chunk"), "{error}");
+}
+
+#[tokio::test]
+async fn d7_5_foreign_layers_are_not_pushed() {
+    use kiln_registry::spec::Descriptor;
+    let server = Server::start().await;
+    let kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    let blob = Descriptor::new(kind, Digest::of(b"x"), 1);
+    let repository = client().repository(&reference(&server.address, "a"));
+    let put = repository
+        .put(&blob, &Image::new(&[]), &silent)
+        .await
+        .unwrap();
+    assert_eq!(put, Put::Existed);
+    assert!(server.log().is_empty());
+}

@@ -55,8 +55,8 @@ impl Reply {
         }
     }
 
-    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
-        self.headers.push((name.to_owned(), value.to_string()));
+    pub fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.headers.push((name.to_owned(), format!("{value}")));
         self
     }
 
@@ -72,6 +72,8 @@ pub enum Fault {
     Say(Reply),
     /// Answer this after taking in so many bytes of an upload's body, then close.
     TakeThenClose(usize),
+    /// Take in so many bytes of an upload's body, then neither read nor answer.
+    TakeThenHang(usize),
     /// Answer this at once, without reading the body.
     SayEarly(Reply),
     /// Send only so many bytes of the right answer's body.
@@ -197,7 +199,7 @@ impl Server {
             .header("content-length")
             .map_or(0, |text| text.parse().unwrap());
         let wanted = match fault {
-            Some(Fault::TakeThenClose(bytes)) => bytes.min(length),
+            Some(Fault::TakeThenClose(bytes) | Fault::TakeThenHang(bytes)) => bytes.min(length),
             _ => length,
         };
         asked.body = rest;
@@ -210,6 +212,9 @@ impl Server {
         }
         asked.body.truncate(wanted);
         self.state.lock().unwrap().log.push(asked.clone());
+        if let Some(Fault::TakeThenHang(_)) = &fault {
+            tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+        }
         if let Some(Fault::Say(reply)) = &fault {
             send(&mut stream, reply).await;
             return;
