@@ -7,6 +7,7 @@
 mod auth;
 mod challenge;
 mod error;
+mod hint;
 mod mount;
 mod platform;
 mod pull;
