@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use crate::blob::{BlobError, BlobSink, BlobSource, Progress, Put, Step};
+use crate::blob::{BlobError, BlobSink, BlobSource, BoxFuture, Progress, Put, Step};
 use crate::spec::{Descriptor, Manifest, Raw};
 
 /// What became of the blobs of an image: its layers, each digest once, and its config.
@@ -57,9 +57,11 @@ async fn copy_blobs(
         .layers
         .iter()
         .filter(|layer| seen.insert(layer.digest));
-    let layers: Vec<&Descriptor> = layers.collect();
-    let mut blobs: Vec<(Descriptor, Put)> = stream::iter(layers)
-        .map(|layer| copy_blob(layer, source, sink, progress))
+    // Boxed, so that the compiler sees that the copy may move between threads.
+    let pending: Vec<BoxFuture<'_, _>> = layers
+        .map(|layer| Box::pin(copy_blob(layer, source, sink, progress)) as BoxFuture<'_, _>)
+        .collect();
+    let mut blobs: Vec<(Descriptor, Put)> = stream::iter(pending)
         .buffer_unordered(jobs.max(1))
         .try_collect()
         .await?;

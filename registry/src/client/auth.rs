@@ -277,7 +277,7 @@ impl TokenService<'_> {
             }
             Login::RegistryToken(_) | Login::Anonymous => self.ask(&self.get(None), policy).await?,
         };
-        self.read(answer)
+        self.read(&answer)
     }
 
     /// `GET realm?service=..&scope=..`, one `scope` for each repository.
@@ -355,12 +355,12 @@ impl TokenService<'_> {
         }
     }
 
-    fn read(&self, body: Vec<u8>) -> Result<Current, ClientError> {
+    fn read(&self, body: &[u8]) -> Result<Current, ClientError> {
         let unusable = || ClientError::NoToken {
             registry: self.registry.to_owned(),
             realm: redact(&self.realm),
         };
-        let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| unusable())?;
+        let answer: TokenAnswer = serde_json::from_slice(body).map_err(|_| unusable())?;
         let token = answer
             .token
             .filter(|token| !token.is_empty())

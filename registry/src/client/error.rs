@@ -441,77 +441,6 @@ impl ClientError {
         }
         text
     }
-
-    /// What the user could do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Refused(refusal) => refusal.hint(),
-            Self::Connect { url, .. } => connect_hint(&self.chain(), url),
-            Self::Stalled { .. } | Self::CutShort { .. } => Some("the network or the registry hangs; run the command again to go on".to_owned()),
-            Self::Token { registry, source, .. } => match source.status() {
-                Some(401 | 403) => Some(login_hint(registry)),
-                _ => source.hint(),
-            },
-            Self::Schema1 { .. } => Some(
-                "pull it with an old docker and push it again, or rebuild it, as a docker v2 or OCI image".to_owned(),
-            ),
-            Self::NoPlatform { .. } => Some("choose one of them with `--platform`".to_owned()),
-            Self::Downgrade { .. } => Some(
-                "the registry seems to stand behind a proxy that does not tell it about https (X-Forwarded-Proto)".to_owned(),
-            ),
-            Self::TagTaken { .. } => Some("tags of this repository are immutable: push under another tag".to_owned()),
-            _ => None,
-        }
-    }
-}
-
-impl Refusal {
-    fn host(&self) -> String {
-        Url::parse(&self.url)
-            .ok()
-            .and_then(|url| url.host_str().map(str::to_owned))
-            .map_or_else(
-                || self.url.clone(),
-                |host| {
-                    if host == super::DOCKER_HUB_HOST {
-                        "docker.io".to_owned()
-                    } else {
-                        host
-                    }
-                },
-            )
-    }
-
-    fn hint(&self) -> Option<String> {
-        let writes = !matches!(self.method, Method::GET | Method::HEAD);
-        match (self.status, self.code.as_deref()) {
-            (_, Some("NAME_UNKNOWN")) | (404, _) if writes => {
-                Some("the repository does not exist: create it in the registry first".to_owned())
-            }
-            (401, _) => Some(login_hint(&self.host())),
-            (403, _) if writes => Some(format!(
-                "the account may not push there, or the repository does not exist; {}",
-                login_hint(&self.host())
-            )),
-            (403, _) => Some(login_hint(&self.host())),
-            (404, _) => Some(
-                "check the name and the tag; private repositories also look like this".to_owned(),
-            ),
-            (429, _) => Some(format!(
-                "the registry limits how much may be asked; {} to get a higher limit, or use a mirror",
-                login_hint(&self.host())
-            )),
-            (413, _) => {
-                Some("the registry, or a proxy before it, limits the size of a request".to_owned())
-            }
-            _ => None,
-        }
-    }
-}
-
-fn login_hint(registry: &str) -> String {
-    format!("log in with `kiln login {registry}`")
 }
 
 /// The TLS library's reasons that another attempt does not change.
@@ -522,33 +451,10 @@ fn is_tls_problem(text: &str) -> bool {
 }
 
 /// A name that the resolver knows not to exist; "try again" answers are left out on purpose.
-fn is_unknown_host(text: &str) -> bool {
+pub(super) fn is_unknown_host(text: &str) -> bool {
     text.contains("Name or service not known")
         || text.contains("Name does not resolve")
         || text.contains("No address associated")
-}
-
-fn connect_hint(chain: &str, url: &str) -> Option<String> {
-    let has = |text: &str| chain.contains(text);
-    let hint = if has("InvalidContentType") {
-        "the server speaks plain http, not https: name it as an insecure registry".to_owned()
-    } else if has("UnknownIssuer") {
-        "the certificate's authority is not known: add it with SSL_CERT_FILE or as a CA file"
-            .to_owned()
-    } else if has("Expired") || has("NotValidYet") {
-        "the certificate's dates do not fit: check the clock of this machine and the registry's certificate".to_owned()
-    } else if has("NotValidForName") {
-        "the certificate belongs to another host name".to_owned()
-    } else if has("Connection refused") {
-        format!("nothing listens at `{url}`: is the registry running, and the port right?")
-    } else if is_unknown_host(chain) {
-        "the host name does not exist: check the name of the registry".to_owned()
-    } else if has("failed to lookup") || has("dns error") {
-        "the host name cannot be looked up: check the network and the name servers".to_owned()
-    } else {
-        return None;
-    };
-    Some(hint)
 }
 
 #[cfg(test)]

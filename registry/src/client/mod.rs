@@ -8,6 +8,7 @@ mod auth;
 mod challenge;
 mod error;
 mod fetch;
+mod hint;
 mod mount;
 mod platform;
 mod pull;
@@ -72,7 +73,9 @@ pub enum Notice {
 
 /// Who is told about [`Notice`]s; nobody by default.
 #[derive(Clone, Default)]
-pub struct Observer(Option<Arc<dyn Fn(&Notice) + Send + Sync>>);
+pub struct Observer(Option<Arc<Tell>>);
+
+type Tell = dyn Fn(&Notice) + Send + Sync;
 
 impl Observer {
     /// An observer that calls a function.

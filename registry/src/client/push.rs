@@ -144,8 +144,11 @@ impl Repository {
     async fn cancel(&self, session: Session) {
         let request = Request::new(Method::DELETE, session.into_location());
         let scopes = Scopes::push(&self.repository);
-        let answer = self.transport().call(&self.origin, &scopes, &request).await;
-        drop(answer);
+        drop(
+            self.transport()
+                .attempt(&self.origin, &scopes, &request)
+                .await,
+        );
     }
 
     /// Distrusts the registry's word about the blobs that a manifest refers to, so that the next

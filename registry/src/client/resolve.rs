@@ -133,6 +133,7 @@ impl Client {
         for place in repository.places() {
             match repository.head_at(place, &name_of(reference)).await {
                 Ok(found) => return Ok(found),
+                Err(error) if error.status() == Some(405) => return Ok(None),
                 Err(error) => last = Some(repository.passed_over(place, error)),
             }
         }
@@ -210,7 +211,7 @@ impl Repository {
                 }
             }
             // A refused HEAD has no body; the GET says why.
-            Err(ClientError::Refused(refusal)) if refusal.status != 429 => {
+            Err(error @ ClientError::Refused(_)) if !error.is_transient() => {
                 self.manifest_at(place, tag, None).await
             }
             Err(error) => Err(error),
@@ -380,7 +381,7 @@ impl Document {
         } else {
             outline.manifests.is_some()
         };
-        if outline.schema_version == 1 || media_type.contains(".manifest.v1+") {
+        if outline.schema_version == 1 || media_type.contains("docker.distribution.manifest.v1+") {
             return Err(ClientError::Schema1 {
                 reference: reference.to_string(),
             });

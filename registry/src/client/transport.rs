@@ -111,7 +111,7 @@ impl Transport {
     ) -> Result<Answer, ClientError> {
         let mut backoff = Backoff::new(self.policy);
         loop {
-            let error = match self.call_once(to, scopes, request).await {
+            let error = match self.attempt(to, scopes, request).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -126,7 +126,8 @@ impl Transport {
         }
     }
 
-    async fn call_once(
+    /// Sends a request once, or twice where new credentials are wanted.
+    pub(super) async fn attempt(
         &self,
         to: &Endpoint,
         scopes: &Scopes,

@@ -171,7 +171,7 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(_) => return ENVIRONMENT,
         None => {}
     }
-    if find::<ClientError>(error).is_some_and(ClientError::is_environment) {
+    if find::<ClientError>(error).is_some_and(is_environment) {
         return ENVIRONMENT;
     }
     match find::<BlobError>(error) {
@@ -183,4 +183,17 @@ fn code(error: &anyhow::Error) -> u8 {
 /// The first error of a type in the chain.
 fn find<T: std::error::Error + 'static>(error: &anyhow::Error) -> Option<&T> {
     error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+/// Whether the network or this machine failed, rather than a registry refusing what was asked.
+fn is_environment(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::Connect { .. }
+            | ClientError::Network { .. }
+            | ClientError::Stalled { .. }
+            | ClientError::CaFile { .. }
+            | ClientError::CaContent { .. }
+            | ClientError::Setup(_)
+    )
 }

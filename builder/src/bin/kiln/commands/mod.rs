@@ -54,7 +54,7 @@ impl Setup {
             keychain,
             mirrors,
             ..ClientOptions::default()
-        })?)
+        }))
     }
 }
 
@@ -93,13 +93,19 @@ fn default_root() -> anyhow::Result<PathBuf> {
 }
 
 fn mirror(text: &str) -> anyhow::Result<Mirror> {
-    let wrong = || {
-        UsageError::new(format!(
-            "invalid mirror `{text}`: expected HOST=URL, as in docker.io=http://127.0.0.1:5000"
-        ))
-    };
-    let (registry, url) = text.split_once('=').ok_or_else(wrong)?;
-    Mirror::new(registry, url).map_err(|_| wrong().into())
+    let parts = text.split_once('=');
+    match parts.filter(|(registry, url)| !registry.is_empty() && url.contains("://")) {
+        Some((registry, url)) => Ok(Mirror {
+            registry: registry.to_owned(),
+            url: url.to_owned(),
+        }),
+        None => {
+            let message = format!(
+                "invalid mirror `{text}`: expected HOST=URL, as in docker.io=http://127.0.0.1:5000"
+            );
+            Err(UsageError::new(message).into())
+        }
+    }
 }
 
 /// The platform of a flag, else this machine's; and whether it was given.

@@ -1,0 +1,11 @@
+//! The client against a registry with faults to order, and against an independent one.
+#![expect(unreachable_pub, reason = "the modules of a test are not a library")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod auth;
+mod distribution;
+mod env;
+mod faults;
+mod pull;
+mod push;
+mod server;
