@@ -102,6 +102,7 @@ fn specification(
             content: script.content.clone().into_bytes(),
             target,
             mode: 0o755,
+            owner: (0, 0),
         });
     }
     // The machine's own settings come last and never override what the Dockerfile says.

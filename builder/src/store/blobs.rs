@@ -226,10 +226,8 @@ impl BlobSink for Store {
     ) -> BoxFuture<'a, Result<Put, BlobError>> {
         Box::pin(async move {
             if self.has_blob(&blob.digest) {
-                progress(blob, Step::Done(Put::Existed));
                 return Ok(Put::Existed);
             }
-            progress(blob, Step::Start);
             let mut reader = source.open(blob, 0).await?;
             let writer = self.new_blob().map_err(blob_error)?;
             // Hashing and writing run beside the network, on a thread that may block.
@@ -265,7 +263,6 @@ impl BlobSink for Store {
                 .await
                 .map_err(|error| io_error("writing a blob".to_owned())(io::Error::other(error)))?;
             written.map_err(blob_error)?;
-            progress(blob, Step::Done(Put::Sent));
             Ok(Put::Sent)
         })
     }
