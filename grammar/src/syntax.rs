@@ -66,7 +66,7 @@ pub struct Node {
     /// Heredocs in order of appearance; those of an `ONBUILD` belong to its innermost node.
     pub heredocs: Vec<Heredoc>,
     /// The instruction behind `ONBUILD`.
-    pub sub: Option<Box<Node>>,
+    pub sub: Option<Box<Self>>,
 }
 
 /// A flag with its quotes and escapes resolved (A4.1).

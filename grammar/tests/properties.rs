@@ -104,7 +104,7 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn parsing_ends_well(text in text()) {
@@ -135,6 +135,11 @@ proptest! {
         let escape = dockerfile.directives.escape;
         for instruction in &dockerfile.stages[0].instructions {
             if let kiln_grammar::ast::Kind::Onbuild(onbuild) = &instruction.kind {
+                // Before a blank that is no ASCII an escape character continues nothing; at the
+                // end of the stored line it would.
+                if onbuild.instruction.text.ends_with(escape) {
+                    continue;
+                }
                 let again = parse_trigger(&onbuild.trigger, escape).unwrap();
                 prop_assert_eq!(&again.text, &onbuild.instruction.text);
             }
@@ -145,16 +150,16 @@ proptest! {
     fn expansion_ends_well(text in text(), value in any::<String>()) {
         let lookup = |name: &str| (name != "é").then(|| value.clone());
         for escape in ['\\', '`'] {
-            let _ = word::expand(&text, escape, &lookup);
-            let _ = word::expand_words(&text, escape, &lookup);
-            let _ = word::expand_heredoc(&text, escape, &lookup);
+            drop(word::expand(&text, escape, &lookup));
+            drop(word::expand_words(&text, escape, &lookup));
+            drop(word::expand_heredoc(&text, escape, &lookup));
         }
     }
 
     #[test]
     fn mounts_and_globs_end_well(text in text(), name in any::<Vec<u8>>()) {
-        let _ = mount::parse_mount(&text);
-        let _ = glob::matches(text.as_bytes(), &name);
+        drop(mount::parse_mount(&text));
+        let _: Result<bool, _> = glob::matches(text.as_bytes(), &name);
     }
 
     #[test]
@@ -177,19 +182,23 @@ proptest! {
     }
 }
 
-/// A mebibyte of anything takes no more than this without optimisation; what grows with the
-/// square of the length takes minutes.
-const LIMIT: Duration = Duration::from_secs(20);
+/// A mebibyte of anything parses or fails within a second. Without optimisation the texts are
+/// smaller, and still what grows with the square of the length takes minutes.
+const SIZE: usize = if cfg!(debug_assertions) {
+    1 << 16
+} else {
+    1 << 20
+};
+const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
 
 fn timed(name: &str, text: &str) {
     let start = Instant::now();
-    let _ = parse(text);
+    drop(parse(text));
     assert!(start.elapsed() < LIMIT, "{name} took {:?}", start.elapsed());
 }
 
 #[test]
 fn a_mebibyte_of_anything_is_quick() {
-    const SIZE: usize = 1 << 20;
     let fill = |piece: &str| piece.repeat(SIZE / piece.len());
     for piece in [
         "a",
