@@ -49,7 +49,11 @@ impl Native {
     }
 
     /// Runs a process to its end and hands over what it prints, as it comes. Blocks meanwhile.
-    /// When it returns, all processes of the sandbox are gone, whatever the result.
+    /// When it returns, all processes of the sandbox are gone, whatever the result; only when the
+    /// sandbox was killed from outside ([`RuntimeError::Lost`]) the kernel may still be at it.
+    ///
+    /// [`Root::work`] is used for scratch and empty again afterwards; [`Root::upper`] holds what
+    /// the process changed, in the form of overlayfs, and nothing of the runtime's own (B1.6).
     ///
     /// # Errors
     /// [`RuntimeError`] when the process was not started, was cancelled, or its end is not known.
@@ -83,7 +87,7 @@ impl Native {
 /// Makes the directories of a run; leftovers of a run that was killed are removed.
 fn prepare(root: &Root) -> Result<(), RuntimeError> {
     remove_work(root)?;
-    for name in DIRECTORIES {
+    for name in [OVERLAY_WORK, MOUNT_POINTS, FILES] {
         let path = root.work.join(name);
         fs::create_dir(&path).map_err(|source| RuntimeError::Clean { path, source })?;
     }

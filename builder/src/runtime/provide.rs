@@ -157,7 +157,7 @@ impl Provider {
         let mount = match (scratch, lowers.as_slice()) {
             (Some(scratch), _) => {
                 let (upper, work) = (scratch.join(&name), scratch.join(format!("{name}-work")));
-                std::fs::create_dir(&upper)?;
+                std::fs::create_dir_all(&upper)?;
                 std::fs::create_dir(&work)?;
                 copy_owner(lowers.first().copied(), &upper)?;
                 let writable = mount::Writable {

@@ -11,12 +11,7 @@ use crate::env::{Step, native, needs_root};
 
 /// Whether any process of the machine has this argument.
 pub(crate) fn is_running(argument: &str) -> bool {
-    let processes = fs::read_dir("/proc").unwrap();
-    processes.filter_map(Result::ok).any(|entry| {
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0)
-            .any(|part| part == argument.as_bytes())
-    })
+    find(argument).is_some()
 }
 
 fn wait_until(what: impl Fn() -> bool) {
@@ -60,6 +55,39 @@ fn a_step_that_floods_its_output_can_be_cancelled() {
     let result = native().run(&step.spec, &mut flood, &cancel);
     assert!(matches!(result, Err(RuntimeError::Cancelled)));
     assert!(!is_running("55551"));
+}
+
+fn parent_of(pid: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t"));
+    parent.unwrap().to_owned()
+}
+
+/// The id of a process that has this argument.
+fn find(argument: &str) -> Option<String> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let mut names = processes.map(|entry| entry.file_name().into_string().unwrap());
+    names.find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0)
+            .any(|part| part == argument.as_bytes())
+    })
+}
+
+#[test]
+fn killing_the_keeper_ends_the_step() {
+    needs_root!();
+    let result = std::thread::scope(|scope| {
+        let run = scope.spawn(|| Step::exec(&["sleep", "33331"]).try_run().err());
+        wait_until(|| is_running("33331"));
+        let outer = parent_of(&find("33331").unwrap());
+        let keeper = parent_of(&outer).parse().unwrap();
+        let keeper = rustix::process::Pid::from_raw(keeper).unwrap();
+        rustix::process::kill_process(keeper, rustix::process::Signal::KILL).unwrap();
+        run.join().unwrap()
+    });
+    assert!(matches!(result, Some(RuntimeError::Lost)), "{result:?}");
+    wait_until(|| !is_running("33331"));
 }
 
 /// The test runs itself as the builder that is killed.

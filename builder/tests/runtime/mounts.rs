@@ -67,6 +67,27 @@ fn whiteouts_in_the_way_leave_no_trace_either() {
     assert_ne!(etc.mtime(), 1_000_000, "this one the step changed");
 }
 
+/// A writable directory that an earlier process has used already.
+#[test]
+fn whiteouts_of_the_writable_directory_come_back() {
+    needs_root!();
+    let step = Step::sh("cat /etc/hosts").layer(|layer| {
+        fs::create_dir(layer.join("etc")).unwrap();
+        fs::write(layer.join("etc/hosts"), "of the image").unwrap();
+    });
+    let etc = step.upper().join("etc");
+    fs::create_dir(&etc).unwrap();
+    whiteout(&etc.join("hosts"));
+    let time = fs::metadata(&etc).unwrap().modified().unwrap();
+    assert!(step.output().starts_with("127.0.0.1"));
+    assert_eq!(fs::symlink_metadata(etc.join("hosts")).unwrap().rdev(), 0);
+    assert_eq!(fs::metadata(&etc).unwrap().modified().unwrap(), time);
+    assert_eq!(
+        step.changes(),
+        BTreeSet::from(["etc", "etc/hosts"].map(str::to_owned))
+    );
+}
+
 #[test]
 fn directories_above_a_mount_that_were_only_touched_do_not_stay() {
     needs_root!();
