@@ -248,30 +248,40 @@ impl<W: Write> Packer<'_, W> {
                 return Ok(None);
             }
         };
+        self.node(parent, path, name, kind, &stat)?;
+        Ok(None)
+    }
+
+    /// Packs what is no directory.
+    fn node(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        path: Vec<u8>,
+        name: &[u8],
+        kind: Kind,
+        stat: &Stat,
+    ) -> Result<(), PackError> {
         if stat.st_nlink > 1 {
             let inode = (stat.st_dev, stat.st_ino);
             if let Some(first) = self.links.get(&inode) {
-                let mut header = self.header(path, Kind::HardLink, &stat);
+                let mut header = self.header(path, Kind::HardLink, stat);
                 header.link.clone_from(first);
-                self.put(&header)?;
-                return Ok(None);
+                return self.put(&header);
             }
             self.links.insert(inode, path.clone());
         }
         if kind == Kind::File {
-            self.file(parent, path, name, &stat)?;
-            return Ok(None);
+            return self.file(parent, path, name, stat);
         }
         let attributes = self.attributes(Place::In(parent, name), &path)?;
-        let mut header = self.header(path, kind, &stat);
+        let mut header = self.header(path, kind, stat);
         if kind == Kind::Symlink {
             let link = rustix::fs::readlinkat(parent, name, Vec::new());
             let link = link.map_err(|error| unreadable(&header.path, error.into()))?;
             header.link = link.into_bytes();
         }
         header.xattrs = attributes.packed;
-        self.put(&header)?;
-        Ok(None)
+        self.put(&header)
     }
 
     /// Packs a directory's own entry and lists its content.

@@ -571,8 +571,11 @@ fn gnu_tar_extracts_what_is_packed() {
     assert_eq!(dump(copy.path()), dump(ours.path()));
 }
 
+/// Name, kind, mode, user, group, time and content.
+type Part = (Vec<u8>, u8, u32, u32, u32, i64, Vec<u8>);
+
 /// A tree from generated parts: odd names, owners, modes, times and attributes.
-fn tree() -> impl Strategy<Value = Vec<(Vec<u8>, u8, u32, u32, u32, i64, Vec<u8>)>> {
+fn tree() -> impl Strategy<Value = Vec<Part>> {
     let name = proptest::collection::vec(any::<u8>(), 1..120).prop_filter("a name", |name| {
         !name.contains(&0) && !name.contains(&b'/') && name != b"." && name != b".."
     });
