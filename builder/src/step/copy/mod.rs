@@ -407,4 +407,6 @@ impl<'a> Step<'a> {
 }
 
 #[cfg(test)]
+mod measure;
+#[cfg(test)]
 mod tests;
