@@ -36,6 +36,7 @@ use rules::{Rules, Verdict};
 use stat_cache::StatCache;
 use walk::Listing;
 
+pub use rules::ExcludedBy;
 pub use walk::Entry;
 
 /// Why files of a tree cannot be read.
@@ -92,6 +93,7 @@ pub enum ContextError {
 pub struct Tree {
     root: Root,
     label: String,
+    ignore_file: String,
     rules: Rules,
     /// Whether people may change files meanwhile; the trees of stages are nobody's but ours.
     live: bool,
@@ -118,6 +120,7 @@ impl Tree {
         Ok(Self {
             root,
             label: "the build context".to_owned(),
+            ignore_file: ".dockerignore".to_owned(),
             rules: Rules::new(ignore),
             live: true,
             listings: Mutex::default(),
@@ -132,6 +135,7 @@ impl Tree {
         Self {
             root,
             label: "the stage or image".to_owned(),
+            ignore_file: String::new(),
             rules: Rules::default(),
             live: false,
             listings: Mutex::default(),
@@ -145,6 +149,20 @@ impl Tree {
     pub fn named(mut self, label: impl Into<String>) -> Self {
         self.label = label.into();
         self
+    }
+
+    /// Sets how messages name the ignore file, if it is not `.dockerignore` (A14.1).
+    #[must_use]
+    pub fn ignored_by(mut self, name: impl Into<String>) -> Self {
+        self.ignore_file = name.into();
+        self
+    }
+
+    /// The rule of the ignore file that hides a path (relative, clean); whether anything is there
+    /// does not matter.
+    #[must_use]
+    pub fn excluded_by(&self, path: &Path) -> Option<ExcludedBy> {
+        self.rules.excluded_by(path)
     }
 
     /// How messages name the tree.

@@ -29,13 +29,13 @@ pub(super) struct RulesIn<'a> {
     state: MatchState,
 }
 
-/// The rule that hides a path.
+/// The rule of an ignore file that hides a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct HiddenBy {
+pub struct ExcludedBy {
     /// Number of its line, from 1.
-    pub(super) line: usize,
+    pub line: usize,
     /// The pattern, cleaned.
-    pub(super) pattern: String,
+    pub pattern: String,
 }
 
 impl Rules {
@@ -78,11 +78,11 @@ impl Rules {
         })
     }
 
-    /// The rule that excludes a path.
-    pub(super) fn hidden_by(&self, path: &Path) -> Option<HiddenBy> {
+    /// The rule that excludes a path, if it is excluded.
+    pub(super) fn excluded_by(&self, path: &Path) -> Option<ExcludedBy> {
         let judgement = self.0.verdict(path.as_os_str().as_bytes());
         let rule = self.0.patterns().get(judgement.decided_by?)?;
-        judgement.excluded.then(|| HiddenBy {
+        judgement.excluded.then(|| ExcludedBy {
             line: rule.line,
             pattern: rule.text.clone(),
         })

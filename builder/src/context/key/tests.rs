@@ -105,18 +105,18 @@ fn a15_1_what_is_written_counts() {
     type Change<'a> = &'a dyn Fn(&Path);
     let changes: [(&str, Change<'_>); 10] = [
         ("content", &|dir| {
-            fs::write(dir.join("src/a.rs"), "src/a.rx").unwrap()
+            fs::write(dir.join("src/a.rs"), "src/a.rx").unwrap();
         }),
         ("size", &|dir| {
-            fs::write(dir.join("src/a.rs"), "longer than it was").unwrap()
+            fs::write(dir.join("src/a.rs"), "longer than it was").unwrap();
         }),
         ("mode", &|dir| set_mode(&dir.join("src/a.rs"), 0o600)),
         ("mode of a directory", &|dir| {
-            set_mode(&dir.join("src/sub"), 0o700)
+            set_mode(&dir.join("src/sub"), 0o700);
         }),
         ("mode of the top", &|dir| set_mode(&dir.join("src"), 0o700)),
         ("name", &|dir| {
-            fs::rename(dir.join("src/a.rs"), dir.join("src/A.rs")).unwrap()
+            fs::rename(dir.join("src/a.rs"), dir.join("src/A.rs")).unwrap();
         }),
         ("another file", &|dir| make(dir, &["src/new"])),
         ("an empty directory", &|dir| make(dir, &["src/empty/"])),

@@ -29,13 +29,15 @@ pub enum SelectError {
         hint: Option<String>,
     },
     /// An ignore file hides the path.
-    #[error("`{path}`: not in {tree}: excluded by ignore file line {line} (`{pattern}`)")]
+    #[error("`{path}`: not in {tree}: excluded by {ignore_file} line {line} (`{pattern}`)")]
     Ignored {
         /// The path as written.
         path: String,
         /// Which tree.
         tree: String,
-        /// Line of the ignore file, from 1.
+        /// Name of the ignore file.
+        ignore_file: String,
+        /// Its line, from 1.
         line: usize,
         /// The pattern as written there.
         pattern: String,
@@ -509,12 +511,13 @@ impl Selector<'_> {
     /// The reason why there is nothing at a path (A10.4).
     fn missing(&self, path: &Path, rest: &[Step]) -> SelectError {
         let (written, tree) = (self.written.to_owned(), self.tree.label.clone());
-        if let Some(hidden) = self.tree.rules.hidden_by(path)
+        if let Some(hidden) = self.tree.excluded_by(path)
             && self.tree.root.stat(path, false).is_ok()
         {
             return SelectError::Ignored {
                 path: written,
                 tree,
+                ignore_file: self.tree.ignore_file.clone(),
                 line: hidden.line,
                 pattern: hidden.pattern,
             };

@@ -4,7 +4,6 @@
 //! nothing: directories of the same name are merged, other files replaced. So the unpacker gets an
 //! empty directory of its own on the same file system, and the files are moved from there.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +17,7 @@ use super::destination::Layer;
 use super::{CopyError, Step, Unpack};
 use crate::context::Tree;
 use crate::context::metadata::{Kind, Metadata};
-use crate::context::resolve::{End, Seen};
+use crate::context::resolve::{End, Seen, clean};
 use crate::context::select::Picked;
 use crate::context::xattr;
 use crate::sys::root::Root;
@@ -32,14 +31,9 @@ pub struct Archive<'a> {
     pub path: &'a Path,
     /// Empty directory to unpack into, with owners and modes of the archive.
     pub into: &'a Path,
-}
-
-/// What unpacking an archive has left in the directory.
-#[derive(Clone, Debug, Default)]
-pub struct Unpacked {
-    /// Directories, relative, that the archive does not hold but something in them. Where the
-    /// image has such a directory, it keeps its metadata.
-    pub implied: HashSet<PathBuf>,
+    /// What the layers below have at the destination. A directory that the archive does not hold
+    /// itself, but something in it, takes its metadata from there.
+    pub existing: Option<&'a Root>,
 }
 
 impl Step<'_> {
@@ -58,26 +52,29 @@ impl Step<'_> {
             file: &source,
             path: &file.path,
             into: &scratch.path,
+            existing: self.existing().as_ref(),
         });
         tree.check_unchanged(&file.path, &source, &file.metadata)?;
         let unpacked = unpacked.map_err(|source| CopyError::Unpack {
             path: file.path.clone(),
             source,
         })?;
-        let Some(unpacked) = unpacked else {
-            return Ok(false);
-        };
-        let base = self.directory_target()?;
-        self.move_in(&scratch, &base, &unpacked.implied)?;
-        Ok(true)
+        if unpacked {
+            let base = self.directory_target()?;
+            self.move_in(&scratch, &base)?;
+        }
+        Ok(unpacked)
     }
 
-    fn move_in(
-        &mut self,
-        scratch: &Scratch,
-        base: &Path,
-        implied: &HashSet<PathBuf>,
-    ) -> Result<(), CopyError> {
+    /// The destination in the layers below, if it is a directory there.
+    fn existing(&self) -> Option<Root> {
+        let (path, true) = self.locate(&clean(Path::new(&self.op.destination))).ok()? else {
+            return None;
+        };
+        self.destination.root_below(&path)
+    }
+
+    fn move_in(&mut self, scratch: &Scratch, base: &Path) -> Result<(), CopyError> {
         let failed = |error| CopyError::write("move unpacked files to", base, error);
         let tree = Tree::merged(Root::open(&scratch.path).map_err(failed)?);
         let mut stack = vec![(PathBuf::new(), base.to_owned())];
@@ -89,8 +86,7 @@ impl Step<'_> {
             let Some((_, dir)) = stack.last() else { break };
             let target = dir.join(name.file_name().unwrap_or_default());
             if metadata.is_dir() {
-                let is_implied = implied.contains(&name);
-                let target = self.move_directory(&tree, &name, &metadata, target, is_implied)?;
+                let target = self.move_directory(&tree, &name, &metadata, target)?;
                 stack.push((name, target));
             } else {
                 let dir = dir.clone();
@@ -106,7 +102,6 @@ impl Step<'_> {
         name: &Path,
         metadata: &Metadata,
         target: PathBuf,
-        implied: bool,
     ) -> Result<PathBuf, CopyError> {
         let xattrs = super::merge::directory_xattrs(tree, name)?;
         let attributes = self.archive_flags().of(metadata, xattrs);
@@ -114,14 +109,14 @@ impl Step<'_> {
             None => self.destination.create(&target, attributes)?,
             Some((found, _)) if found.is_dir() => {
                 self.destination.directory(&target)?;
-                if let Some(kept) = self.destination.attributes(&target)
-                    && !implied
-                {
+                if let Some(kept) = self.destination.attributes(&target) {
                     *kept = attributes;
                 }
             }
             Some((found, layer)) => {
-                if implied && found.kind == Kind::Symlink {
+                // A link to a directory stays, as that of `/lib`: in its place, a directory
+                // would hide what the image has there.
+                if found.kind == Kind::Symlink {
                     let place = self.destination.follow(&target)?;
                     if place.end == End::Found(Seen::Directory) {
                         self.destination.directory(&place.path)?;

@@ -106,6 +106,14 @@ impl<'a> Destination<'a> {
         Ok(Some(Metadata::from(&stat)))
     }
 
+    /// A directory of the lower layers as a root of its own.
+    pub(super) fn root_below(&self, path: &Path) -> Option<Root> {
+        let found = self.look_below(path).ok()??;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let handle = self.lower?.open_at(path, flags, Mode::empty()).ok()?;
+        found.is_dir().then(|| Root::from_fd(handle))
+    }
+
     /// Follows any path, with links, inside the root (A11.5).
     pub(super) fn follow(&self, path: &Path) -> Result<Place, CopyError> {
         resolve::follow(path, true, |path| {

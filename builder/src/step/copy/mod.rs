@@ -34,7 +34,7 @@ use attributes::{Attributes, Flags, Owners};
 use destination::Destination;
 use merge::{Base, Merge};
 
-pub use archive::{Archive, Unpacked};
+pub use archive::Archive;
 
 /// Where a copy reads and writes.
 #[derive(Clone, Copy, Debug)]
@@ -184,10 +184,10 @@ impl CopyError {
     }
 }
 
-/// Unpacks archives for [`copy`]: says `None` when the file is no archive, without writing
-/// anything; a file is an archive by its content only (A12.1).
-pub type Unpack<'a> = dyn FnMut(&Archive<'_>) -> Result<Option<Unpacked>, Box<dyn std::error::Error + Send + Sync>>
-    + 'a;
+/// Unpacks archives for [`copy`]: says whether the file was an archive, by its content only
+/// (A12.1), and writes nothing if it was not.
+pub type Unpack<'a> =
+    dyn FnMut(&Archive<'_>) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// Writes what [`select_all`](crate::context::select::select_all) found into a layer. `unpack` is
 /// called for local files of an `ADD` only.
@@ -436,5 +436,7 @@ impl<'a> Step<'a> {
     }
 }
 
+#[cfg(test)]
+mod measure;
 #[cfg(test)]
 mod tests;
