@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::Command;
 
 use kiln_registry::archive::{self, Archive, ArchiveWriter, ArchivedManifest};
+use kiln_registry::blob::BlobSink;
 use kiln_registry::digest::Digest;
 use kiln_registry::layout::Layout;
 use kiln_registry::reference::Reference;
@@ -293,5 +294,33 @@ fn buildah_writes() {
             "{kind}: {names:?}"
         );
         assert_eq!(layers.len(), 1, "{kind}");
+    }
+}
+
+/// From an archive to a layout, as source and sink; skopeo finds the image by its tag.
+#[tokio::test]
+async fn an_archive_becomes_a_layout() {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = directory.path().join("ours.tar");
+    write_archive(&ours);
+    let archive = open(&ours);
+    let layout = Layout::create(directory.path().join("layout")).unwrap();
+    for image in archive.images() {
+        let root = image.root().unwrap();
+        let manifest = archive.load(image, None).unwrap().manifest.unwrap();
+        let config = std::iter::once(&manifest.value.config);
+        for blob in config.chain(&manifest.value.layers) {
+            layout.put(blob, &archive, &|_, _| {}).await.unwrap();
+        }
+        let name = image.names[0].to_string();
+        layout
+            .put_manifest(&root, &manifest.bytes, Some(&name))
+            .await
+            .unwrap();
+        assert_eq!(layout.resolve(Some(&name)).unwrap().digest, root.digest);
+        let tag = image.names[0].tag_or_latest();
+        let place = format!("oci:{}:{tag}", layout.path().display());
+        let shown = skopeo(&["inspect", &place]);
+        assert!(shown.contains(&root.digest.to_string()), "{shown}");
     }
 }

@@ -259,7 +259,7 @@ impl BlobSource for Archive {
 }
 
 impl ArchivedImage {
-    /// The manifest or index, which [`crate::transfer::copy`] can move as a whole; `None` when it
+    /// The manifest or index, which a transfer can move as a whole; `None` when it
     /// has to be made first, see [`ArchivedManifest::synthesise`].
     #[must_use]
     pub fn root(&self) -> Option<Descriptor> {
