@@ -40,7 +40,7 @@ impl Cancel {
         self.0.cancelled.store(true, Ordering::SeqCst);
         self.0.waiting.send_replace(true);
         // Fails only when the counter is full, and then it is readable already.
-        drop(rustix::io::write(&self.0.event, &1u64.to_ne_bytes()));
+        _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
     }
 
     /// Waits until it is cancelled.

@@ -17,7 +17,7 @@ use crate::snapshot::SnapshotId;
 use crate::store::{LayerBlob, Store, StoreError};
 
 /// Blobs fetched at once.
-pub const JOBS: usize = 6;
+const JOBS: usize = 6;
 
 /// Why an image could not be resolved.
 #[derive(Debug, thiserror::Error)]

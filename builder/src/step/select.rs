@@ -21,6 +21,8 @@ pub struct Selections {
     /// At the indices of the vertex's inputs; input 0, which is written to, has none.
     trees: Vec<Option<Arc<Tree>>>,
     files: Vec<Selection>,
+    /// Which of the trees hold a download.
+    fetched: Vec<bool>,
     /// Empty directories that stand for stages without files.
     _empty: Vec<Active>,
 }
@@ -42,9 +44,11 @@ impl Selections {
             return Err(StepError::Thread);
         };
         let mut trees = vec![None];
+        let mut fetched = vec![false];
         let mut empty = Vec::new();
         for (input, stack) in vertex.inputs[1..].iter().zip(inputs) {
             let input = graph.vertex(*input);
+            fetched.push(matches!(input.op, Op::Fetch(_)));
             trees.push(Some(match &input.op {
                 Op::Context => Arc::clone(&worker.context),
                 _ => Arc::new(tree(worker, stack, &mut empty)?.named(format!("`{}`", input.name))),
@@ -56,6 +60,7 @@ impl Selections {
             op: op.clone(),
             trees,
             files,
+            fetched,
             _empty: empty,
         })
     }
@@ -84,6 +89,7 @@ impl Selections {
         let upper = active.upper();
         let inputs = copy::CopyInputs {
             trees: &self.trees(),
+            fetched: &self.fetched,
             lower: lower.as_ref(),
             upper: &upper,
             scratch: &active.work(),
@@ -115,21 +121,18 @@ fn tree(worker: &Worker, stack: &Stack, empty: &mut Vec<Active>) -> Result<Tree,
 }
 
 /// Unpacks a file that `ADD` met, if it is an archive (A12.1).
-fn unpack(
-    archive: &copy::Archive<'_>,
-) -> Result<Option<copy::Unpacked>, Box<dyn std::error::Error + Send + Sync>> {
+fn unpack(archive: &copy::Archive<'_>) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let mut file = archive.file;
     let Some(compression) = layer::is_tar_archive(file)? else {
-        return Ok(None);
+        return Ok(false);
     };
     file.seek(SeekFrom::Start(0))?;
     let mut tar = layer::decompressor(compression, file, Limits::default())?;
     let options = UnpackOptions {
         form: Form::Plain,
+        lower: archive.existing,
         ..UnpackOptions::default()
     };
-    let unpacked = layer::unpack(&mut tar, archive.into, &options)?;
-    Ok(Some(copy::Unpacked {
-        implied: unpacked.implied,
-    }))
+    layer::unpack(&mut tar, archive.into, &options)?;
+    Ok(true)
 }

@@ -57,7 +57,7 @@ pub(crate) struct NotPushed {
 /// Prints what clap found, on the right stream.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     // A closed stream is nobody's failure.
-    _ = error.print();
+    drop(error.print());
     if error.use_stderr() {
         ExitCode::from(USAGE)
     } else {

@@ -75,10 +75,6 @@ impl<'a> Unpacker<'a> {
             header = self.describe(&stat, Place::In(place.as_fd(), b"."), path)?;
         }
         self.put(parent, name, &header, &mut |_| Ok(None))?;
-        if self.options.form == Form::Plain {
-            let path = as_path(&header.path).to_owned();
-            self.unpacked.implied.insert(path);
-        }
         self.tree.child(parent, name, &entry.path)
     }
 

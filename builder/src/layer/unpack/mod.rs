@@ -8,7 +8,7 @@ mod lower;
 mod node;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -82,9 +82,6 @@ pub struct Unpacked {
     /// Whether the layer hides everything below it. Overlayfs does not honour the mark on a
     /// layer's own root: leave the lower layers out.
     pub opaque_root: bool,
-    /// Directories, relative to the target, that the archive does not mention although it has
-    /// something in them; told in [`Form::Plain`] only.
-    pub implied: HashSet<PathBuf>,
     /// What could not be done as the archive says; at most [`MAX_WARNINGS`].
     pub warnings: Vec<UnpackWarning>,
     /// Warnings beyond that number.
@@ -295,11 +292,6 @@ impl Unpacker<'_> {
             }
         }
         let parent = self.parent(directories, header)?;
-        if header.kind == Kind::Directory && !self.unpacked.implied.is_empty() {
-            self.unpacked
-                .implied
-                .remove(tree::as_path(&parent.join(name)));
-        }
         if header.kind == Kind::HardLink {
             return self.hard_link(&parent, name, header);
         }

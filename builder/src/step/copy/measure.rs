@@ -104,6 +104,7 @@ fn measure_20_000_files() {
         empty(&upper);
         let begun = Instant::now();
         let inputs = CopyInputs {
+            fetched: &[],
             trees: &trees,
             lower: None,
             upper: &upper,

@@ -41,6 +41,8 @@ pub use archive::Archive;
 pub struct CopyInputs<'a> {
     /// Trees at the indices of the vertex's inputs, the same as for the selection.
     pub trees: &'a [Option<&'a Tree>],
+    /// Which of them hold a download: its archives are unpacked only when that is asked for.
+    pub fetched: &'a [bool],
     /// The merged tree of the layers below; `None` for `FROM scratch`. With `--link` only its
     /// user names are read (A11.9).
     pub lower: Option<&'a Root>,
@@ -303,7 +305,7 @@ impl<'a> Step<'a> {
             }
             Item::File { input, name, file } => {
                 let tree = self.tree(*input)?;
-                if self.op.unpack
+                if self.unpacks(*input)
                     && file.metadata.kind == Kind::File
                     && self.unpack(tree, file, unpack)?
                 {
@@ -333,6 +335,16 @@ impl<'a> Step<'a> {
                 let base = Base::existing(self.directory_target()?);
                 self.merge(tree, base, below)
             }
+        }
+    }
+
+    /// Whether archives among the files of an input are unpacked (A12.1).
+    fn unpacks(&self, input: usize) -> bool {
+        let fetched = self.inputs.fetched.get(input).copied().unwrap_or(false);
+        if fetched {
+            self.op.unpack_fetched
+        } else {
+            self.op.unpack
         }
     }
 

@@ -49,6 +49,7 @@ impl Place {
         let trees = [None, Some(&context)];
         let selections = select_all(&op, &trees)?;
         let inputs = CopyInputs {
+            fetched: &[],
             trees: &trees,
             lower: Some(&lower),
             upper: &self.path("upper"),
@@ -368,6 +369,7 @@ fn a_file_that_changes_after_the_selection_is_an_error() {
     let selections = select_all(&op, &trees).unwrap();
     fs::write(place.path("context/dir/file"), "grown longer").unwrap();
     let inputs = CopyInputs {
+        fetched: &[],
         trees: &trees,
         lower: None,
         upper: &place.path("upper"),

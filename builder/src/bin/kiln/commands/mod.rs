@@ -143,7 +143,7 @@ pub(crate) fn block_on<T>(
             _ = terminate.recv() => 15,
         };
         cancel.cancel();
-        _ = work.await;
+        drop(work.await);
         Err(Interrupted { signal }.into())
     });
     // Blocking threads that nobody waits for (a stalled read, say) must not hold up the exit.

@@ -108,7 +108,7 @@ fn to_file(
     };
     let result = write();
     if result.is_err() {
-        _ = fs::remove_file(&temporary);
+        drop(fs::remove_file(&temporary));
     }
     result
 }

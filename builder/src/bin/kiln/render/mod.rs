@@ -15,12 +15,12 @@ use crate::args::ProgressArg;
 
 /// Prints data: one line on standard output. Whoever closed it wants no more.
 pub(crate) fn out(line: &str) {
-    _ = writeln!(io::stdout().lock(), "{line}");
+    drop(writeln!(io::stdout().lock(), "{line}"));
 }
 
 /// Prints a line for people, on standard error.
 pub(crate) fn err(line: &str) {
-    _ = writeln!(io::stderr().lock(), "{line}");
+    drop(writeln!(io::stderr().lock(), "{line}"));
 }
 
 /// The observer of a build.
