@@ -8,7 +8,7 @@ use kiln_grammar::ast::{
 use kiln_grammar::diagnostic::{Diagnostic, Severity};
 use kiln_grammar::source::{Span, position};
 
-pub fn dockerfile(text: &str, dockerfile: &Dockerfile) -> String {
+pub(crate) fn dockerfile(text: &str, dockerfile: &Dockerfile) -> String {
     let mut out = String::new();
     let directives = &dockerfile.directives;
     if directives.escape != '\\' {
@@ -40,7 +40,7 @@ pub fn dockerfile(text: &str, dockerfile: &Dockerfile) -> String {
     out + &diagnostics(text, &dockerfile.warnings)
 }
 
-pub fn diagnostics(text: &str, list: &[Diagnostic]) -> String {
+pub(crate) fn diagnostics(text: &str, list: &[Diagnostic]) -> String {
     let mut out = String::new();
     for item in list {
         let severity = match item.severity {
