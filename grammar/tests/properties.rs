@@ -196,7 +196,6 @@ fn timed(name: &str, text: &str) {
     let start = Instant::now();
     drop(parse(text));
     let took = start.elapsed();
-    println!("{took:?} {name:?}");
     assert!(took < LIMIT, "{name:?} took {took:?}");
 }
 
