@@ -1,8 +1,8 @@
 //! Places in a Dockerfile, and its logical lines.
 //!
-//! [`Reader`] does what has to happen before any instruction can be parsed (A1): it drops the
+//! The reader does what has to happen before any instruction can be parsed (A1): it drops the
 //! byte-order mark, carriage returns, comments and blank lines, and joins continuation lines. Every
-//! [`LogicalLine`] knows the way back from its characters to the bytes of the file.
+//! logical line knows the way back from its characters to the bytes of the file.
 
 use std::ops::Range;
 

@@ -1,3 +1,4 @@
+use super::record::size;
 use super::*;
 
 fn message(record: &str) -> String {
