@@ -63,7 +63,7 @@ fn measure_20_000_files() {
         );
     });
     best("walk", || {
-        assert_eq!(open().entries().len(), FILES + DIRECTORIES + 40)
+        assert_eq!(open().entries().len(), FILES + DIRECTORIES + 40);
     });
     best("walk and select `COPY . /app/`", || {
         let tree = open();
@@ -82,7 +82,7 @@ fn measure_20_000_files() {
     best("content key, nothing remembered", || key(false));
     let first = key(true);
     best("content key, all remembered", || {
-        assert_eq!(key(false), first)
+        assert_eq!(key(false), first);
     });
     let tree = open();
     let trees = [None, Some(&tree)];
