@@ -53,8 +53,11 @@ pub struct Schedule {
     /// Each step holds one while it executes; who gets all of them knows that nothing runs.
     permits: Arc<Semaphore>,
     width: u32,
-    seals: Mutex<BTreeMap<SnapshotId, JoinHandle<Result<(DiffId, u64), StepError>>>>,
+    seals: Mutex<BTreeMap<SnapshotId, Seal>>,
 }
+
+/// A layer whose digest and tar size are being computed.
+type Seal = JoinHandle<Result<(DiffId, u64), StepError>>;
 
 /// What is known of a vertex before anything runs.
 #[derive(Clone, Debug)]

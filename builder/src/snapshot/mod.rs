@@ -124,10 +124,15 @@ impl Snapshots {
         Root::open(&upper).map_err(io_error("opening", &upper))
     }
 
-    /// Ends the making of a snapshot; from now on it does not change.
+    /// Ends the making of a snapshot; from now on it does not change. Consumes it, so that nobody
+    /// can go on writing.
     ///
     /// # Errors
     /// When it cannot be named or recorded.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a committed snapshot must not be used again"
+    )]
     pub fn commit(&self, active: Active) -> Result<SnapshotId, SnapshotError> {
         let upper = active.upper();
         let (entries, bytes) = measure(&upper).map_err(io_error("measuring", &upper))?;

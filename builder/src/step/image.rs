@@ -209,15 +209,12 @@ pub fn open_layer(store: &Store, diff_id: DiffId) -> Result<Box<dyn Read + Send>
             continue;
         };
         let file = store.open_blob(&blob.digest)?;
-        return Ok(
-            layer::decompressor(compression.into(), file, Limits::default()).map_err(|source| {
-                StepError::Io {
-                    action: "reading the layer",
-                    path: store.blob_path(&blob.digest),
-                    source,
-                }
-            })?,
-        );
+        let failed = |source| StepError::Io {
+            action: "reading the layer",
+            path: store.blob_path(&blob.digest),
+            source,
+        };
+        return layer::decompressor(compression.into(), file, Limits::default()).map_err(failed);
     }
     Err(StoreError::Missing {
         what: format!("layer {diff_id}"),

@@ -256,7 +256,7 @@ mod tests {
     fn the_tail_keeps_the_last_lines_however_they_arrive() {
         let mut tail = Tail::default();
         for number in 0..50 {
-            tail.add(format!("li").as_bytes());
+            tail.add(b"li");
             tail.add(format!("ne {number}\n").as_bytes());
         }
         tail.add(b"unfinished");

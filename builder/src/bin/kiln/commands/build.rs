@@ -36,8 +36,8 @@ const PROXIES: [&str; 5] = [
     "ALL_PROXY",
 ];
 
-pub(crate) fn run(setup: &Setup, args: BuildArgs) -> anyhow::Result<()> {
-    let request = request(&args)?;
+pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
+    let request = request(args)?;
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;

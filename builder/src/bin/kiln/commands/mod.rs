@@ -65,7 +65,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         mirrors: cli.mirrors,
     };
     match cli.command {
-        Command::Build(args) => build::run(&setup, args),
+        Command::Build(args) => build::run(&setup, &args),
         Command::Images(args) => images::run(&setup, &args),
         Command::Tag(args) => tag::run(&setup, &args),
         Command::Rmi(args) => rmi::run(&setup, &args),

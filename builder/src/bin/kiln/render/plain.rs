@@ -50,7 +50,7 @@ impl Plain {
             Event::Output { step, bytes, .. } => self.step(step).output(&bytes),
             Event::Done { step, seconds } => self.step(step).end(&format!("DONE {seconds:.1}s")),
             Event::Failed { step, seconds } => {
-                self.step(step).end(&format!("ERROR after {seconds:.1}s"))
+                self.step(step).end(&format!("ERROR after {seconds:.1}s"));
             }
             Event::Note {
                 step: Some(step),
@@ -67,7 +67,7 @@ impl Plain {
             } => match state {
                 BlobState::Done => err(&format!("{} {} done", digest, text::size(size))),
                 BlobState::Retry { wait, reason } => {
-                    err(&format!("{digest}: {reason}, trying again in {wait} ms"))
+                    err(&format!("{digest}: {reason}, trying again in {wait} ms"));
                 }
                 BlobState::Mounted(from) => err(&format!("{digest} mounted from {from}")),
                 BlobState::Started | BlobState::Bytes(_) | BlobState::Existed => {}

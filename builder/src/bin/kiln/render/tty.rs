@@ -44,7 +44,7 @@ impl Terminal {
                 self.steps.insert(step, (bar, name));
             }
             Event::Cached { name, .. } => {
-                self.line(&format!("=> CACHED {}", text::one_line(&name)))
+                self.line(&format!("=> CACHED {}", text::one_line(&name)));
             }
             Event::Output { step, bytes, .. } => {
                 // The last line that has something in it; the whole output is for the plain form.
