@@ -134,16 +134,16 @@ pub enum BuildError {
         source: StepError,
     },
     /// The build context could not be opened.
-    #[error(transparent)]
+    #[error("{0}")]
     Context(#[from] ContextError),
     /// The image could not be assembled.
-    #[error(transparent)]
+    #[error("{0}")]
     Image(#[from] ImageError),
     /// The sandbox is not available.
-    #[error(transparent)]
+    #[error("{0}")]
     Runtime(#[from] RuntimeError),
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// The build was cancelled.
     #[error("cancelled")]
@@ -154,13 +154,13 @@ pub enum BuildError {
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     /// It is no valid name.
-    #[error(transparent)]
+    #[error("{0}")]
     Reference(#[from] ReferenceError),
     /// Its registry refused, or it is no image.
-    #[error(transparent)]
+    #[error("{0}")]
     Resolve(#[from] ResolveError),
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// The build was cancelled.
     #[error("cancelled")]

@@ -72,7 +72,7 @@ pub enum StoreError {
         found: String,
     },
     /// Content is not what it was announced to be; nothing was stored.
-    #[error(transparent)]
+    #[error("{0}")]
     Mismatch(#[from] Mismatch),
     /// No image of this name or id.
     #[error("No such image: {0}")]
