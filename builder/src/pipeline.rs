@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_grammar::ast::Dockerfile;
-use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile};
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -120,6 +120,8 @@ pub enum BuildError {
         name: String,
         /// The Dockerfile, and the instruction that names the image.
         place: Box<(Source, Option<kiln_grammar::source::Span>)>,
+        /// A stage that may have been meant.
+        near: Option<String>,
         /// Why.
         source: BaseError,
     },
@@ -322,7 +324,7 @@ fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), Build
 fn read_text(path: &Path) -> io::Result<String> {
     let file = fs::File::open(path)?;
     if file.metadata()?.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
+        return Err(rustix::io::Errno::ISDIR.into());
     }
     let mut text = String::new();
     if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64
@@ -408,6 +410,7 @@ impl Resolver<'_> {
                     error => BuildError::Resolve {
                         name: want.reference.clone(),
                         place: Box::new((source.clone(), want.span)),
+                        near: near_stage(file, &want.reference),
                         source: error,
                     },
                 })?;
@@ -456,6 +459,12 @@ impl Resolver<'_> {
             config,
         }))
     }
+}
+
+/// A stage whose name is like that of an image.
+fn near_stage(file: &Dockerfile, image: &str) -> Option<String> {
+    let names = file.stages.iter().filter_map(|stage| stage.name.as_ref());
+    suggest(image, names.map(|name| name.value.as_str())).map(ToOwned::to_owned)
 }
 
 /// A base image of another platform than wanted is used, with a warning (A7.8).
