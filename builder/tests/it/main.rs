@@ -8,4 +8,10 @@
 mod env;
 mod saved;
 
+mod liar;
+mod traces;
+
 mod basic;
+mod damage;
+mod errors;
+mod interrupt;

@@ -183,6 +183,10 @@ fn code(error: &anyhow::Error) -> u8 {
     if hint::is_disk_full(error) {
         return ENVIRONMENT;
     }
+    // A stage that is misspelt looks like an image in a registry that may be out of reach.
+    if let Some(BuildError::Resolve { near: Some(_), .. }) = error.downcast_ref() {
+        return FAILED;
+    }
     match find::<StoreError>(error) {
         Some(StoreError::NoImage(_) | StoreError::Ambiguous(_)) => return FAILED,
         Some(_) => return ENVIRONMENT,
