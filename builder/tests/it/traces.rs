@@ -51,7 +51,7 @@ impl TestEnv {
             let mut rows = statement.query([]).unwrap();
             while let Some(row) = rows.next().unwrap() {
                 let columns: Vec<_> = (0..width)
-                    .map(|column| row.get_ref(column).unwrap())
+                    .map(|column| row.get::<_, rusqlite::types::Value>(column).unwrap())
                     .collect();
                 content.insert(format!("{table} {columns:?}"));
             }

@@ -198,7 +198,7 @@ fn code(error: &anyhow::Error) -> u8 {
         return ENVIRONMENT;
     }
     match find::<BlobError>(error) {
-        Some(BlobError::Io { .. }) => ENVIRONMENT,
+        Some(BlobError::Io { .. } | BlobError::Mismatch(_)) => ENVIRONMENT,
         _ => FAILED,
     }
 }
@@ -208,13 +208,16 @@ pub(crate) fn find<T: std::error::Error + 'static>(error: &anyhow::Error) -> Opt
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
-/// Whether the network or this machine failed, rather than a registry refusing what was asked.
+/// Whether the network, this machine, or a registry that damages what it holds failed, rather than a
+/// registry refusing what was asked.
 fn is_environment(error: &ClientError) -> bool {
     matches!(
         error,
         ClientError::Connect { .. }
             | ClientError::Network { .. }
             | ClientError::Stalled { .. }
+            | ClientError::CutShort { .. }
+            | ClientError::Mismatch { .. }
             | ClientError::CaFile { .. }
             | ClientError::CaContent { .. }
             | ClientError::Setup(_)
