@@ -18,23 +18,7 @@ use crate::layer;
 use crate::store::{SnapshotFacts, Store, StoreError, TempDir};
 use crate::sys::root::Root;
 
-/// Names a snapshot of one store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SnapshotId(String);
-
-impl SnapshotId {
-    /// The id of that name; names are those that the store gave.
-    #[must_use]
-    pub fn from_name(name: String) -> Self {
-        Self(name)
-    }
-
-    /// Its name, which is also that of its folder.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.0
-    }
-}
+pub use crate::store::SnapshotId;
 
 /// Why a snapshot could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +127,7 @@ impl Snapshots {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let id = SnapshotId(name);
+        let id = SnapshotId::from_name(name);
         let target = self.store.snapshot_path(&id);
         fs::rename(&upper, &target).map_err(io_error("naming the snapshot", &target))?;
         let facts = SnapshotFacts {
