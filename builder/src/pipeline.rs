@@ -194,14 +194,18 @@ pub async fn build(
         pull: request.pull,
         images: BTreeMap::new(),
     };
-    let (bases, mut warnings) = resolver
+    let bases = resolver
         .resolve_all(&file, &source, &request.options)
         .await?;
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
     refuse_unsupported(&plan).map_err(wrong)?;
-    warnings.extend(file.warnings.iter().cloned());
-    warnings.extend(plan.warnings.iter().cloned());
+    let warnings = file
+        .warnings
+        .iter()
+        .chain(&plan.warnings)
+        .cloned()
+        .collect();
 
     let stat_cache = store
         .root()
@@ -389,9 +393,8 @@ impl Resolver<'_> {
         file: &Dockerfile,
         source: &Source,
         options: &LowerOptions,
-    ) -> Result<(BaseImages, Vec<Diagnostic>), BuildError> {
+    ) -> Result<BaseImages, BuildError> {
         let mut bases = BaseImages::default();
-        let mut warnings = Vec::new();
         loop {
             let wanted = lower::wanted(file, options, &bases).map_err(|diagnostics| {
                 BuildError::Dockerfile {
@@ -400,7 +403,7 @@ impl Resolver<'_> {
                 }
             })?;
             if wanted.is_empty() {
-                return Ok((bases, warnings));
+                return Ok(bases);
             }
             for want in wanted {
                 let base = self.resolve(&want).await.map_err(|error| match error {
@@ -411,7 +414,6 @@ impl Resolver<'_> {
                         source: error,
                     },
                 })?;
-                warnings.extend(platform_warning(&want, &base));
                 bases.insert(want.reference, want.platform, base);
             }
         }
@@ -456,23 +458,6 @@ impl Resolver<'_> {
             config,
         }))
     }
-}
-
-/// A base image of another platform than wanted is used, with a warning (A7.8).
-fn platform_warning(want: &Wanted, base: &BaseImage) -> Option<Diagnostic> {
-    let (os, architecture) = (&base.config.os, &base.config.architecture);
-    if *os == want.platform.os && *architecture == want.platform.architecture {
-        return None;
-    }
-    let message = format!(
-        "Base image {} was pulled with platform \"{os}/{architecture}\", expected \"{}/{}\" for current build",
-        want.reference, want.platform.os, want.platform.architecture
-    );
-    Some(Diagnostic::warning(
-        "InvalidBaseImagePlatform",
-        message,
-        want.span.unwrap_or_default(),
-    ))
 }
 
 /// Time of a build: SOURCE_DATE_EPOCH where it is set, else now, seconds since 1970.

@@ -8,7 +8,7 @@
 //! - `from` starts a stage, `stage` walks its instructions, `run`, `mounts`, `copy` and `meta`
 //!   lower them, `history` words them;
 //! - `onbuild` reads triggers, `frontend` judges `# syntax=`;
-//! - `expose`, `signal`, `chmod`, `platform` and `path` are small languages of their own.
+//! - `expose`, `signal`, `chmod` and `path` are small languages of their own.
 
 mod chmod;
 mod copy;
@@ -23,7 +23,6 @@ mod onbuild;
 mod options;
 mod path;
 mod plan;
-pub mod platform;
 mod run;
 mod scope;
 mod signal;
@@ -140,7 +139,7 @@ fn finish(config: &mut ImageConfig, options: &LowerOptions) {
         platform.os.clone_from(&target.os);
         platform.architecture.clone_from(&target.architecture);
     }
-    platform::normalize(&mut platform);
+    let platform = platform.normalized();
     config.os = platform.os;
     config.architecture = platform.architecture;
     config.variant = platform.variant;
