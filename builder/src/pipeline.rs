@@ -206,6 +206,7 @@ pub async fn build(
         .chain(&plan.warnings)
         .cloned()
         .collect();
+    let warnings = lower::check(&file, &request.options, warnings).map_err(wrong)?;
 
     let stat_cache = store
         .root()

@@ -230,3 +230,6 @@ fn check_version(root: &Path) -> Result<(), StoreError> {
 fn digest(text: &str, what: &str) -> Result<Digest, StoreError> {
     text.parse().map_err(Store::damaged(what))
 }
+
+#[cfg(test)]
+mod tests;
