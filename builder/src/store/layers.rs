@@ -258,6 +258,18 @@ impl Store {
         Ok(())
     }
 
+    /// Makes a snapshot look as if an earlier boot had written it.
+    #[cfg(test)]
+    pub(crate) fn unsettle_snapshot(&self, id: &SnapshotId) -> Result<(), StoreError> {
+        self.change(|db| {
+            db.execute(
+                "UPDATE snapshots SET boot = 'another' WHERE id = ?1",
+                [id.name()],
+            )
+        })?;
+        Ok(())
+    }
+
     /// Forgets a snapshot and what refers to it.
     ///
     /// # Errors
