@@ -1,0 +1,12 @@
+//! The kiln binary from end to end: real builds in real sandboxes, real registries, and the other
+//! tools that read what kiln writes and write what kiln reads. One file per topic.
+//!
+//! A test begins with `test_env!()`, which names what it needs besides root. Where something is
+//! missing the test says so on stderr and skips; with `CI` set it fails.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod env;
+mod saved;
+
+mod basic;
+mod cache;
