@@ -83,6 +83,11 @@ pub struct Source {
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// This user may not do what a build needs.
+    #[error(
+        "building needs root: without it neither owners of files nor sandboxes can be made yet"
+    )]
+    NeedsRoot,
     /// The build context is not there.
     #[error("path \"{}\" not found", .0.display())]
     NoContext(PathBuf),
@@ -178,6 +183,9 @@ pub async fn build(
     observer: Observer,
     cancel: Cancel,
 ) -> Result<Outcome, BuildError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(BuildError::NeedsRoot);
+    }
     let context = open_folder(&request.context)?;
     let (path, source) = read_dockerfile(&request)?;
     let wrong = |diagnostics| BuildError::Dockerfile {

@@ -63,7 +63,7 @@ fn parse(text: &str) -> Result<(Vec<String>, bool), String> {
             .map(|(key, value)| (key.trim(), value.trim()))
         {
             Some(("skip", rules)) => {
-                skip.extend(rules.split(',').map(|rule| rule.trim().to_owned()))
+                skip.extend(rules.split(',').map(|rule| rule.trim().to_owned()));
             }
             Some(("error", "true")) => fail = true,
             Some(("error", "false")) => fail = false,

@@ -10,3 +10,4 @@ mod saved;
 
 mod basic;
 mod cache;
+mod standalone;
