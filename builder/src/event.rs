@@ -53,6 +53,11 @@ pub enum Event {
         /// How long it took, seconds.
         seconds: f64,
     },
+    /// The step was ended because another one failed, or the whole build was cancelled.
+    Cancelled {
+        /// The step.
+        step: usize,
+    },
     /// A remark on a step or, without one, on the whole.
     Note {
         /// The step.

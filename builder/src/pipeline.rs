@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_grammar::ast::Dockerfile;
-use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile};
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -125,6 +125,8 @@ pub enum BuildError {
         name: String,
         /// The Dockerfile, and the instruction that names the image.
         place: Box<(Source, Option<kiln_grammar::source::Span>)>,
+        /// A stage that may have been meant.
+        near: Option<String>,
         /// Why.
         source: BaseError,
     },
@@ -139,16 +141,16 @@ pub enum BuildError {
         source: StepError,
     },
     /// The build context could not be opened.
-    #[error(transparent)]
+    #[error("{0}")]
     Context(#[from] ContextError),
     /// The image could not be assembled.
-    #[error(transparent)]
+    #[error("{0}")]
     Image(#[from] ImageError),
     /// The sandbox is not available.
-    #[error(transparent)]
+    #[error("{0}")]
     Runtime(#[from] RuntimeError),
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// The build was cancelled.
     #[error("cancelled")]
@@ -159,13 +161,13 @@ pub enum BuildError {
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     /// It is no valid name.
-    #[error(transparent)]
+    #[error("{0}")]
     Reference(#[from] ReferenceError),
     /// Its registry refused, or it is no image.
-    #[error(transparent)]
+    #[error("{0}")]
     Resolve(#[from] ResolveError),
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// The build was cancelled.
     #[error("cancelled")]
@@ -335,7 +337,7 @@ fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), Build
 fn read_text(path: &Path) -> io::Result<String> {
     let file = fs::File::open(path)?;
     if file.metadata()?.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
+        return Err(rustix::io::Errno::ISDIR.into());
     }
     let mut text = String::new();
     if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64
@@ -420,6 +422,7 @@ impl Resolver<'_> {
                     error => BuildError::Resolve {
                         name: want.reference.clone(),
                         place: Box::new((source.clone(), want.span)),
+                        near: near_stage(file, &want.reference),
                         source: error,
                     },
                 })?;
@@ -467,6 +470,12 @@ impl Resolver<'_> {
             config,
         }))
     }
+}
+
+/// A stage whose name is like that of an image.
+fn near_stage(file: &Dockerfile, image: &str) -> Option<String> {
+    let names = file.stages.iter().filter_map(|stage| stage.name.as_ref());
+    suggest(image, names.map(|name| name.value.as_str())).map(ToOwned::to_owned)
 }
 
 /// Time of a build: SOURCE_DATE_EPOCH where it is set, else now, seconds since 1970.

@@ -412,10 +412,10 @@ impl Schedule {
         let start = Instant::now();
         let result = work.await;
         let seconds = start.elapsed().as_secs_f64();
-        observer.tell(if result.is_ok() {
-            Event::Done { step, seconds }
-        } else {
-            Event::Failed { step, seconds }
+        observer.tell(match &result {
+            Ok(_) => Event::Done { step, seconds },
+            Err(StepError::Cancelled) => Event::Cancelled { step },
+            Err(_) => Event::Failed { step, seconds },
         });
         result
     }

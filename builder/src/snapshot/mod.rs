@@ -24,7 +24,7 @@ pub use crate::store::SnapshotId;
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// A directory could not be read, written or mounted.
     #[error("{action} `{path}`")]

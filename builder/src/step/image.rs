@@ -23,10 +23,10 @@ const JOBS: usize = 6;
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The registry refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Client(#[from] ClientError),
     /// The image's config could not be fetched.
-    #[error(transparent)]
+    #[error("{0}")]
     Blob(#[from] BlobError),
     /// The image's config is no config.
     #[error("the image's config cannot be understood")]

@@ -8,6 +8,12 @@
 mod env;
 mod saved;
 
+mod liar;
+mod traces;
+
 mod basic;
 mod cache;
 mod standalone;
+mod damage;
+mod errors;
+mod interrupt;
