@@ -4,7 +4,14 @@ use std::sync::Arc;
 
 use kiln_registry::digest::Digest;
 
-use crate::runtime::Stream;
+/// Which of a process's streams some output came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
 
 /// Something that happened. Steps are numbered in the order in which they are first mentioned.
 #[derive(Clone, Debug, PartialEq)]

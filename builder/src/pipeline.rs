@@ -83,6 +83,11 @@ pub struct Source {
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// This user may not do what a build needs.
+    #[error(
+        "building needs root: without it neither owners of files nor sandboxes can be made yet"
+    )]
+    NeedsRoot,
     /// The build context is not there.
     #[error("path \"{}\" not found", .0.display())]
     NoContext(PathBuf),
@@ -180,6 +185,9 @@ pub async fn build(
     observer: Observer,
     cancel: Cancel,
 ) -> Result<Outcome, BuildError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(BuildError::NeedsRoot);
+    }
     let context = open_folder(&request.context)?;
     let (path, source) = read_dockerfile(&request)?;
     let wrong = |diagnostics| BuildError::Dockerfile {
@@ -196,14 +204,19 @@ pub async fn build(
         pull: request.pull,
         images: BTreeMap::new(),
     };
-    let (bases, mut warnings) = resolver
+    let bases = resolver
         .resolve_all(&file, &source, &request.options)
         .await?;
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
     refuse_unsupported(&plan).map_err(wrong)?;
-    warnings.extend(file.warnings.iter().cloned());
-    warnings.extend(plan.warnings.iter().cloned());
+    let warnings = file
+        .warnings
+        .iter()
+        .chain(&plan.warnings)
+        .cloned()
+        .collect();
+    let warnings = lower::check(&file, &request.options, warnings).map_err(wrong)?;
 
     let stat_cache = store
         .root()
@@ -391,9 +404,8 @@ impl Resolver<'_> {
         file: &Dockerfile,
         source: &Source,
         options: &LowerOptions,
-    ) -> Result<(BaseImages, Vec<Diagnostic>), BuildError> {
+    ) -> Result<BaseImages, BuildError> {
         let mut bases = BaseImages::default();
-        let mut warnings = Vec::new();
         loop {
             let wanted = lower::wanted(file, options, &bases).map_err(|diagnostics| {
                 BuildError::Dockerfile {
@@ -402,7 +414,7 @@ impl Resolver<'_> {
                 }
             })?;
             if wanted.is_empty() {
-                return Ok((bases, warnings));
+                return Ok(bases);
             }
             for want in wanted {
                 let base = self.resolve(&want).await.map_err(|error| match error {
@@ -414,7 +426,6 @@ impl Resolver<'_> {
                         source: error,
                     },
                 })?;
-                warnings.extend(platform_warning(&want, &base));
                 bases.insert(want.reference, want.platform, base);
             }
         }
@@ -465,23 +476,6 @@ impl Resolver<'_> {
 fn near_stage(file: &Dockerfile, image: &str) -> Option<String> {
     let names = file.stages.iter().filter_map(|stage| stage.name.as_ref());
     suggest(image, names.map(|name| name.value.as_str())).map(ToOwned::to_owned)
-}
-
-/// A base image of another platform than wanted is used, with a warning (A7.8).
-fn platform_warning(want: &Wanted, base: &BaseImage) -> Option<Diagnostic> {
-    let (os, architecture) = (&base.config.os, &base.config.architecture);
-    if *os == want.platform.os && *architecture == want.platform.architecture {
-        return None;
-    }
-    let message = format!(
-        "Base image {} was pulled with platform \"{os}/{architecture}\", expected \"{}/{}\" for current build",
-        want.reference, want.platform.os, want.platform.architecture
-    );
-    Some(Diagnostic::warning(
-        "InvalidBaseImagePlatform",
-        message,
-        want.span.unwrap_or_default(),
-    ))
 }
 
 /// Time of a build: SOURCE_DATE_EPOCH where it is set, else now, seconds since 1970.

@@ -326,9 +326,14 @@ impl Schedule {
         Ok(layer)
     }
 
+    /// The right to execute a step. Another process may hold it for as long as the step takes, so
+    /// waiting ends when the build is cancelled.
     async fn lock(&self, key: CacheKey) -> Result<StepLock, StepError> {
         let worker = Arc::clone(&self.worker);
-        blocking(move || Ok(worker.store.lock_step(key.digest())?)).await
+        tokio::select! {
+            lock = blocking(move || Ok(worker.store.lock_step(key.digest())?)) => lock,
+            () = self.worker.cancel.cancelled() => Err(StepError::Cancelled),
+        }
     }
 
     async fn remembered(&self, key: CacheKey) -> Result<Option<SnapshotId>, StepError> {

@@ -110,11 +110,10 @@ impl RemoteImage {
             };
             store.add_layer_blob(*diff_id, &blob)?;
         }
-        store.add_repo_digest(reference, &descriptor.digest, &id)?;
-        if let Some((index, bytes)) = &self.resolved.index {
+        if let Some((_, bytes)) = &self.resolved.index {
             store.write_blob(bytes)?;
-            store.add_repo_digest(reference, &index.digest, &id)?;
         }
+        store.add_repo_digest(reference, &self.resolved.digest(), &id)?;
         if reference.digest.is_none() {
             store.tag(reference, &id)?;
         }

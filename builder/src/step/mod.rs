@@ -4,6 +4,7 @@ pub mod copy;
 mod fetch;
 mod image;
 mod mkdir;
+mod opaque;
 mod run;
 mod select;
 
@@ -191,7 +192,7 @@ pub fn execute(
             op,
             &stack,
             id.index(),
-            active.upper(),
+            &active.upper(),
             active.work(),
         )?,
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,

@@ -34,7 +34,7 @@ use rusqlite::Connection;
 pub use blobs::BlobWriter;
 pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
-pub use layers::{LayerBlob, SnapshotFacts};
+pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
 
 /// Format version that this kiln reads and writes.
@@ -250,3 +250,6 @@ fn check_version(root: &Path) -> Result<(), StoreError> {
 fn digest(text: &str, what: &str) -> Result<Digest, StoreError> {
     text.parse().map_err(Store::damaged(what))
 }
+
+#[cfg(test)]
+mod tests;

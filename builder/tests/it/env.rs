@@ -281,15 +281,10 @@ impl Run {
         let input = std::mem::take(&mut self.stdin);
         // a program that reads nothing closes its end; what it prints tells more than the error
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
-        let output = child.wait_with_output().unwrap();
+        let mut output = Output::of(child);
         writer.join().unwrap();
-        Output {
-            shown,
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            bytes: output.stdout,
-        }
+        output.shown = shown;
+        output
     }
 
     /// Runs it and expects success.
@@ -317,6 +312,20 @@ pub(crate) struct Output {
     pub(crate) stderr: String,
     /// Standard output as it came.
     pub(crate) bytes: Vec<u8>,
+}
+
+impl Output {
+    /// What a child leaves, when it has ended.
+    pub(crate) fn of(child: Child) -> Self {
+        let output = child.wait_with_output().unwrap();
+        Self {
+            shown: String::new(),
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            bytes: output.stdout,
+        }
+    }
 }
 
 impl std::fmt::Display for Output {

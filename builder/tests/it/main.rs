@@ -12,6 +12,8 @@ mod liar;
 mod traces;
 
 mod basic;
+mod cache;
+mod standalone;
 mod damage;
 mod errors;
 mod interrupt;

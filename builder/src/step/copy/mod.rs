@@ -449,6 +449,4 @@ impl<'a> Step<'a> {
 }
 
 #[cfg(test)]
-mod measure;
-#[cfg(test)]
 mod tests;

@@ -27,11 +27,10 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
         .into());
     }
     let store = setup.store()?;
-    let images = args
-        .images
-        .iter()
-        .map(|text| wanted(&store, text))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut images = Vec::new();
+    for text in &args.images {
+        images.extend(wanted(&store, text)?);
+    }
     let cancel = Cancel::new()?;
     let output = args.output.clone();
     let stop = cancel.clone();
@@ -49,20 +48,31 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
     })
 }
 
-/// An image and the names it is saved under: the one named, or all tags of a repository; none for
-/// an id (D10.2).
-fn wanted(store: &Store, text: &str) -> anyhow::Result<(Digest, Vec<Reference>)> {
-    let image = store.find(text)?;
-    let named = match Reference::parse(text) {
-        Ok(name) if name.digest.is_none() && store.named(&name)?.is_some() => {
-            vec![Reference {
-                tag: Some(name.tag_or_latest().to_owned()),
-                ..name
-            }]
-        }
-        _ => Vec::new(),
+/// The images that a text means, with the names they are saved under: one name, all tags of a
+/// repository, or none for an id (D10.2).
+fn wanted(store: &Store, text: &str) -> anyhow::Result<Vec<(Digest, Vec<Reference>)>> {
+    let Some(name) = Reference::parse(text)
+        .ok()
+        .filter(|name| name.digest.is_none())
+    else {
+        return Ok(vec![(store.find(text)?, Vec::new())]);
     };
-    Ok((image, named))
+    let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
+    for named in store.names()? {
+        let known = Reference::parse(&named.name)?;
+        let same = known.registry == name.registry && known.repository == name.repository;
+        if !same || name.tag.is_some() && known.tag != name.tag {
+            continue;
+        }
+        match images.iter_mut().find(|(image, _)| *image == named.image) {
+            Some((_, names)) => names.push(known),
+            None => images.push((named.image, vec![known])),
+        }
+    }
+    if images.is_empty() {
+        images.push((store.find(text)?, Vec::new()));
+    }
+    Ok(images)
 }
 
 /// Writes to a temporary file beside the target, so that a failure leaves the target as it was.
