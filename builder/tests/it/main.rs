@@ -13,7 +13,7 @@ mod traces;
 
 mod basic;
 mod cache;
-mod standalone;
 mod damage;
 mod errors;
 mod interrupt;
+mod standalone;
