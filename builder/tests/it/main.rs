@@ -8,5 +8,9 @@
 mod env;
 mod saved;
 
+mod archives;
 mod basic;
 mod cache;
+mod images;
+mod interop;
+mod push_pull;
