@@ -9,3 +9,4 @@ mod env;
 mod saved;
 
 mod basic;
+mod builds;
