@@ -12,6 +12,7 @@ mod traces;
 
 mod archives;
 mod basic;
+mod builds;
 mod cache;
 mod damage;
 mod errors;
