@@ -440,7 +440,7 @@ impl Resolver<'_> {
             return Ok(base);
         }
         let remote = tokio::select! {
-            remote = RemoteImage::resolve(self.client, &reference, &want.platform) => remote?,
+            remote = RemoteImage::resolve(self.client, self.store, &reference, &want.platform) => remote?,
             () = self.cancel.cancelled() => return Err(BaseError::Cancelled),
         };
         let base = BaseImage {

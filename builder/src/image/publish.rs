@@ -8,8 +8,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use kiln_registry::archive::ArchiveWriter;
-use kiln_registry::client::{Client, ClientError};
-use kiln_registry::digest::{Digest, Mismatch};
+use kiln_registry::client::Client;
+use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::{
     Compression, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
@@ -19,12 +19,13 @@ use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
 use kiln_registry::transfer;
 
 use super::ImageError;
+use super::altered::{is_mismatch, remove_altered};
 use crate::event::{Event, Observer};
 use crate::layer::gzip::GzipWriter;
 use crate::layer::{self, Hashing, PackOptions};
 use crate::runtime::Cancel;
 use crate::snapshot::{SnapshotId, Snapshots};
-use crate::step::{self, StepError, blob_event, open_layer};
+use crate::step::{StepError, blob_event, open_layer};
 use crate::store::{LayerBlob, Store, StoreError};
 
 /// Blobs sent at once.
@@ -46,6 +47,7 @@ pub async fn push(
         let (owned, id, watch) = (Arc::clone(store), *image, observer.clone());
         let task = tokio::task::spawn_blocking(move || registry_manifest(&owned, &id, &watch));
         let (manifest, descriptor) = task.await.map_err(|_| StepError::Thread)??;
+        remember_neighbours(store, client, reference)?;
         let sink = client.repository(reference);
         let watch = observer.clone();
         let progress = move |blob: &Descriptor, step| watch.tell(blob_event(blob, step));
@@ -80,30 +82,29 @@ pub async fn push(
     }
 }
 
-/// Whether bytes were not those of their digest.
-fn is_mismatch(error: &ImageError) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = next {
-        let inner = cause
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        let refused = cause.downcast_ref().and_then(ClientError::code);
-        if cause.is::<Mismatch>()
-            || inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<Mismatch>)
-            || matches!(cause.downcast_ref(), Some(StepError::DiffId { .. }))
-            || refused == Some("DIGEST_INVALID")
-        {
-            return true;
+/// Tells the client which layers other repositories of the registry are known to hold: those of the
+/// images that were pulled from there or pushed there. They are mounted, not sent (D7.4).
+fn remember_neighbours(
+    store: &Store,
+    client: &Client,
+    reference: &Reference,
+) -> Result<(), StoreError> {
+    for entry in store.repo_digests()? {
+        let Ok(neighbour) = Reference::parse(&entry.repository) else {
+            continue;
+        };
+        if neighbour.registry != reference.registry {
+            continue;
         }
-        next = cause.source();
-    }
-    false
-}
-
-/// Removes the layers of an image that were altered in the store, and says so.
-fn remove_altered(store: &Arc<Store>, image: &Digest) -> Result<(), ImageError> {
-    for diff_id in store.config(image)?.rootfs.diff_ids {
-        step::remove_altered(store, diff_id)?;
+        // An index has no layers, and the manifest it was chosen for has an entry of its own.
+        let Ok(bytes) = store.read_blob(&entry.digest) else {
+            continue;
+        };
+        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
+            for layer in manifest.layers {
+                client.remember(&neighbour, layer.digest);
+            }
+        }
     }
     Ok(())
 }

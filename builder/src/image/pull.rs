@@ -35,7 +35,7 @@ pub async fn pull(
     cancel: &Cancel,
 ) -> Result<Pulled, ImageError> {
     let work = async {
-        let remote = RemoteImage::resolve(client, reference, platform)
+        let remote = RemoteImage::resolve(client, store, reference, platform)
             .await
             .map_err(StepError::from)?;
         let before = store.named(reference)?;

@@ -29,6 +29,9 @@ pub enum ResolveError {
     /// The image's config could not be fetched.
     #[error("{0}")]
     Blob(#[from] BlobError),
+    /// The image's config could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The image's config is no config.
     #[error("the image's config cannot be understood")]
     Config(#[from] serde_json::Error),
@@ -52,17 +55,28 @@ pub struct RemoteImage {
 }
 
 impl RemoteImage {
-    /// Finds out what an image is: its manifest for a platform, and its config.
+    /// Finds out what an image is: its manifest for a platform, and its config, which is kept.
     ///
     /// # Errors
     /// [`ResolveError`] when the registry refuses or the image is none that kiln understands.
     pub async fn resolve(
         client: &Client,
+        store: &Store,
         reference: &Reference,
         platform: &Platform,
     ) -> Result<Self, ResolveError> {
         let resolved = client.resolve(reference, platform).await?;
-        let config: ImageConfig = serde_json::from_slice(&client.config(&resolved).await?)?;
+        // One that is here but damaged is as good as none.
+        let known = store.read_blob(&resolved.manifest.value.config.digest).ok();
+        let bytes = match known {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = client.config(&resolved).await?;
+                store.write_blob(&bytes)?;
+                bytes
+            }
+        };
+        let config: ImageConfig = serde_json::from_slice(&bytes)?;
         let (layers, diff_ids) = (
             resolved.manifest.value.layers.len(),
             config.rootfs.diff_ids.len(),

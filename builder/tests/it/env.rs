@@ -43,10 +43,6 @@ macro_rules! bases {
         }
     };
 }
-#[allow(
-    unused_imports,
-    reason = "not every topic builds from real base images"
-)]
 pub(crate) use bases;
 
 /// What of this a machine lacks: root, busybox, or one of the programs.
@@ -376,7 +372,7 @@ impl Registry {
             .arg("-c")
             .arg(
                 "docker-registry serve \"$1\" >\"$2\" 2>&1 </dev/null & pid=$!\n\
-                 cat >/dev/null; kill \"$pid\"; wait \"$pid\"",
+                 exec 2>/dev/null; cat >/dev/null; kill \"$pid\"; wait \"$pid\"",
             )
             .arg("sh")
             .args([&file, &log])

@@ -76,10 +76,12 @@ impl Saved {
     }
 }
 
-/// The entries of a tar, compressed with gzip or not.
+/// The entries of a tar, compressed or not.
 pub(crate) fn entries(tar: &[u8]) -> Layer {
     let mut plain = Vec::new();
-    if tar.starts_with(&[0x1f, 0x8b]) {
+    if tar.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        plain = zstd::decode_all(tar).unwrap();
+    } else if tar.starts_with(&[0x1f, 0x8b]) {
         let mut reader = flate2::read::MultiGzDecoder::new(tar);
         reader.read_to_end(&mut plain).unwrap();
     } else {

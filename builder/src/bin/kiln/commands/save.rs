@@ -27,10 +27,7 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
         .into());
     }
     let store = setup.store()?;
-    let mut images = Vec::new();
-    for text in &args.images {
-        images.extend(wanted(&store, text)?);
-    }
+    let images = wanted(&store, &args.images)?;
     let cancel = Cancel::new()?;
     let output = args.output.clone();
     let stop = cancel.clone();
@@ -48,31 +45,42 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
     })
 }
 
-/// The images that a text means, with the names they are saved under: one name, all tags of a
-/// repository, or none for an id (D10.2).
-fn wanted(store: &Store, text: &str) -> anyhow::Result<Vec<(Digest, Vec<Reference>)>> {
-    let Some(name) = Reference::parse(text)
-        .ok()
-        .filter(|name| name.digest.is_none())
-    else {
-        return Ok(vec![(store.find(text)?, Vec::new())]);
-    };
+/// The images that are meant, each once, with the names it is saved under.
+fn wanted(store: &Store, texts: &[String]) -> anyhow::Result<Vec<(Digest, Vec<Reference>)>> {
     let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
-    for named in store.names()? {
-        let known = Reference::parse(&named.name)?;
-        let same = known.registry == name.registry && known.repository == name.repository;
-        if !same || name.tag.is_some() && known.tag != name.tag {
-            continue;
+    for text in texts {
+        for (image, name) in meant(store, text)? {
+            let place = images.iter().position(|(known, _)| *known == image);
+            let place = place.unwrap_or_else(|| {
+                images.push((image, Vec::new()));
+                images.len() - 1
+            });
+            let names = &mut images[place].1;
+            names.extend(name.filter(|name| !names.contains(name)));
         }
-        match images.iter_mut().find(|(image, _)| *image == named.image) {
-            Some((_, names)) => names.push(known),
-            None => images.push((named.image, vec![known])),
-        }
-    }
-    if images.is_empty() {
-        images.push((store.find(text)?, Vec::new()));
     }
     Ok(images)
+}
+
+/// What one argument means: a name with its tag, all tags of a name without one, or an image by its
+/// id, which is saved without a name (D10.2).
+fn meant(store: &Store, text: &str) -> anyhow::Result<Vec<(Digest, Option<Reference>)>> {
+    if let Ok(name) = Reference::parse(text)
+        && name.digest.is_none()
+    {
+        let mut found = Vec::new();
+        for named in store.names()? {
+            let known = Reference::parse(&named.name)?;
+            let same = known.registry == name.registry && known.repository == name.repository;
+            if same && (name.tag.is_none() || known.tag == name.tag) {
+                found.push((named.image, Some(known)));
+            }
+        }
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(vec![(store.find(text)?, None)])
 }
 
 /// Writes to a temporary file beside the target, so that a failure leaves the target as it was.
