@@ -8,8 +8,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use kiln_registry::archive::ArchiveWriter;
-use kiln_registry::client::Client;
-use kiln_registry::digest::Digest;
+use kiln_registry::client::{Client, ClientError};
+use kiln_registry::digest::{Digest, Mismatch};
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::{
     Compression, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
@@ -24,7 +24,7 @@ use crate::layer::gzip::GzipWriter;
 use crate::layer::{self, Hashing, PackOptions};
 use crate::runtime::Cancel;
 use crate::snapshot::{SnapshotId, Snapshots};
-use crate::step::{StepError, blob_event, open_layer};
+use crate::step::{self, StepError, blob_event, open_layer};
 use crate::store::{LayerBlob, Store, StoreError};
 
 /// Blobs sent at once.
@@ -66,9 +66,18 @@ pub async fn push(
         store.add_repo_digest(reference, &descriptor.digest, image)?;
         Ok(descriptor)
     };
-    tokio::select! {
+    let result = tokio::select! {
         result = work => result,
         () = cancel.cancelled() => Err(StepError::Cancelled.into()),
+    };
+    match result {
+        Err(error) if is_mismatch(&error) => {
+            let (owned, id) = (Arc::clone(store), *image);
+            let task = tokio::task::spawn_blocking(move || remove_altered(&owned, &id));
+            task.await.map_err(|_| StepError::Thread)??;
+            Err(error)
+        }
+        result => result,
     }
 }
 
@@ -86,8 +95,11 @@ fn remember_neighbours(
         if neighbour.registry != reference.registry {
             continue;
         }
-        // An index has no layers, and the manifest it was chosen for has an entry of its own.
-        let Ok(bytes) = store.read_blob(&entry.digest) else {
+        // The repository may know the image by an index; its layers are in the manifest.
+        let Some(manifest) = store.image(&entry.image)?.manifest else {
+            continue;
+        };
+        let Ok(bytes) = store.read_blob(&manifest.digest) else {
             continue;
         };
         if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
@@ -95,6 +107,34 @@ fn remember_neighbours(
                 client.remember(&neighbour, layer.digest);
             }
         }
+    }
+    Ok(())
+}
+
+/// Whether bytes were not those of their digest.
+fn is_mismatch(error: &ImageError) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        let inner = cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        let refused = cause.downcast_ref().and_then(ClientError::code);
+        if cause.is::<Mismatch>()
+            || inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<Mismatch>)
+            || matches!(cause.downcast_ref(), Some(StepError::DiffId { .. }))
+            || refused == Some("DIGEST_INVALID")
+        {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}
+
+/// Removes the layers of an image that were altered in the store, and says so.
+fn remove_altered(store: &Arc<Store>, image: &Digest) -> Result<(), ImageError> {
+    for diff_id in store.config(image)?.rootfs.diff_ids {
+        step::remove_altered(store, diff_id)?;
     }
     Ok(())
 }
@@ -112,22 +152,39 @@ pub fn save<W: Write>(
 ) -> Result<W, ImageError> {
     let mut archive = ArchiveWriter::new(out)?;
     for (image, names) in images {
-        let (manifest, descriptor) = archive_manifest(store, image)?;
-        let config = store.config(image)?;
-        for (layer, &diff_id) in manifest.value.layers.iter().zip(&config.rootfs.diff_ids) {
-            if cancel.is_cancelled() {
-                return Err(StepError::Cancelled.into());
+        match add_image(store, &mut archive, image, names, cancel) {
+            Err(error) if is_mismatch(&error) => {
+                remove_altered(store, image)?;
+                return Err(error);
             }
-            if !archive.has(&layer.digest) {
-                add_layer(store, &mut archive, layer, diff_id)?;
-            }
+            added => added?,
         }
-        let bytes = store.read_blob(image)?;
-        archive.add_blob(&manifest.value.config, &bytes[..])?;
-        archive.add_manifest(&descriptor, &manifest.bytes)?;
-        archive.add_image(&descriptor, names)?;
     }
     Ok(archive.finish()?)
+}
+
+fn add_image<W: Write>(
+    store: &Arc<Store>,
+    archive: &mut ArchiveWriter<W>,
+    image: &Digest,
+    names: &[Reference],
+    cancel: &Cancel,
+) -> Result<(), ImageError> {
+    let (manifest, descriptor) = archive_manifest(store, image)?;
+    let config = store.config(image)?;
+    for (layer, &diff_id) in manifest.value.layers.iter().zip(&config.rootfs.diff_ids) {
+        if cancel.is_cancelled() {
+            return Err(StepError::Cancelled.into());
+        }
+        if !archive.has(&layer.digest) {
+            add_layer(store, archive, layer, diff_id)?;
+        }
+    }
+    let bytes = store.read_blob(image)?;
+    archive.add_blob(&manifest.value.config, &bytes[..])?;
+    archive.add_manifest(&descriptor, &manifest.bytes)?;
+    archive.add_image(&descriptor, names)?;
+    Ok(())
 }
 
 fn add_layer<W: Write>(

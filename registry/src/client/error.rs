@@ -450,6 +450,12 @@ impl ClientError {
     }
 }
 
+/// Whether a cause is the HTTP library's, whose message tells less than the last of its causes.
+#[must_use]
+pub fn is_library_error(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<reqwest::Error>()
+}
+
 /// The TLS library's reasons that another attempt does not change.
 fn is_tls_problem(text: &str) -> bool {
     text.contains("invalid peer certificate")

@@ -138,22 +138,23 @@ fn say(message: &str) {
     render::err(&format!("error: {}", lines.join("\n")));
 }
 
-/// An error and its causes on one line. A cause that the text before already ends with is left
-/// out, and of the HTTP library's many causes all but the last, which alone says something.
+/// An error and its causes on one line. A cause that repeats what was said before is left out, and of the HTTP library's many causes all but the last, which alone says something.
 fn sources(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = plain(error);
+    let mut said = text.clone();
     let mut next = error.source();
     while let Some(mut cause) = next {
-        if cause.is::<reqwest::Error>() {
+        if kiln_registry::client::is_library_error(cause) {
             while let Some(deeper) = cause.source() {
                 cause = deeper;
             }
         }
         let cause_text = plain(cause);
-        if !text.ends_with(&cause_text) {
+        if !text.ends_with(&cause_text) && !cause_text.ends_with(&said) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
+        said = cause_text;
         next = cause.source();
     }
     text

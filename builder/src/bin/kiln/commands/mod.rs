@@ -28,7 +28,7 @@ use crate::args::{Cli, Command};
 use crate::report::{Interrupted, UsageError};
 
 /// How long abandoned threads may take to end.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What every command may need.
 pub(crate) struct Setup {
