@@ -41,11 +41,7 @@ pub async fn pull(
         let before = store.named(reference)?;
         remote.fetch(client, store, observer).await?;
         let image = remote.resolved.manifest.value.config.digest;
-        let digest = remote
-            .resolved
-            .index
-            .as_ref()
-            .map_or(remote.resolved.descriptor.digest, |(index, _)| index.digest);
+        let digest = remote.resolved.digest();
         Ok(Pulled {
             image,
             digest,

@@ -23,10 +23,10 @@ const JOBS: usize = 6;
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The registry refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Client(#[from] ClientError),
     /// The image's config could not be fetched.
-    #[error(transparent)]
+    #[error("{0}")]
     Blob(#[from] BlobError),
     /// The image's config could not be stored.
     #[error(transparent)]
@@ -124,11 +124,10 @@ impl RemoteImage {
             };
             store.add_layer_blob(*diff_id, &blob)?;
         }
-        store.add_repo_digest(reference, &descriptor.digest, &id)?;
-        if let Some((index, bytes)) = &self.resolved.index {
+        if let Some((_, bytes)) = &self.resolved.index {
             store.write_blob(bytes)?;
-            store.add_repo_digest(reference, &index.digest, &id)?;
         }
+        store.add_repo_digest(reference, &self.resolved.digest(), &id)?;
         if reference.digest.is_none() {
             store.tag(reference, &id)?;
         }

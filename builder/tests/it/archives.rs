@@ -323,10 +323,15 @@ fn archives_of_several_images_go_both_ways() {
     let args = ["save", "-q", "-m", "-o", "podman.tar", "one:1", "two:2"];
     tool(&env, "podman", args).success();
     let loaded = env.kiln_in("there", ["load", "-i", "podman.tar"]).success();
+    // podman calls them `localhost/...` here
     let mut names: Vec<_> = loaded.stdout.lines().collect();
     names.sort_unstable();
-    assert_eq!(names, ["Loaded image: one:1", "Loaded image: two:2"]);
-    assert_eq!(id(&env, "there", "two:2"), id(&env, "store", "two:2"));
+    let names = names.iter().map(|line| line.rsplit(' ').next().unwrap());
+    for (name, image) in names.zip(["one:1", "two:2"]) {
+        assert!(name.ends_with(image), "{loaded}");
+        assert_eq!(id(&env, "there", name), id(&env, "store", image));
+    }
+    assert_eq!(loaded.stdout.lines().count(), 2);
 }
 
 #[test]

@@ -349,9 +349,11 @@ fn names_nodes_and_attributes_of_any_kind_are_read_by_others() {
     assert_eq!(fs::read(root.join(raw)).unwrap(), b"x");
     // and kiln reads its own
     env.kiln_in("there", ["load", "-i"]).arg(&archive).success();
-    env.dockerfile(&format!(
-        "FROM app:v1\nRUN cat /soft /hard /caf* >/out; stat -c '%t:%T %F %Y %u' /null /pipe /late /early >>/out\n"
-    ));
+    env.dockerfile(
+        "FROM app:v1\n\
+         RUN cat /soft /hard /caf* >/out; \
+         stat -c '%t:%T %F %Y %u' /null /pipe /late /early >>/out\n",
+    );
     env.kiln_in("there", ["build", "-t", "seen", "context"])
         .success();
     let saved = env.kiln_in("there", ["save", "seen"]).success().bytes;

@@ -14,6 +14,14 @@ const SUITE: &str = "bookworm";
 /// Packages beside the minimal system: what `https` in apt's sources needs.
 const TLS_PACKAGES: &str = "ca-certificates";
 
+/// What Docker Hub's Debian tells apt, so that layers have neither packages nor apt's caches.
+const SMALL: &str = r#"Acquire::Languages "none";
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb /var/cache/apt/*.bin || true"; };
+APT::Update::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb /var/cache/apt/*.bin || true"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"#;
+
 /// Returns all that determines the busybox image, as text.
 pub(super) fn busybox_description() -> Result<String> {
     let digest = process::find("busybox").map(|program| process::sha256_file(&program));
@@ -69,7 +77,7 @@ pub(super) fn busybox(root: &Path) -> Result<()> {
 
 /// Returns all that determines the Debian image, as text.
 pub(super) fn debian_description() -> Result<String> {
-    Ok(format!("1 {SUITE} {:?}", Apt::of_host()?))
+    Ok(format!("2 {SUITE} {:?}", Apt::of_host()?))
 }
 
 /// Installs a minimal Debian in `root`, with the host's way to packages.
@@ -184,7 +192,7 @@ impl Apt {
             let file = root.join("etc/apt").join(path);
             fs::write(&file, text).with_context(|| format!("cannot write `{}`", file.display()))?;
         }
-        let mut text = String::from("Acquire::Languages \"none\";\n");
+        let mut text = String::from(SMALL);
         for (name, value) in &self.settings {
             text.push_str(&format!("{name} \"{value}\";\n"));
         }
