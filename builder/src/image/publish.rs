@@ -8,8 +8,8 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use kiln_registry::archive::ArchiveWriter;
-use kiln_registry::client::{Client, ClientError};
-use kiln_registry::digest::{Digest, Mismatch};
+use kiln_registry::client::Client;
+use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::{
     Compression, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
@@ -19,12 +19,13 @@ use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
 use kiln_registry::transfer;
 
 use super::ImageError;
+use super::altered::{is_mismatch, remove_altered};
 use crate::event::{Event, Observer};
 use crate::layer::gzip::GzipWriter;
 use crate::layer::{self, Hashing, PackOptions};
 use crate::runtime::Cancel;
 use crate::snapshot::{SnapshotId, Snapshots};
-use crate::step::{self, StepError, blob_event, open_layer};
+use crate::step::{StepError, blob_event, open_layer};
 use crate::store::{LayerBlob, Store, StoreError};
 
 /// Blobs sent at once.
@@ -107,34 +108,6 @@ fn remember_neighbours(
                 client.remember(&neighbour, layer.digest);
             }
         }
-    }
-    Ok(())
-}
-
-/// Whether bytes were not those of their digest.
-fn is_mismatch(error: &ImageError) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = next {
-        let inner = cause
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        let refused = cause.downcast_ref().and_then(ClientError::code);
-        if cause.is::<Mismatch>()
-            || inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<Mismatch>)
-            || matches!(cause.downcast_ref(), Some(StepError::DiffId { .. }))
-            || refused == Some("DIGEST_INVALID")
-        {
-            return true;
-        }
-        next = cause.source();
-    }
-    false
-}
-
-/// Removes the layers of an image that were altered in the store, and says so.
-fn remove_altered(store: &Arc<Store>, image: &Digest) -> Result<(), ImageError> {
-    for diff_id in store.config(image)?.rootfs.diff_ids {
-        step::remove_altered(store, diff_id)?;
     }
     Ok(())
 }

@@ -207,7 +207,7 @@ fn a_full_disk_is_named_and_left_as_it_was() {
             .contains("dd: error writing '/big': No space left on device\n"),
         "{ran}"
     );
-    let liar = Liar::with_layer(Fault::None, &vec![b'y'; 16 << 20]);
+    let liar = Liar::with_layer(Fault::CutOnce, &vec![b'y'; 16 << 20]);
     let pulled = disk.kiln(&env).args(["pull", &liar.name()]).failure(3);
     assert!(
         pulled
