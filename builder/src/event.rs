@@ -4,7 +4,14 @@ use std::sync::Arc;
 
 use kiln_registry::digest::Digest;
 
-use crate::runtime::Stream;
+/// Which of a process's streams some output came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
 
 /// Something that happened. Steps are numbered in the order in which they are first mentioned.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +52,11 @@ pub enum Event {
         step: usize,
         /// How long it took, seconds.
         seconds: f64,
+    },
+    /// The step was ended because another one failed, or the whole build was cancelled.
+    Cancelled {
+        /// The step.
+        step: usize,
     },
     /// A remark on a step or, without one, on the whole.
     Note {

@@ -10,7 +10,7 @@
 //! A module uses only what stands left of it:
 //!
 //! ```text
-//! sys < runtime < event < store, graph < layer, context < snapshot < lower, cache < step
+//! sys, event < store, graph < layer, context < snapshot, runtime < lower < cache < step
 //!     < schedule < image < pipeline < bin
 //! ```
 

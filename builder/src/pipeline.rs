@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_grammar::ast::Dockerfile;
-use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile};
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -83,6 +83,11 @@ pub struct Source {
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// This user may not do what a build needs.
+    #[error(
+        "building needs root: without it neither owners of files nor sandboxes can be made yet"
+    )]
+    NeedsRoot,
     /// The build context is not there.
     #[error("path \"{}\" not found", .0.display())]
     NoContext(PathBuf),
@@ -120,6 +125,8 @@ pub enum BuildError {
         name: String,
         /// The Dockerfile, and the instruction that names the image.
         place: Box<(Source, Option<kiln_grammar::source::Span>)>,
+        /// A stage that may have been meant.
+        near: Option<String>,
         /// Why.
         source: BaseError,
     },
@@ -134,16 +141,16 @@ pub enum BuildError {
         source: StepError,
     },
     /// The build context could not be opened.
-    #[error(transparent)]
+    #[error("{0}")]
     Context(#[from] ContextError),
     /// The image could not be assembled.
-    #[error(transparent)]
+    #[error("{0}")]
     Image(#[from] ImageError),
     /// The sandbox is not available.
-    #[error(transparent)]
+    #[error("{0}")]
     Runtime(#[from] RuntimeError),
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// The build was cancelled.
     #[error("cancelled")]
@@ -154,13 +161,13 @@ pub enum BuildError {
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
     /// It is no valid name.
-    #[error(transparent)]
+    #[error("{0}")]
     Reference(#[from] ReferenceError),
     /// Its registry refused, or it is no image.
-    #[error(transparent)]
+    #[error("{0}")]
     Resolve(#[from] ResolveError),
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// The build was cancelled.
     #[error("cancelled")]
@@ -178,6 +185,9 @@ pub async fn build(
     observer: Observer,
     cancel: Cancel,
 ) -> Result<Outcome, BuildError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(BuildError::NeedsRoot);
+    }
     let context = open_folder(&request.context)?;
     let (path, source) = read_dockerfile(&request)?;
     let wrong = |diagnostics| BuildError::Dockerfile {
@@ -194,14 +204,19 @@ pub async fn build(
         pull: request.pull,
         images: BTreeMap::new(),
     };
-    let (bases, mut warnings) = resolver
+    let bases = resolver
         .resolve_all(&file, &source, &request.options)
         .await?;
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
     refuse_unsupported(&plan).map_err(wrong)?;
-    warnings.extend(file.warnings.iter().cloned());
-    warnings.extend(plan.warnings.iter().cloned());
+    let warnings = file
+        .warnings
+        .iter()
+        .chain(&plan.warnings)
+        .cloned()
+        .collect();
+    let warnings = lower::check(&file, &request.options, warnings).map_err(wrong)?;
 
     let stat_cache = store
         .root()
@@ -322,7 +337,7 @@ fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), Build
 fn read_text(path: &Path) -> io::Result<String> {
     let file = fs::File::open(path)?;
     if file.metadata()?.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
+        return Err(rustix::io::Errno::ISDIR.into());
     }
     let mut text = String::new();
     if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64
@@ -389,9 +404,8 @@ impl Resolver<'_> {
         file: &Dockerfile,
         source: &Source,
         options: &LowerOptions,
-    ) -> Result<(BaseImages, Vec<Diagnostic>), BuildError> {
+    ) -> Result<BaseImages, BuildError> {
         let mut bases = BaseImages::default();
-        let mut warnings = Vec::new();
         loop {
             let wanted = lower::wanted(file, options, &bases).map_err(|diagnostics| {
                 BuildError::Dockerfile {
@@ -400,7 +414,7 @@ impl Resolver<'_> {
                 }
             })?;
             if wanted.is_empty() {
-                return Ok((bases, warnings));
+                return Ok(bases);
             }
             for want in wanted {
                 let base = self.resolve(&want).await.map_err(|error| match error {
@@ -408,10 +422,10 @@ impl Resolver<'_> {
                     error => BuildError::Resolve {
                         name: want.reference.clone(),
                         place: Box::new((source.clone(), want.span)),
+                        near: near_stage(file, &want.reference),
                         source: error,
                     },
                 })?;
-                warnings.extend(platform_warning(&want, &base));
                 bases.insert(want.reference, want.platform, base);
             }
         }
@@ -426,7 +440,7 @@ impl Resolver<'_> {
             return Ok(base);
         }
         let remote = tokio::select! {
-            remote = RemoteImage::resolve(self.client, &reference, &want.platform) => remote?,
+            remote = RemoteImage::resolve(self.client, self.store, &reference, &want.platform) => remote?,
             () = self.cancel.cancelled() => return Err(BaseError::Cancelled),
         };
         let base = BaseImage {
@@ -458,21 +472,10 @@ impl Resolver<'_> {
     }
 }
 
-/// A base image of another platform than wanted is used, with a warning (A7.8).
-fn platform_warning(want: &Wanted, base: &BaseImage) -> Option<Diagnostic> {
-    let (os, architecture) = (&base.config.os, &base.config.architecture);
-    if *os == want.platform.os && *architecture == want.platform.architecture {
-        return None;
-    }
-    let message = format!(
-        "Base image {} was pulled with platform \"{os}/{architecture}\", expected \"{}/{}\" for current build",
-        want.reference, want.platform.os, want.platform.architecture
-    );
-    Some(Diagnostic::warning(
-        "InvalidBaseImagePlatform",
-        message,
-        want.span.unwrap_or_default(),
-    ))
+/// A stage whose name is like that of an image.
+fn near_stage(file: &Dockerfile, image: &str) -> Option<String> {
+    let names = file.stages.iter().filter_map(|stage| stage.name.as_ref());
+    suggest(image, names.map(|name| name.value.as_str())).map(ToOwned::to_owned)
 }
 
 /// Time of a build: SOURCE_DATE_EPOCH where it is set, else now, seconds since 1970.

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kiln_builder::graph::Network;
-use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, Wanted, platform};
+use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, Wanted};
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_grammar::source::position;
 use kiln_registry::digest::Digest;
@@ -86,7 +86,7 @@ fn lower_case(case: &Path) -> Result<String, String> {
         }
         for image in wanted {
             let at = position(&text, image.span.map_or(0, |span| span.start));
-            let platform = platform::format(&image.platform);
+            let platform = image.platform.to_string();
             let (line, column) = (at.line, at.column);
             writeln!(
                 out,
@@ -153,7 +153,7 @@ fn options(value: &Value) -> LowerOptions {
         ..Platform::default()
     };
     let platform = |name: &str| match value[name].as_str() {
-        Some(text) => platform::parse(text, &host).unwrap(),
+        Some(text) => Platform::parse_on(text, &host).unwrap(),
         None => host.clone(),
     };
     let pairs = |name: &str| -> Vec<(String, Option<String>)> {

@@ -6,7 +6,7 @@
 //!    each instruction, with the way back to the bytes of the file.
 //! 2. [`syntax`] cuts a line into keyword, flags and arguments and takes heredoc bodies. The
 //!    grammar is `dockerfile.pest`; its rules are seen nowhere else.
-//! 3. [`parse`] types each instruction ([`ast`]) and puts the stages together. What is wrong comes
+//! 3. [`parse()`] types each instruction ([`ast`]) and puts the stages together. What is wrong comes
 //!    back as [`diagnostic`]s with their places, several at once.
 //!
 //! Nothing is expanded on the way, since values are known only while a build is planned: [`word`]

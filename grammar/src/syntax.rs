@@ -3,7 +3,7 @@
 //!
 //! This is the only file that sees the rules of `dockerfile.pest`. The line's joints and the
 //! escape character are settled before ([`crate::source`]); the meaning comes after
-//! ([`crate::parse`]).
+//! ([`crate::parse()`]).
 
 use pest::Parser as _;
 use pest::iterators::Pair;

@@ -25,10 +25,10 @@ pub enum BlobError {
     #[error("{0} not found in {1}")]
     NotFound(Digest, String),
     /// What arrived is not what was announced.
-    #[error(transparent)]
+    #[error("{0}")]
     Mismatch(#[from] Mismatch),
     /// The registry or the network said no.
-    #[error(transparent)]
+    #[error("{0}")]
     Client(#[from] crate::client::ClientError),
     /// Reading or writing failed.
     #[error("{action}")]

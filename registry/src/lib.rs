@@ -1,6 +1,6 @@
 //! Images as bytes and names.
 //!
-//! [`reference`] names images, [`digest`] and [`spec`] say what they are. A place that an image can
+//! [`mod@reference`] names images, [`digest`] and [`spec`] say what they are. A place that an image can
 //! be at is a [`blob::BlobSource`], a [`blob::BlobSink`], or both: a repository of a registry
 //! ([`client`], with [`credentials`]), an OCI layout ([`layout`]), an archive ([`archive`]), or the
 //! builder's own store. [`transfer::copy`] moves an image from one to another.

@@ -1,7 +1,7 @@
 //! `cargo xtask dist`: the static binaries, in `target/dist`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     for platform in &PLATFORMS {
         let own = platform.name == std::env::consts::ARCH;
         match platform.build() {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(error) if own => return Err(error),
             Err(error) => println!("kiln-{}: not built: {error:#}", platform.name),
         }
@@ -50,8 +50,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Builds the binary for this machine's architecture, and says where it is.
+pub(crate) fn own() -> Result<PathBuf> {
+    let own = PLATFORMS
+        .iter()
+        .find(|platform| platform.name == std::env::consts::ARCH);
+    own.context("no static binary can be made on this architecture")?
+        .build()
+}
+
 impl Platform {
-    fn build(&self) -> Result<()> {
+    fn build(&self) -> Result<PathBuf> {
         let compiler = self.compiler()?;
         self.add_target()?;
         let upper = self.target.to_uppercase().replace('-', "_");
@@ -78,7 +87,7 @@ impl Platform {
         check_static(&file)?;
         let size = fs::metadata(&file)?.len();
         println!("{} ({:.1} MB)", file.display(), size as f64 / 1e6);
-        Ok(())
+        Ok(file)
     }
 
     fn compiler(&self) -> Result<&'static str> {

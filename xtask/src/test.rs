@@ -5,22 +5,25 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::kiln::{self, Profile};
-use crate::{bases, peers, process};
+use crate::{bases, dist, peers, process};
 
 /// Installs the peers, makes and serves the base images, and runs `cargo test` with `arguments`.
 ///
-/// The tests find the registry with the base images at `KILN_TEST_BASES`, a `host:port`.
+/// The tests find the registry with the base images at `KILN_TEST_BASES`, a `host:port`, and the
+/// static binary at `KILN_TEST_STATIC`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     check_machine()?;
     peers::ensure(&peers::TESTS)?;
     let binary = kiln::build(Profile::Dev)?;
+    let standalone = dist::own()?;
     let registry = bases::serve(&binary, &[])?;
     eprintln!("base images: {}", registry.address());
     process::run(
         kiln::cargo()
             .args(["test", "--workspace"])
             .args(arguments)
-            .env("KILN_TEST_BASES", registry.address()),
+            .env("KILN_TEST_BASES", registry.address())
+            .env("KILN_TEST_STATIC", standalone),
     )
 }
 

@@ -21,19 +21,19 @@ use crate::store::{Store, StoreError};
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// A layer could not be made or read.
-    #[error(transparent)]
+    #[error("{0}")]
     Step(#[from] StepError),
     /// A document could not be written as JSON; a bug.
     #[error("writing the {0} as JSON")]
     Json(&'static str, #[source] serde_json::Error),
     /// An archive could not be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Archive(#[from] kiln_registry::archive::ArchiveError),
     /// Bytes could not be moved.
-    #[error(transparent)]
+    #[error("{0}")]
     Blob(#[from] kiln_registry::blob::BlobError),
     /// A layer in an archive is not the one that the image's config names.
     #[error("invalid diffID for layer {number}: expected {expected}, got {actual}")]

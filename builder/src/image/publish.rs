@@ -46,6 +46,7 @@ pub async fn push(
         let (owned, id, watch) = (Arc::clone(store), *image, observer.clone());
         let task = tokio::task::spawn_blocking(move || registry_manifest(&owned, &id, &watch));
         let (manifest, descriptor) = task.await.map_err(|_| StepError::Thread)??;
+        remember_neighbours(store, client, reference)?;
         let sink = client.repository(reference);
         let watch = observer.clone();
         let progress = move |blob: &Descriptor, step| watch.tell(blob_event(blob, step));
@@ -69,6 +70,33 @@ pub async fn push(
         result = work => result,
         () = cancel.cancelled() => Err(StepError::Cancelled.into()),
     }
+}
+
+/// Tells the client which layers other repositories of the registry are known to hold: those of the
+/// images that were pulled from there or pushed there. They are mounted, not sent (D7.4).
+fn remember_neighbours(
+    store: &Store,
+    client: &Client,
+    reference: &Reference,
+) -> Result<(), StoreError> {
+    for entry in store.repo_digests()? {
+        let Ok(neighbour) = Reference::parse(&entry.repository) else {
+            continue;
+        };
+        if neighbour.registry != reference.registry {
+            continue;
+        }
+        // An index has no layers, and the manifest it was chosen for has an entry of its own.
+        let Ok(bytes) = store.read_blob(&entry.digest) else {
+            continue;
+        };
+        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
+            for layer in manifest.layers {
+                client.remember(&neighbour, layer.digest);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes images to an archive that docker, podman, skopeo and OCI tools read (D10.1); layers that

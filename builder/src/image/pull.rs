@@ -35,17 +35,13 @@ pub async fn pull(
     cancel: &Cancel,
 ) -> Result<Pulled, ImageError> {
     let work = async {
-        let remote = RemoteImage::resolve(client, reference, platform)
+        let remote = RemoteImage::resolve(client, store, reference, platform)
             .await
             .map_err(StepError::from)?;
         let before = store.named(reference)?;
         remote.fetch(client, store, observer).await?;
         let image = remote.resolved.manifest.value.config.digest;
-        let digest = remote
-            .resolved
-            .index
-            .as_ref()
-            .map_or(remote.resolved.descriptor.digest, |(index, _)| index.digest);
+        let digest = remote.resolved.digest();
         Ok(Pulled {
             image,
             digest,

@@ -1,10 +1,10 @@
 //! Layers: a directory in overlayfs's form to a tar, and back.
 //!
-//! [`pack`] walks a directory that overlayfs wrote to (or that kiln filled in the same form) and
-//! writes the layer's tar; [`seal`] does so while it takes the digests and compresses, in one
-//! pass. [`unpack`] makes such a directory from a layer, or extracts an archive for `ADD`.
+//! [`pack()`] walks a directory that overlayfs wrote to (or that kiln filled in the same form) and
+//! writes the layer's tar; [`seal()`] does so while it takes the digests and compresses, in one
+//! pass. [`unpack()`] makes such a directory from a layer, or extracts an archive for `ADD`.
 //! [`tar`] is the format itself, [`gzip`] the compressor whose bytes are always the same,
-//! [`archive`] tells archives from other files. A layer's bytes are fixed: see [`pack`] for the
+//! [`archive`] tells archives from other files. A layer's bytes are fixed: see [`pack()`] for the
 //! order and [`tar::Writer`] for the form.
 
 pub mod archive;

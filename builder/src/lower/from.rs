@@ -4,7 +4,6 @@ use kiln_grammar::diagnostic::Diagnostic;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 use super::path;
-use super::platform;
 use super::scope::Scope;
 use super::stage::{Shared, State, prefix};
 use super::stages::Base;
@@ -127,22 +126,20 @@ fn inherit(config: &mut ImageConfig, platform: &Platform) {
 /// Warns of a base image of another platform (A7.8).
 fn warn_about_platform(shared: &mut Shared<'_>, index: usize, name: &str, config: &ImageConfig) {
     let stage = &shared.stages.list[index];
-    let mut actual = Platform {
+    let actual = Platform {
         os: config.os.clone(),
         architecture: config.architecture.clone(),
         variant: config.variant.clone(),
         ..Platform::default()
-    };
-    platform::normalize(&mut actual);
+    }
+    .normalized();
     let wanted = &stage.platform;
     let unknown = actual.os.is_empty() || actual.architecture.is_empty();
     if unknown || (actual.os == wanted.os && actual.architecture == wanted.architecture) {
         return;
     }
     let message = format!(
-        "base image {name} was pulled with platform \"{}\", expected \"{}\" for current build",
-        platform::format(&actual),
-        platform::format(wanted),
+        "base image {name} was pulled with platform \"{actual}\", expected \"{wanted}\" for current build"
     );
     let warning = Diagnostic::warning("InvalidBaseImagePlatform", message, stage.ast.base.span);
     shared.warnings.push(warning);

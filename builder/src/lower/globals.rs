@@ -6,7 +6,6 @@ use kiln_grammar::diagnostic::Diagnostic;
 use kiln_registry::spec::Platform;
 
 use super::options::LowerOptions;
-use super::platform;
 use super::scope::Scope;
 
 /// Bytes that all arguments before the first `FROM` may take.
@@ -71,7 +70,7 @@ fn automatic(file: &Dockerfile, options: &LowerOptions) -> Vec<(String, String)>
 
 fn fields(platform: &Platform) -> [(&'static str, String); 5] {
     [
-        ("PLATFORM", platform::format(platform)),
+        ("PLATFORM", platform.to_string()),
         ("OS", platform.os.clone()),
         ("OSVERSION", platform.os_version.clone().unwrap_or_default()),
         ("ARCH", platform.architecture.clone()),

@@ -7,9 +7,11 @@
 //!   stages the target needs;
 //! - `from` starts a stage, `stage` walks its instructions, `run`, `mounts`, `copy` and `meta`
 //!   lower them, `history` words them;
+//! - `check` filters the warnings;
 //! - `onbuild` reads triggers, `frontend` judges `# syntax=`;
-//! - `expose`, `signal`, `chmod`, `platform` and `path` are small languages of their own.
+//! - `expose`, `signal`, `chmod` and `path` are small languages of their own.
 
+mod check;
 mod chmod;
 mod copy;
 mod expose;
@@ -23,7 +25,6 @@ mod onbuild;
 mod options;
 mod path;
 mod plan;
-pub mod platform;
 mod run;
 mod scope;
 mod signal;
@@ -37,6 +38,7 @@ use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::source::Span;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+pub use check::check;
 pub use options::{BaseImage, BaseImages, LowerOptions};
 pub use plan::{HistoryEntry, Plan, Wanted};
 
@@ -140,7 +142,7 @@ fn finish(config: &mut ImageConfig, options: &LowerOptions) {
         platform.os.clone_from(&target.os);
         platform.architecture.clone_from(&target.architecture);
     }
-    platform::normalize(&mut platform);
+    let platform = platform.normalized();
     config.os = platform.os;
     config.architecture = platform.architecture;
     config.variant = platform.variant;

@@ -12,7 +12,6 @@ use kiln_registry::spec::{ImageConfig, Platform};
 use super::onbuild::Trigger;
 use super::options::{BaseImages, LowerOptions};
 use super::plan::HistoryEntry;
-use super::platform;
 use super::scope::{Expansion, Scope};
 use super::stages::{Base, Stages};
 use crate::graph::{Graph, ImageOp, Op, Origin, Vertex, VertexId};
@@ -152,7 +151,7 @@ impl<'a> Shared<'a> {
         prefix: &str,
     ) -> Result<(VertexId, ImageConfig), Diagnostic> {
         let Some(image) = self.bases.get(reference, platform) else {
-            let platform = platform::format(platform);
+            let platform = platform.to_string();
             let message = format!("image `{reference}` for {platform} is not resolved");
             return Err(Diagnostic::error(message, span));
         };
@@ -346,7 +345,7 @@ pub(super) fn prefix(shared: &Shared<'_>, index: usize, step: usize, total: usiz
     let stage = &shared.stages.list[index];
     let mut text = String::from("[");
     if shared.options.name_platform {
-        text.push_str(&platform::format(&stage.platform));
+        text.push_str(&stage.platform.to_string());
         text.push_str(&target_suffix(&stage.platform, &shared.options.platform));
         text.push(' ');
     }
@@ -362,7 +361,7 @@ pub(super) fn prefix(shared: &Shared<'_>, index: usize, step: usize, total: usiz
 /// What a stage that runs on one platform says of building for another (C10.2).
 fn target_suffix(stage: &Platform, target: &Platform) -> String {
     if stage.os != target.os {
-        return format!("->{}", platform::format(target));
+        return format!("->{target}");
     }
     if stage.architecture == target.architecture {
         return String::new();

@@ -7,12 +7,12 @@ use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::source::{Span, Spanned};
 use kiln_registry::spec::Platform;
 
+use super::globals;
 use super::mounts;
 use super::onbuild::{self, Trigger};
 use super::options::{BaseImages, LowerOptions};
 use super::plan::Wanted;
 use super::scope::Scope;
-use super::{globals, platform};
 
 /// The stages of a file.
 #[derive(Debug)]
@@ -134,10 +134,8 @@ impl<'a> Stages<'a> {
                     let message = format!("empty platform value from expression {}", word.value);
                     return Err(Diagnostic::error(message, word.span));
                 }
-                platform::parse(&text, &options.build_platform).map_err(|error| {
-                    let message = format!("failed to parse platform {}: {error}", word.value);
-                    Diagnostic::error(message, word.span)
-                })?
+                Platform::parse_on(&text, &options.build_platform)
+                    .map_err(|error| Diagnostic::error(error.to_string(), word.span))?
             }
         };
         Ok(match base {

@@ -51,7 +51,7 @@ pub enum RuntimeError {
     #[error("unknown resource limit `{0}`")]
     Limit(String),
     /// The user cannot be resolved in the image.
-    #[error(transparent)]
+    #[error("{0}")]
     User(#[from] UserError),
     /// There is nothing to run.
     #[error("no program to run")]

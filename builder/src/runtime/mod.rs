@@ -24,6 +24,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::event::Stream;
+
 pub use cancel::Cancel;
 pub use error::RuntimeError;
 pub use native::Native;
@@ -114,15 +116,6 @@ pub enum Mount {
         /// Size limit in bytes.
         size: Option<u64>,
     },
-}
-
-/// Which of the process's streams some output came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
 }
 
 /// How a process ended.

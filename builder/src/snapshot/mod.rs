@@ -18,29 +18,13 @@ use crate::layer;
 use crate::store::{SnapshotFacts, Store, StoreError, TempDir};
 use crate::sys::root::Root;
 
-/// Names a snapshot of one store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SnapshotId(String);
-
-impl SnapshotId {
-    /// The id of that name; names are those that the store gave.
-    #[must_use]
-    pub fn from_name(name: String) -> Self {
-        Self(name)
-    }
-
-    /// Its name, which is also that of its folder.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.0
-    }
-}
+pub use crate::store::SnapshotId;
 
 /// Why a snapshot could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// A directory could not be read, written or mounted.
     #[error("{action} `{path}`")]
@@ -143,7 +127,7 @@ impl Snapshots {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        let id = SnapshotId(name);
+        let id = SnapshotId::from_name(name);
         let target = self.store.snapshot_path(&id);
         fs::rename(&upper, &target).map_err(io_error("naming the snapshot", &target))?;
         let facts = SnapshotFacts {
@@ -167,6 +151,10 @@ impl Snapshots {
         for id in stack.iter().rev() {
             if self.store.snapshot(id)?.entries > 0 {
                 lowers.push(self.store.snapshot_path(id));
+            }
+            // overlayfs takes no notice of the mark on a layer's own root (D5.8).
+            if is_opaque(&self.store.snapshot_path(id)) {
+                break;
             }
         }
         Ok(lowers)
@@ -229,6 +217,16 @@ impl Snapshots {
     }
 }
 
+/// Whether a layer hides everything below it.
+fn is_opaque(layer: &Path) -> bool {
+    let mut value = [0; 1];
+    let attribute = layer::whiteout::opaque_attribute(false);
+    matches!(
+        rustix::fs::lgetxattr(layer, attribute, &mut value[..]),
+        Ok(1)
+    ) && value == *b"y"
+}
+
 /// Number of entries below a directory and bytes of file content in them.
 fn measure(directory: &Path) -> io::Result<(u64, u64)> {
     let (mut entries, mut bytes) = (0, 0);
@@ -249,4 +247,78 @@ pub fn now() -> i64 {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A snapshot with one file, opaque or not.
+    fn layer(snapshots: &Snapshots, file: &str, opaque: bool) -> SnapshotId {
+        let active = snapshots.prepare().unwrap();
+        fs::write(active.upper().join(file), file).unwrap();
+        if opaque {
+            let attribute = layer::whiteout::opaque_attribute(false);
+            rustix::fs::setxattr(
+                active.upper(),
+                attribute,
+                b"y",
+                rustix::fs::XattrFlags::empty(),
+            )
+            .unwrap();
+        }
+        snapshots.commit(active).unwrap()
+    }
+
+    #[test]
+    fn d5_8_an_opaque_root_hides_the_layers_below() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "this test needs root");
+            eprintln!("SKIPPED: trusted attributes need root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(folder.path()).unwrap());
+        let snapshots = Snapshots::new(Arc::clone(&store));
+        let stack = [
+            layer(&snapshots, "low", false),
+            layer(&snapshots, "middle", true),
+            layer(&snapshots, "top", false),
+        ];
+        let empty = snapshots.commit(snapshots.prepare().unwrap()).unwrap();
+        let names = |stack: &[SnapshotId]| snapshots.lowers(stack).unwrap().len();
+        assert_eq!(names(&stack[..1]), 1);
+        assert_eq!(names(&stack), 2);
+        assert_eq!(
+            names(&[stack[0].clone(), empty.clone()]),
+            1,
+            "an empty layer is left out"
+        );
+        assert!(snapshots.view(&[empty]).unwrap().is_none());
+        let view = snapshots.view(&stack).unwrap().unwrap();
+        assert!(
+            view.read(Path::new("top"), 10).is_ok() && view.read(Path::new("middle"), 10).is_ok()
+        );
+        assert!(view.read(Path::new("low"), 10).is_err());
+    }
+
+    #[test]
+    fn a_sealed_snapshot_of_an_unclean_boot_is_compared_with_its_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(folder.path()).unwrap());
+        let snapshots = Snapshots::new(Arc::clone(&store));
+        let (good, bad) = (
+            layer(&snapshots, "good", false),
+            layer(&snapshots, "bad", false),
+        );
+        for id in [&good, &bad] {
+            snapshots.seal(id).unwrap();
+            store.unsettle_snapshot(id).unwrap();
+        }
+        fs::write(store.snapshot_path(&bad).join("bad"), "").unwrap();
+        assert!(snapshots.check(&good).unwrap());
+        assert!(store.snapshot(&good).unwrap().settled);
+        assert!(!snapshots.check(&bad).unwrap());
+        assert!(!store.snapshot_path(&bad).exists());
+    }
 }

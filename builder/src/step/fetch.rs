@@ -16,7 +16,7 @@ use crate::snapshot::SnapshotId;
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The server or the network said no.
-    #[error(transparent)]
+    #[error("{0}")]
     Client(#[from] ClientError),
     /// The file is another one than announced.
     #[error("digest mismatch: expected {expected}, got {actual}")]

@@ -23,11 +23,14 @@ const JOBS: usize = 6;
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The registry refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Client(#[from] ClientError),
     /// The image's config could not be fetched.
-    #[error(transparent)]
+    #[error("{0}")]
     Blob(#[from] BlobError),
+    /// The image's config could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The image's config is no config.
     #[error("the image's config cannot be understood")]
     Config(#[from] serde_json::Error),
@@ -51,17 +54,28 @@ pub struct RemoteImage {
 }
 
 impl RemoteImage {
-    /// Finds out what an image is: its manifest for a platform, and its config.
+    /// Finds out what an image is: its manifest for a platform, and its config, which is kept.
     ///
     /// # Errors
     /// [`ResolveError`] when the registry refuses or the image is none that kiln understands.
     pub async fn resolve(
         client: &Client,
+        store: &Store,
         reference: &Reference,
         platform: &Platform,
     ) -> Result<Self, ResolveError> {
         let resolved = client.resolve(reference, platform).await?;
-        let config: ImageConfig = serde_json::from_slice(&client.config(&resolved).await?)?;
+        // One that is here but damaged is as good as none.
+        let known = store.read_blob(&resolved.manifest.value.config.digest).ok();
+        let bytes = match known {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = client.config(&resolved).await?;
+                store.write_blob(&bytes)?;
+                bytes
+            }
+        };
+        let config: ImageConfig = serde_json::from_slice(&bytes)?;
         let (layers, diff_ids) = (
             resolved.manifest.value.layers.len(),
             config.rootfs.diff_ids.len(),
@@ -110,11 +124,10 @@ impl RemoteImage {
             };
             store.add_layer_blob(*diff_id, &blob)?;
         }
-        store.add_repo_digest(reference, &descriptor.digest, &id)?;
-        if let Some((index, bytes)) = &self.resolved.index {
+        if let Some((_, bytes)) = &self.resolved.index {
             store.write_blob(bytes)?;
-            store.add_repo_digest(reference, &index.digest, &id)?;
         }
+        store.add_repo_digest(reference, &self.resolved.digest(), &id)?;
         if reference.digest.is_none() {
             store.tag(reference, &id)?;
         }

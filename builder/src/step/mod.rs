@@ -4,6 +4,7 @@ pub mod copy;
 mod fetch;
 mod image;
 mod mkdir;
+mod opaque;
 mod run;
 mod select;
 
@@ -93,19 +94,19 @@ pub enum StepError {
     #[error("cancelled")]
     Cancelled,
     /// The process could not be started.
-    #[error(transparent)]
-    Runtime(RuntimeError),
+    #[error("{0}")]
+    Runtime(#[source] RuntimeError),
     /// Files could not be selected or copied.
-    #[error(transparent)]
+    #[error("{0}")]
     Copy(#[from] copy::CopyError),
     /// What is copied has no content key.
-    #[error(transparent)]
+    #[error("{0}")]
     Key(#[from] KeyError),
     /// The build context could not be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Context(#[from] ContextError),
     /// A user or group is not known in the image.
-    #[error(transparent)]
+    #[error("{0}")]
     User(#[from] UserError),
     /// A layer could not be unpacked.
     #[error("unpacking layer {0}")]
@@ -119,7 +120,7 @@ pub enum StepError {
         actual: DiffId,
     },
     /// A layer could not be packed.
-    #[error(transparent)]
+    #[error("{0}")]
     Pack(#[from] PackError),
     /// A URL could not be fetched.
     #[error("failed to fetch `{url}`")]
@@ -130,7 +131,7 @@ pub enum StepError {
         source: fetch::FetchError,
     },
     /// An image could not be resolved.
-    #[error(transparent)]
+    #[error("{0}")]
     Resolve(#[from] ResolveError),
     /// A layer of an image could not be fetched.
     #[error("fetching the layers of `{0}`")]
@@ -146,10 +147,10 @@ pub enum StepError {
         source: std::io::Error,
     },
     /// The snapshot could not be made or read.
-    #[error(transparent)]
+    #[error("{0}")]
     Snapshot(#[from] SnapshotError),
     /// The store refused.
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
     /// A thread of kiln died; a bug.
     #[error("a worker thread ended without a result")]
@@ -191,7 +192,7 @@ pub fn execute(
             op,
             &stack,
             id.index(),
-            active.upper(),
+            &active.upper(),
             active.work(),
         )?,
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,

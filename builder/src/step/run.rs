@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{StepError, Worker};
+use super::{StepError, Worker, opaque};
 use crate::event::Event;
 use crate::graph::{MountOp, Network, RunOp};
 use crate::runtime::{Exit, Mount, ProcessSpec, Root};
@@ -47,12 +47,12 @@ pub(super) fn execute(
     op: &RunOp,
     stack: &[SnapshotId],
     step: usize,
-    upper: PathBuf,
+    upper: &Path,
     work: PathBuf,
 ) -> Result<(), StepError> {
     let root = Root {
         lowers: worker.snapshots.lowers(stack)?,
-        upper,
+        upper: upper.to_owned(),
         work,
     };
     let spec = specification(worker, op, root, stack)?;
@@ -70,7 +70,7 @@ pub(super) fn execute(
         &worker.cancel,
     )?;
     match exit {
-        Exit::Code(0) => Ok(()),
+        Exit::Code(0) => opaque::settle(worker, stack, upper),
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,

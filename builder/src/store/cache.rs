@@ -3,8 +3,7 @@
 use kiln_registry::digest::Digest;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Store, StoreError};
-use crate::snapshot::SnapshotId;
+use super::{SnapshotId, Store, StoreError};
 
 /// The remembered result of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]

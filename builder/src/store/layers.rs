@@ -9,10 +9,27 @@ use kiln_registry::spec::{ChainId, DiffId};
 use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::{Store, StoreError, digest};
-use crate::snapshot::SnapshotId;
 
 /// After so many seconds the kernel has written dirty pages by itself, so syncing is cheap.
 const SETTLED: i64 = 60;
+
+/// Names a snapshot of one store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId(String);
+
+impl SnapshotId {
+    /// The id of that name; names are those that the store gave.
+    #[must_use]
+    pub fn from_name(name: String) -> Self {
+        Self(name)
+    }
+
+    /// Its name, which is also that of its folder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
 
 /// A form of a layer that lies in the store as a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,6 +252,18 @@ impl Store {
         self.change(|db| {
             db.execute(
                 "UPDATE snapshots SET boot = NULL WHERE id = ?1",
+                [id.name()],
+            )
+        })?;
+        Ok(())
+    }
+
+    /// Makes a snapshot look as if an earlier boot had written it.
+    #[cfg(test)]
+    pub(crate) fn unsettle_snapshot(&self, id: &SnapshotId) -> Result<(), StoreError> {
+        self.change(|db| {
+            db.execute(
+                "UPDATE snapshots SET boot = 'another' WHERE id = ?1",
                 [id.name()],
             )
         })?;

@@ -34,7 +34,7 @@ use rusqlite::Connection;
 pub use blobs::BlobWriter;
 pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
-pub use layers::{LayerBlob, SnapshotFacts};
+pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
 
 /// Format version that this kiln reads and writes.
@@ -62,9 +62,7 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// Another version of kiln made the store.
-    #[error(
-        "the store `{path}` has format version `{found}`, this kiln knows version {VERSION}: use the kiln that made it, or another --root"
-    )]
+    #[error("the store `{path}` has format version `{found}`, this kiln knows version {VERSION}")]
     Version {
         /// The store.
         path: PathBuf,
@@ -72,7 +70,7 @@ pub enum StoreError {
         found: String,
     },
     /// Content is not what it was announced to be; nothing was stored.
-    #[error(transparent)]
+    #[error("{0}")]
     Mismatch(#[from] Mismatch),
     /// No image of this name or id.
     #[error("No such image: {0}")]
@@ -89,7 +87,7 @@ pub enum StoreError {
         detail: String,
     },
     /// Something the store should hold is gone.
-    #[error("{what} is missing in the store `{path}`: pull or load the image again")]
+    #[error("{what} is missing in the store `{path}`")]
     Missing {
         /// What.
         what: String,
@@ -110,7 +108,29 @@ impl StoreError {
     /// Whether the disk is full.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ),
+            Self::Database { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            _ => false,
+        }
+    }
+
+    /// What the user could do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Version { .. } => {
+                "use the kiln that made it, or choose another place with --root"
+            }
+            Self::Missing { .. } | Self::Damaged { .. } => "pull, load or build the image again",
+            _ => return None,
+        };
+        Some(hint.to_owned())
     }
 }
 
@@ -230,3 +250,6 @@ fn check_version(root: &Path) -> Result<(), StoreError> {
 fn digest(text: &str, what: &str) -> Result<Digest, StoreError> {
     text.parse().map_err(Store::damaged(what))
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,10 +43,6 @@ macro_rules! bases {
         }
     };
 }
-#[allow(
-    unused_imports,
-    reason = "not every topic builds from real base images"
-)]
 pub(crate) use bases;
 
 /// What of this a machine lacks: root, busybox, or one of the programs.
@@ -281,15 +277,10 @@ impl Run {
         let input = std::mem::take(&mut self.stdin);
         // a program that reads nothing closes its end; what it prints tells more than the error
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
-        let output = child.wait_with_output().unwrap();
+        let mut output = Output::of(child);
         writer.join().unwrap();
-        Output {
-            shown,
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            bytes: output.stdout,
-        }
+        output.shown = shown;
+        output
     }
 
     /// Runs it and expects success.
@@ -317,6 +308,20 @@ pub(crate) struct Output {
     pub(crate) stderr: String,
     /// Standard output as it came.
     pub(crate) bytes: Vec<u8>,
+}
+
+impl Output {
+    /// What a child leaves, when it has ended.
+    pub(crate) fn of(child: Child) -> Self {
+        let output = child.wait_with_output().unwrap();
+        Self {
+            shown: String::new(),
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            bytes: output.stdout,
+        }
+    }
 }
 
 impl std::fmt::Display for Output {
@@ -367,7 +372,7 @@ impl Registry {
             .arg("-c")
             .arg(
                 "docker-registry serve \"$1\" >\"$2\" 2>&1 </dev/null & pid=$!\n\
-                 cat >/dev/null; kill \"$pid\"; wait \"$pid\"",
+                 exec 2>/dev/null; cat >/dev/null; kill \"$pid\"; wait \"$pid\"",
             )
             .arg("sh")
             .args([&file, &log])

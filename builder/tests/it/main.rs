@@ -6,7 +6,18 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod env;
+mod liar;
 mod saved;
+mod traces;
 
+mod archives;
 mod basic;
 mod builds;
+mod cache;
+mod damage;
+mod errors;
+mod images;
+mod interop;
+mod interrupt;
+mod push_pull;
+mod standalone;

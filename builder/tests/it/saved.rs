@@ -76,10 +76,12 @@ impl Saved {
     }
 }
 
-/// The entries of a tar, compressed with gzip or not.
+/// The entries of a tar, compressed or not.
 pub(crate) fn entries(tar: &[u8]) -> Layer {
     let mut plain = Vec::new();
-    if tar.starts_with(&[0x1f, 0x8b]) {
+    if tar.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        plain = zstd::decode_all(tar).unwrap();
+    } else if tar.starts_with(&[0x1f, 0x8b]) {
         let mut reader = flate2::read::MultiGzDecoder::new(tar);
         reader.read_to_end(&mut plain).unwrap();
     } else {
@@ -88,7 +90,7 @@ pub(crate) fn entries(tar: &[u8]) -> Layer {
     let mut archive = tar::Archive::new(Cursor::new(plain));
     let read = |entry: std::io::Result<tar::Entry<'_, Cursor<Vec<u8>>>>| {
         let mut entry = entry.unwrap();
-        let path = entry.path().unwrap().to_str().unwrap().to_owned();
+        let path = entry.path().unwrap().to_string_lossy().into_owned();
         let mut content = Vec::new();
         entry.read_to_end(&mut content).unwrap();
         let header = entry.header();
@@ -100,7 +102,7 @@ pub(crate) fn entries(tar: &[u8]) -> Layer {
             target: entry
                 .link_name()
                 .unwrap()
-                .map(|target| target.to_str().unwrap().to_owned()),
+                .map(|target| target.to_string_lossy().into_owned()),
             content,
         };
         (path.trim_matches('/').to_owned(), read)

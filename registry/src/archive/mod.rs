@@ -1,7 +1,7 @@
 //! Images in one tar file: docker archives and OCI archives (D10.1-D10.4).
 //!
 //! [`ArchiveWriter`] writes one file that is both, as docker does since version 25. [`Archive`]
-//! reads either kind, whoever wrote it, from a file that can be read at any offset; [`spool`] and
+//! reads either kind, whoever wrote it, from a file that can be read at any offset; [`spool()`] and
 //! [`open`] make one of a pipe or of a compressed file. An archive is untrusted: its members are
 //! indexed once, within limits, and every byte handed out later is verified where a digest for it
 //! is announced.

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::{Method, Url};
+use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::credentials::CredentialsError;
@@ -278,6 +278,13 @@ impl Refusal {
                     .unwrap_or_default()
             }
             None => plain_text(body),
+        };
+        // An answer to HEAD has no body; the status in words is better than a bare number.
+        let message = match StatusCode::from_u16(status) {
+            Ok(known) if message.is_empty() && code.is_none() => {
+                known.canonical_reason().unwrap_or_default().to_owned()
+            }
+            _ => message,
         };
         Self {
             method: method.clone(),

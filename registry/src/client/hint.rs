@@ -34,17 +34,18 @@ impl Refusal {
     fn host(&self) -> String {
         Url::parse(&self.url)
             .ok()
-            .and_then(|url| url.host_str().map(str::to_owned))
-            .map_or_else(
-                || self.url.clone(),
-                |host| {
-                    if host == DOCKER_HUB_HOST {
-                        "docker.io".to_owned()
-                    } else {
-                        host
-                    }
-                },
-            )
+            .and_then(|url| {
+                let host = match url.host_str()? {
+                    DOCKER_HUB_HOST => "docker.io",
+                    host => host,
+                };
+                // Credentials are kept under the name with its port.
+                Some(match url.port() {
+                    Some(port) => format!("{host}:{port}"),
+                    None => host.to_owned(),
+                })
+            })
+            .unwrap_or_else(|| self.url.clone())
     }
 
     fn hint(&self) -> Option<String> {
@@ -92,7 +93,7 @@ fn connect_hint(chain: &str, url: &str) -> Option<String> {
     } else if has("NotValidForName") {
         "the certificate belongs to another host name".to_owned()
     } else if has("Connection refused") {
-        format!("nothing listens at `{url}`: is the registry running, and the port right?")
+        format!("nothing listens at `{url}`: is the server running, and the port right?")
     } else if is_unknown_host(chain) {
         "the host name does not exist: check the name of the registry".to_owned()
     } else if has("failed to lookup") || has("dns error") {

@@ -10,7 +10,6 @@ mod error;
 mod fetch;
 mod hint;
 mod mount;
-mod platform;
 mod pull;
 mod push;
 mod resolve;

@@ -10,11 +10,12 @@ use super::challenge::Scopes;
 use super::error::{ClientError, clean, redact};
 use super::transport::{Answer, Endpoint};
 use super::wire::Request;
-use super::{Client, Notice, Repository, platform};
+use super::{Client, Notice, Repository};
 use crate::blob::{BlobError, BlobSource as _};
 use crate::digest::{Digest, Mismatch};
 use crate::reference::Reference;
 use crate::spec::media_type::{OCI_INDEX, OCI_MANIFEST, is_index, is_manifest};
+use crate::spec::platform::choose;
 use crate::spec::{Descriptor, ImageConfig, Index, Manifest, Platform, Raw};
 
 /// The largest manifest or index, bytes; registries use the same limit (D7.3).
@@ -72,7 +73,7 @@ impl Resolved {
             os_features: config.os_features.clone(),
             variant: config.variant.clone(),
         };
-        (!platform::fits(&found, &self.wanted)).then_some(found)
+        self.wanted.rank(&found).is_none().then_some(found)
     }
 }
 
@@ -102,11 +103,11 @@ impl Client {
                 });
             }
             let listed: Raw<Index> = document.parse("image index")?;
-            let Some(chosen) = platform::choose(&listed.value.manifests, wanted) else {
+            let Some(chosen) = choose(wanted, &listed.value) else {
                 return Err(ClientError::NoPlatform {
                     reference: reference.to_string(),
-                    wanted: platform::name(wanted),
-                    available: platform::list(&listed.value.manifests),
+                    wanted: shown(wanted),
+                    available: available(&listed.value.manifests),
                 });
             };
             let fetched = repository.child(chosen).await?;
@@ -425,6 +426,28 @@ impl Outline {
             .or_else(|| self.media_type.clone())
             .unwrap_or_else(guess)
     }
+}
+
+/// The platforms of an index, for people.
+fn available(manifests: &[Descriptor]) -> String {
+    let platforms = manifests
+        .iter()
+        .filter_map(|manifest| manifest.platform.as_ref());
+    let mut names: Vec<String> = platforms
+        .filter(|platform| !platform.is_unknown())
+        .map(|platform| format!("`{}`", shown(platform)))
+        .collect();
+    names.dedup();
+    if names.is_empty() {
+        return "no platform at all".to_owned();
+    }
+    names.truncate(30);
+    names.join(", ")
+}
+
+/// A platform that a registry named, made safe to show.
+fn shown(platform: &Platform) -> String {
+    clean(&platform.to_string(), 80)
 }
 
 #[cfg(test)]

@@ -99,11 +99,19 @@ impl Platform {
     }
 
     /// Parses `os[(version)][/arch[/variant]]` to its normal form; one word may be an operating
-    /// system or an architecture, the other half is then the host's (A6.12).
+    /// system or an architecture, the other half is then this machine's (A6.12).
     ///
     /// # Errors
     /// [`PlatformError`] when the text is no platform.
     pub fn parse(text: &str) -> Result<Self, PlatformError> {
+        Self::parse_on(text, &Self::host())
+    }
+
+    /// Parses like [`Platform::parse`], for another machine than this one.
+    ///
+    /// # Errors
+    /// [`PlatformError`] when the text is no platform.
+    pub fn parse_on(text: &str, host: &Self) -> Result<Self, PlatformError> {
         let malformed = || PlatformError::Malformed(text.to_owned());
         let words: Vec<&str> = text.split('/').collect();
         let (&first, rest) = words.split_first().ok_or_else(malformed)?;
@@ -122,7 +130,7 @@ impl Platform {
             ..Self::default()
         };
         match rest {
-            [] => return platform.completed(text),
+            [] => return platform.completed(text, host),
             [architecture] => (*architecture).clone_into(&mut platform.architecture),
             [architecture, variant] => {
                 (*architecture).clone_into(&mut platform.architecture);
@@ -134,19 +142,18 @@ impl Platform {
     }
 
     /// Adds the host's half to a single word.
-    fn completed(self, text: &str) -> Result<Self, PlatformError> {
-        let host = Self::host();
+    fn completed(self, text: &str, host: &Self) -> Result<Self, PlatformError> {
         let as_os = self.clone().normalized();
         if SYSTEMS.contains(&as_os.os.as_str()) {
             return Ok(Self {
-                architecture: host.architecture,
-                variant: host.variant,
+                architecture: host.architecture.clone(),
+                variant: host.variant.clone(),
                 ..as_os
             });
         }
         let as_architecture = Self {
             architecture: self.os,
-            os: host.os,
+            os: host.os.clone(),
             ..Self::default()
         }
         .normalized();
@@ -300,11 +307,15 @@ impl fmt::Display for Platform {
         if let Some(version) = &self.os_version {
             write!(f, "({version})")?;
         }
-        write!(f, "/{}", self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
+        for part in [Some(&self.architecture), self.variant.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            if !part.is_empty() {
+                write!(f, "/{part}")?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -320,6 +331,54 @@ impl FromStr for Platform {
 mod tests {
     use super::*;
     use crate::digest::Digest;
+
+    /// A6.12: which image of an index is chosen; the table says it in words.
+    #[test]
+    fn the_table_of_choices() {
+        let platform = |text: &str| {
+            let mut parts = text.split('/').map(str::to_owned);
+            let os = parts.next().unwrap();
+            let architecture = parts.next().unwrap();
+            Platform {
+                os,
+                architecture,
+                variant: parts.next(),
+                ..Platform::default()
+            }
+        };
+        let index = |names: &str| Index {
+            manifests: names
+                .split(' ')
+                .filter(|name| !name.is_empty())
+                .map(|name| Descriptor {
+                    platform: (name != "-").then(|| platform(name)),
+                    ..Descriptor::new("application/json", Digest::of(name.as_bytes()), 1)
+                })
+                .collect(),
+            ..serde_json::from_str(r#"{"schemaVersion":2}"#).unwrap()
+        };
+        let table = include_str!("../../../testdata/platform-choice.tsv");
+        let mut cases = 0;
+        for line in table
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.is_empty())
+        {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let index = index(fields[1]);
+            let chosen = choose(&platform(fields[0]), &index).map_or_else(
+                || "none".to_owned(),
+                |found| {
+                    found
+                        .platform
+                        .as_ref()
+                        .map_or_else(|| "-".to_owned(), ToString::to_string)
+                },
+            );
+            assert_eq!(chosen, fields[2], "{line}");
+            cases += 1;
+        }
+        assert!(cases > 10);
+    }
 
     /// A6.12: spellings and the normal form of each.
     #[test]

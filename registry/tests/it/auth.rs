@@ -61,7 +61,10 @@ async fn d3_1_basic_goes_with_every_request_but_the_first() {
     let error = wrong.resolve(&name, &linux("amd64")).await.unwrap_err();
     assert_eq!(error.status(), Some(401));
     assert!(
-        error.hint().unwrap().contains("kiln login"),
+        error
+            .hint()
+            .unwrap()
+            .contains(&format!("kiln login {}", server.address)),
         "{:?}",
         error.hint()
     );

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod hint;
 mod render;
 mod report;
 
@@ -22,8 +23,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report::usage(&error),
     };
-    match commands::run(cli) {
+    let setup = commands::Setup::new(&cli);
+    match commands::run(&setup, cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report::failure(&error),
+        Err(error) => report::failure(&error, setup.root().ok().as_deref()),
     }
 }

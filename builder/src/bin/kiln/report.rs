@@ -1,15 +1,18 @@
 //! Failures, as a person reads them, and the exit codes that tell them apart.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use kiln_builder::pipeline::{BuildError, Source};
+use kiln_builder::runtime::RuntimeError;
 use kiln_builder::step::StepError;
 use kiln_builder::store::StoreError;
 use kiln_grammar::source::Span;
 use kiln_registry::blob::BlobError;
 use kiln_registry::client::ClientError;
 
-use crate::render::{self, excerpt};
+use crate::hint;
+use crate::render::{self, excerpt, text};
 
 /// The build failed, or an image is not there: what docker says 1 to.
 const FAILED: u8 = 1;
@@ -65,8 +68,8 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Prints an error and says how to exit.
-pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
+/// Prints an error and says how to exit; `store` is where the store is.
+pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
     if error.is::<Reported>() {
         return ExitCode::from(FAILED);
     }
@@ -89,13 +92,13 @@ pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
             source,
         }) => step(name, place, source),
         Some(BuildError::Resolve { place, .. }) => {
-            chain(error);
             at(place);
+            say(&sources(error.as_ref()));
         }
-        _ => chain(error),
+        _ => say(&sources(error.as_ref())),
     }
-    if let Some(hint) = hint(error) {
-        render::err(&format!("\nhint: {hint}"));
+    if let Some(hint) = hint::hint(error, store) {
+        render::err(&format!("hint: {hint}"));
     }
     ExitCode::from(code(error))
 }
@@ -105,17 +108,19 @@ fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
     if let StepError::Exit { log, .. } | StepError::Signal { log, .. } = error
         && !log.is_empty()
     {
-        render::err(&format!("------\n > {name}:"));
+        render::err(&format!("------\n > {}:", text::one_line(name)));
         for line in log {
-            render::err(line);
+            render::err(&text::printable(line.as_bytes()));
         }
         render::err("------");
     }
     at(place);
-    render::err(&format!(
-        "error: failed to solve: {name}: {}",
-        sources(error)
-    ));
+    // Where the Dockerfile cannot be shown (triggers of a base image), the name says what it was.
+    let what = match place.1 {
+        Some(_) => String::new(),
+        None => format!("{}: ", text::one_line(name)),
+    };
+    say(&format!("failed to solve: {what}{}", sources(error)));
 }
 
 /// Shows the place in the Dockerfile.
@@ -125,16 +130,26 @@ fn at((source, span): &(Source, Option<Span>)) {
     }
 }
 
-fn chain(error: &anyhow::Error) {
-    render::err(&format!("error: {}", sources(error.as_ref())));
+fn say(message: &str) {
+    let lines: Vec<_> = message
+        .lines()
+        .map(|line| text::printable(line.as_bytes()))
+        .collect();
+    render::err(&format!("error: {}", lines.join("\n")));
 }
 
-/// An error and its causes on one line. A cause that the text before already ends with is left out.
+/// An error and its causes on one line. A cause that the text before already ends with is left
+/// out, and of the HTTP library's many causes all but the last, which alone says something.
 fn sources(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = plain(error);
     let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
+    while let Some(mut cause) = next {
+        if cause.is::<reqwest::Error>() {
+            while let Some(deeper) = cause.source() {
+                cause = deeper;
+            }
+        }
+        let cause_text = plain(cause);
         if !text.ends_with(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
@@ -144,15 +159,14 @@ fn sources(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// What to do about it, where somebody knows.
-fn hint(error: &anyhow::Error) -> Option<String> {
-    if let Some(NotPushed { name, .. }) = error.downcast_ref() {
-        let more = find::<ClientError>(error)
-            .and_then(ClientError::hint)
-            .map_or(String::new(), |hint| format!("; {hint}"));
-        return Some(format!("continue with: kiln push {name}{more}"));
+/// An error's text without the number that Rust puts behind the system's messages.
+fn plain(error: &(dyn std::error::Error + 'static)) -> String {
+    let text = error.to_string();
+    let number = text.rfind(" (os error ").filter(|_| text.ends_with(')'));
+    match number {
+        Some(start) => text[..start].to_owned(),
+        None => text,
     }
-    find::<ClientError>(error).and_then(ClientError::hint)
 }
 
 /// The exit code of an error.
@@ -166,34 +180,57 @@ fn code(error: &anyhow::Error) -> u8 {
     if let Some(StepError::Thread) = find(error) {
         return BUG;
     }
+    if hint::is_disk_full(error) {
+        return ENVIRONMENT;
+    }
+    // A stage that is misspelt looks like an image in a registry that may be out of reach.
+    if let Some(BuildError::Resolve { near: Some(_), .. }) = error.downcast_ref() {
+        return FAILED;
+    }
     match find::<StoreError>(error) {
         Some(StoreError::NoImage(_) | StoreError::Ambiguous(_)) => return FAILED,
         Some(_) => return ENVIRONMENT,
         None => {}
     }
-    if find::<ClientError>(error).is_some_and(is_environment) {
+    if find::<ClientError>(error).is_some_and(is_environment)
+        || find::<RuntimeError>(error).is_some_and(is_sandbox)
+    {
         return ENVIRONMENT;
     }
     match find::<BlobError>(error) {
-        Some(BlobError::Io { .. }) => ENVIRONMENT,
+        Some(BlobError::Io { .. } | BlobError::Mismatch(_)) => ENVIRONMENT,
         _ => FAILED,
     }
 }
 
 /// The first error of a type in the chain.
-fn find<T: std::error::Error + 'static>(error: &anyhow::Error) -> Option<&T> {
+pub(crate) fn find<T: std::error::Error + 'static>(error: &anyhow::Error) -> Option<&T> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
-/// Whether the network or this machine failed, rather than a registry refusing what was asked.
+/// Whether the network, this machine, or a registry that damages what it holds failed, rather than a
+/// registry refusing what was asked.
 fn is_environment(error: &ClientError) -> bool {
     matches!(
         error,
         ClientError::Connect { .. }
             | ClientError::Network { .. }
             | ClientError::Stalled { .. }
+            | ClientError::CutShort { .. }
+            | ClientError::Mismatch { .. }
             | ClientError::CaFile { .. }
             | ClientError::CaContent { .. }
             | ClientError::Setup(_)
+    )
+}
+
+/// Whether the machine does not let the sandbox be built.
+fn is_sandbox(error: &RuntimeError) -> bool {
+    matches!(
+        error,
+        RuntimeError::Start(_)
+            | RuntimeError::Setup { .. }
+            | RuntimeError::Lost
+            | RuntimeError::Clean { .. }
     )
 }

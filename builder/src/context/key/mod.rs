@@ -36,10 +36,10 @@ pub const INLINE_MODE: u32 = 0o644;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The value of `--chmod` is malformed.
-    #[error(transparent)]
+    #[error("{0}")]
     Mode(#[from] ModeError),
     /// A selected file cannot be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Context(#[from] ContextError),
     /// A selection is of an input that the caller did not give.
     #[error("input {0} of the copy is not a tree of files")]

@@ -72,7 +72,7 @@ pub enum SelectError {
     #[error("input {0} of the copy is not a tree of files")]
     NoTree(usize),
     /// A directory or link cannot be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Context(#[from] ContextError),
 }
 

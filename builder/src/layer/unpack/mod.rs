@@ -121,7 +121,7 @@ pub enum UnpackWarning {
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// The archive cannot be read.
-    #[error(transparent)]
+    #[error("{0}")]
     Tar(#[from] TarError),
     /// The content of an entry, or what follows the last one, cannot be read.
     #[error("cannot read the content of `{path}`")]

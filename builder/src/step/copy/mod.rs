@@ -119,13 +119,13 @@ impl fmt::Display for Note {
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// What the sources name cannot be found.
-    #[error(transparent)]
+    #[error("{0}")]
     Select(#[from] SelectError),
     /// A source cannot be read, or changed while it was.
-    #[error(transparent)]
+    #[error("{0}")]
     Context(#[from] ContextError),
     /// The value of `--chmod` is malformed.
-    #[error(transparent)]
+    #[error("{0}")]
     Mode(#[from] ModeError),
     /// The value of `--chown` is malformed or names nobody in the image.
     #[error("cannot resolve `--chown={spec}`")]
@@ -448,7 +448,5 @@ impl<'a> Step<'a> {
     }
 }
 
-#[cfg(test)]
-mod measure;
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use super::Setup;
 use crate::args::ImagesArgs;
 use crate::render::{self, table, text};
 
-/// One name of an image, or an image without one.
+/// One name of an image, or an image without one: then with the repository that knows it, if any.
 struct Row {
     name: Option<Reference>,
     digest: Option<Digest>,
@@ -52,7 +52,7 @@ fn matches(name: &Reference, wanted: &Reference) -> bool {
     let tag = wanted
         .tag
         .as_deref()
-        .is_none_or(|tag| name.tag_or_latest() == tag);
+        .is_none_or(|tag| name.digest.is_none() && name.tag_or_latest() == tag);
     name.registry == wanted.registry && name.repository == wanted.repository && tag
 }
 
@@ -79,27 +79,31 @@ fn rows(store: &Store) -> anyhow::Result<Vec<Row>> {
                 (None, 0)
             }
         };
-        let row = |name: Option<Reference>| {
-            let repository = name
-                .as_ref()
-                .map(|name| format!("{}/{}", name.registry, name.repository));
-            let digest = digests
-                .iter()
-                .find(|known| {
-                    known.image == image.id && Some(&known.repository) == repository.as_ref()
-                })
-                .map(|known| known.digest);
-            Row {
-                name,
-                digest,
-                id: image.id,
-                created: created.clone(),
-                size,
-            }
+        let known: Vec<_> = digests
+            .iter()
+            .filter(|known| known.image == image.id)
+            .collect();
+        let row = |name: Option<Reference>, digest: Option<Digest>| Row {
+            name,
+            digest,
+            id: image.id,
+            created: created.clone(),
+            size,
         };
-        match names.remove(&image.id) {
-            Some(names) => rows.extend(names.into_iter().map(|name| row(Some(name)))),
-            None => rows.push(row(None)),
+        if let Some(names) = names.remove(&image.id) {
+            rows.extend(names.into_iter().map(|name| {
+                let repository = format!("{}/{}", name.registry, name.repository);
+                let digest = known.iter().find(|known| known.repository == repository);
+                row(Some(name), digest.map(|known| known.digest))
+            }));
+        } else if known.is_empty() {
+            rows.push(row(None, None));
+        } else {
+            for known in known {
+                let mut name = Reference::parse(&known.repository)?;
+                name.digest = Some(known.digest);
+                rows.push(row(Some(name), Some(known.digest)));
+            }
         }
     }
     Ok(rows)
@@ -113,6 +117,7 @@ fn cells(row: &Row, args: &ImagesArgs) -> Vec<String> {
             .map_or_else(none, Reference::familiar_name),
         row.name
             .as_ref()
+            .filter(|name| name.digest.is_none())
             .map_or_else(none, |name| name.tag_or_latest().to_owned()),
         id(&row.id, args.no_trunc),
         text::ago(row.created.as_deref()),

@@ -14,6 +14,7 @@ mod tag;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use kiln_builder::runtime::Cancel;
@@ -26,6 +27,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::{Cli, Command};
 use crate::report::{Interrupted, UsageError};
 
+/// How long abandoned threads may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// What every command may need.
 pub(crate) struct Setup {
     root: Option<PathBuf>,
@@ -33,13 +37,22 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// What the command line says that holds for all commands.
+    pub(crate) fn new(cli: &Cli) -> Self {
+        Self {
+            root: cli.root.clone(),
+            mirrors: cli.mirrors.clone(),
+        }
+    }
+
+    /// Where the store is.
+    pub(crate) fn root(&self) -> anyhow::Result<PathBuf> {
+        self.root.clone().map_or_else(default_root, Ok)
+    }
+
     /// Opens the store.
     pub(crate) fn store(&self) -> anyhow::Result<Arc<Store>> {
-        let root = match &self.root {
-            Some(root) => root.clone(),
-            None => default_root()?,
-        };
-        Ok(Arc::new(Store::open(&root)?))
+        Ok(Arc::new(Store::open(&self.root()?)?))
     }
 
     /// A registry client with this user's credentials.
@@ -59,22 +72,18 @@ impl Setup {
 }
 
 /// Runs a command.
-pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
-    let setup = Setup {
-        root: cli.root,
-        mirrors: cli.mirrors,
-    };
-    match cli.command {
-        Command::Build(args) => build::run(&setup, &args),
-        Command::Images(args) => images::run(&setup, &args),
-        Command::Tag(args) => tag::run(&setup, &args),
-        Command::Rmi(args) => rmi::run(&setup, &args),
-        Command::Inspect(args) => inspect::run(&setup, &args),
-        Command::History(args) => history::run(&setup, &args),
-        Command::Push(args) => push::run(&setup, &args),
-        Command::Pull(args) => pull::run(&setup, &args),
-        Command::Save(args) => save::run(&setup, &args),
-        Command::Load(args) => load::run(&setup, &args),
+pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Build(args) => build::run(setup, &args),
+        Command::Images(args) => images::run(setup, &args),
+        Command::Tag(args) => tag::run(setup, &args),
+        Command::Rmi(args) => rmi::run(setup, &args),
+        Command::Inspect(args) => inspect::run(setup, &args),
+        Command::History(args) => history::run(setup, &args),
+        Command::Push(args) => push::run(setup, &args),
+        Command::Pull(args) => pull::run(setup, &args),
+        Command::Save(args) => save::run(setup, &args),
+        Command::Load(args) => load::run(setup, &args),
     }
 }
 
@@ -146,7 +155,8 @@ pub(crate) fn block_on<T>(
         drop(work.await);
         Err(Interrupted { signal }.into())
     });
-    // Blocking threads that nobody waits for (a stalled read, say) must not hold up the exit.
-    runtime.shutdown_background();
+    // Threads that were abandoned put away what they had begun, such as the file of a blob; one
+    // that hangs (in a name server, say) must not hold up the exit for long.
+    runtime.shutdown_timeout(LAST_WORDS);
     result
 }

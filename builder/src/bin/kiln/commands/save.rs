@@ -27,11 +27,7 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
         .into());
     }
     let store = setup.store()?;
-    let images = args
-        .images
-        .iter()
-        .map(|text| wanted(&store, text))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let images = wanted(&store, &args.images)?;
     let cancel = Cancel::new()?;
     let output = args.output.clone();
     let stop = cancel.clone();
@@ -49,20 +45,42 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
     })
 }
 
-/// An image and the names it is saved under: the one named, or all tags of a repository; none for
-/// an id (D10.2).
-fn wanted(store: &Store, text: &str) -> anyhow::Result<(Digest, Vec<Reference>)> {
-    let image = store.find(text)?;
-    let named = match Reference::parse(text) {
-        Ok(name) if name.digest.is_none() && store.named(&name)?.is_some() => {
-            vec![Reference {
-                tag: Some(name.tag_or_latest().to_owned()),
-                ..name
-            }]
+/// The images that are meant, each once, with the names it is saved under.
+fn wanted(store: &Store, texts: &[String]) -> anyhow::Result<Vec<(Digest, Vec<Reference>)>> {
+    let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
+    for text in texts {
+        for (image, name) in meant(store, text)? {
+            let place = images.iter().position(|(known, _)| *known == image);
+            let place = place.unwrap_or_else(|| {
+                images.push((image, Vec::new()));
+                images.len() - 1
+            });
+            let names = &mut images[place].1;
+            names.extend(name.filter(|name| !names.contains(name)));
         }
-        _ => Vec::new(),
-    };
-    Ok((image, named))
+    }
+    Ok(images)
+}
+
+/// What one argument means: a name with its tag, all tags of a name without one, or an image by its
+/// id, which is saved without a name (D10.2).
+fn meant(store: &Store, text: &str) -> anyhow::Result<Vec<(Digest, Option<Reference>)>> {
+    if let Ok(name) = Reference::parse(text)
+        && name.digest.is_none()
+    {
+        let mut found = Vec::new();
+        for named in store.names()? {
+            let known = Reference::parse(&named.name)?;
+            let same = known.registry == name.registry && known.repository == name.repository;
+            if same && (name.tag.is_none() || known.tag == name.tag) {
+                found.push((named.image, Some(known)));
+            }
+        }
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(vec![(store.find(text)?, None)])
 }
 
 /// Writes to a temporary file beside the target, so that a failure leaves the target as it was.

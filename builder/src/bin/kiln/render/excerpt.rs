@@ -5,6 +5,8 @@ use kiln_builder::pipeline::Source;
 use kiln_grammar::diagnostic::{Diagnostic, Severity};
 use kiln_grammar::source::{Span, position};
 
+use super::text;
+
 /// Lines of an instruction that are shown at most.
 const LINES: usize = 12;
 
@@ -17,7 +19,7 @@ pub(crate) fn render(source: &Source, diagnostic: &Diagnostic) -> String {
     let rule = diagnostic
         .rule
         .map_or(String::new(), |rule| format!("{rule}: "));
-    let message = &diagnostic.message;
+    let message = text::masked(&diagnostic.message);
     let mut text = if diagnostic.span == Span::default() {
         format!("{}: {severity}: {rule}{message}", source.name)
     } else {
@@ -48,7 +50,7 @@ pub(crate) fn place(source: &Source, span: Span) -> String {
 }
 
 fn snippet(source: &Source, span: Span) -> String {
-    let text = &source.text;
+    let text = source.text.as_str();
     let end = (span.end as usize).min(text.len());
     let start = (span.start as usize).min(end);
     // A long heredoc is shown by its beginning only.
@@ -57,7 +59,9 @@ fn snippet(source: &Source, span: Span) -> String {
         .nth(LINES - 1)
         .map_or(end, |(offset, _)| start + offset);
     let shown = start..limit.max(start);
-    let snippet = Snippet::source(text.as_str())
+    // What stands there may be a secret; what hides it is as long.
+    let text = text::masked(text);
+    let snippet = Snippet::source(text)
         .fold(true)
         .annotation(AnnotationKind::Primary.span(shown));
     let group = Group::with_level(Level::ERROR).element(snippet);

@@ -52,6 +52,7 @@ impl Plain {
             Event::Failed { step, seconds } => {
                 self.step(step).end(&format!("ERROR after {seconds:.1}s"));
             }
+            Event::Cancelled { step } => self.step(step).end("CANCELED"),
             Event::Note {
                 step: Some(step),
                 text,

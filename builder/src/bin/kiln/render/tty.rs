@@ -59,6 +59,7 @@ impl Terminal {
             }
             Event::Done { step, seconds } => self.end(step, &format!("{seconds:.1}s")),
             Event::Failed { step, .. } => self.end(step, "ERROR"),
+            Event::Cancelled { step } => self.end(step, "CANCELED"),
             Event::Note { text, .. } => self.line(&text),
             Event::Blob {
                 digest,

@@ -1,0 +1,185 @@
+//! A registry with one image, whose layer does not arrive as it was announced.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use kiln_registry::digest::Digest;
+
+/// What is wrong with the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// One byte of it is another one.
+    Altered,
+    /// It ends half-way.
+    Cut,
+    /// Half of it comes, and then nothing more.
+    Stall,
+}
+
+#[derive(Debug)]
+struct Image {
+    fault: Fault,
+    manifest: Vec<u8>,
+    config: Vec<u8>,
+    layer: Vec<u8>,
+    asked: AtomicUsize,
+    ended: AtomicBool,
+}
+
+/// The registry, for as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct Liar {
+    address: String,
+    image: Arc<Image>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Liar {
+    pub(crate) fn start(fault: Fault) -> Self {
+        Self::with_layer(fault, &[b'x'; 1 << 20])
+    }
+
+    /// With a layer that holds one file of this content.
+    pub(crate) fn with_layer(fault: Fault, content: &[u8]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let image = Arc::new(image(fault, content));
+        let shared = Arc::clone(&image);
+        let server = std::thread::spawn(move || {
+            std::thread::scope(|scope| {
+                for stream in listener.incoming() {
+                    if shared.ended.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let shared = &shared;
+                    scope.spawn(move || stream.map(|stream| drop(answer(shared, &stream))));
+                }
+            });
+        });
+        Self {
+            address,
+            image,
+            server: Some(server),
+        }
+    }
+
+    /// The name of its image.
+    pub(crate) fn name(&self) -> String {
+        format!("{}/lies:1", self.address)
+    }
+
+    /// The digest of its image's layer.
+    pub(crate) fn layer(&self) -> Digest {
+        Digest::of(&self.image.layer)
+    }
+
+    /// Whether half of the layer was sent.
+    pub(crate) fn stalls(&self) -> bool {
+        self.image.asked.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl Drop for Liar {
+    fn drop(&mut self) {
+        self.image.ended.store(true, Ordering::SeqCst);
+        // wakes the server, which then sees that it is to end
+        drop(TcpStream::connect(&self.address));
+        if let Some(server) = self.server.take() {
+            drop(server.join());
+        }
+    }
+}
+
+fn image(fault: Fault, content: &[u8]) -> Image {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "file", content).unwrap();
+    let layer = tar.into_inner().unwrap();
+    let digest = Digest::of(&layer);
+    let config = serde_json::json!({
+        "architecture": kiln_registry::spec::Platform::host().architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [digest.to_string()]},
+    });
+    let config = config.to_string().into_bytes();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": Digest::of(&config).to_string(),
+            "size": config.len(),
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": digest.to_string(),
+            "size": layer.len(),
+        }],
+    });
+    Image {
+        fault,
+        manifest: manifest.to_string().into_bytes(),
+        config,
+        layer,
+        asked: AtomicUsize::new(0),
+        ended: AtomicBool::new(false),
+    }
+}
+
+/// Answers one request.
+fn answer(image: &Image, mut stream: &TcpStream) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    for line in lines.by_ref() {
+        if line?.is_empty() {
+            break;
+        }
+    }
+    let mut words = request.split(' ');
+    let (head, path) = (
+        words.next() == Some("HEAD"),
+        words.next().unwrap_or_default(),
+    );
+    let is_layer = path.ends_with(&Digest::of(&image.layer).to_string());
+    let (kind, body) = match path {
+        _ if is_layer => ("application/octet-stream", &image.layer),
+        path if path.contains("/manifests/") => (
+            "application/vnd.oci.image.manifest.v1+json",
+            &image.manifest,
+        ),
+        path if path.contains("/blobs/") => ("application/octet-stream", &image.config),
+        _ => ("text/plain", &Vec::new()),
+    };
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    )?;
+    if head {
+        return Ok(());
+    }
+    if !is_layer || image.fault == Fault::None {
+        return stream.write_all(body);
+    }
+    let (first, second) = body.split_at(body.len() / 2);
+    stream.write_all(first)?;
+    image.asked.fetch_add(1, Ordering::SeqCst);
+    match image.fault {
+        Fault::Altered => {
+            let mut second = second.to_vec();
+            second[0] ^= 1;
+            stream.write_all(&second)
+        }
+        // until the other side has had enough
+        Fault::Stall => std::io::copy(&mut &*stream, &mut std::io::sink()).map(drop),
+        Fault::Cut | Fault::None => Ok(()),
+    }
+}
