@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::FutureExt as _;
-use futures_util::future::{LocalBoxFuture, try_join_all};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
-use tokio::sync::{Mutex, OnceCell, Semaphore};
+use tokio::sync::{Mutex, Semaphore, SetOnce, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::cache::{CacheKey, content_key, definition_key};
@@ -49,7 +50,10 @@ pub struct Schedule {
     exported: BTreeSet<VertexId>,
     /// What is known of each vertex that the root needs before anything runs.
     defined: BTreeMap<VertexId, Defined>,
-    results: Vec<OnceCell<Stack>>,
+    results: Vec<SetOnce<Stack>>,
+    /// Vertices whose results are waited for.
+    wanted: mpsc::UnboundedSender<VertexId>,
+    requests: Mutex<mpsc::UnboundedReceiver<VertexId>>,
     /// Each step holds one while it executes; who gets all of them knows that nothing runs.
     permits: Arc<Semaphore>,
     width: u32,
@@ -93,7 +97,8 @@ impl Schedule {
         policy: CachePolicy,
         exported: BTreeSet<VertexId>,
     ) -> Self {
-        let results = graph.ids().map(|_| OnceCell::new()).collect();
+        let results = graph.ids().map(|_| SetOnce::new()).collect();
+        let (wanted, requests) = mpsc::unbounded_channel();
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let width = u32::try_from(cores.max(4) * 2).unwrap_or(8);
         Self {
@@ -103,6 +108,8 @@ impl Schedule {
             exported,
             defined: BTreeMap::new(),
             results,
+            wanted,
+            requests: Mutex::new(requests),
             permits: Arc::new(Semaphore::new(width as usize)),
             width,
             seals: Mutex::default(),
@@ -129,7 +136,7 @@ impl Schedule {
 
     async fn run_all(&mut self, root: VertexId) -> Result<Finished, Failure> {
         self.define(root).await?;
-        let stack = self.result(root).await?;
+        self.compute(&[root]).await?;
         let mut layers = BTreeMap::new();
         for &id in &self.exported {
             // Every exported vertex is below the root, so its result is there.
@@ -152,7 +159,7 @@ impl Schedule {
             layers.insert(id, (snapshot.clone(), diff_id, size));
         }
         Ok(Finished {
-            root: stack,
+            root: self.finished(root),
             layers,
         })
     }
@@ -161,11 +168,12 @@ impl Schedule {
     /// give is part of the definition (A15.4).
     async fn define(&mut self, root: VertexId) -> Result<(), Failure> {
         let needed = self.needed(root);
-        let fetches = needed
+        let fetches: Vec<_> = needed
             .iter()
             .copied()
-            .filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_)));
-        try_join_all(fetches.map(|id| self.result(id))).await?;
+            .filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_)))
+            .collect();
+        self.compute(&fetches).await?;
         for id in needed {
             let defined = self
                 .define_one(id)
@@ -221,10 +229,38 @@ impl Schedule {
         self.results[id.index()].get().cloned().unwrap_or_default()
     }
 
-    /// The result of a vertex, computed once.
-    fn result(&self, id: VertexId) -> LocalBoxFuture<'_, Result<Stack, Failure>> {
-        let cell = &self.results[id.index()];
-        async move { cell.get_or_try_init(|| self.evaluate(id)).await.cloned() }.boxed_local()
+    /// Computes the results of vertices and, once each, what they wait for. All computations stand
+    /// side by side here, none within another: a graph may be deeper than a thread's stack.
+    async fn compute(&self, ids: &[VertexId]) -> Result<(), Failure> {
+        let known = |id: &VertexId| self.results[id.index()].get().is_some();
+        let mut requests = self.requests.lock().await;
+        let mut started = BTreeSet::new();
+        let mut running = FuturesUnordered::new();
+        let mut start = |id: VertexId, running: &mut FuturesUnordered<_>| {
+            if !known(&id) && started.insert(id) {
+                running.push(async move { (id, self.evaluate(id).await) });
+            }
+        };
+        for &id in ids {
+            start(id, &mut running);
+        }
+        while !ids.iter().all(known) {
+            tokio::select! {
+                Some(id) = requests.recv() => start(id, &mut running),
+                Some((id, result)) = running.next() => {
+                    // Each vertex is started once, so nothing was set before.
+                    drop(self.results[id.index()].set(result?));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the result of a vertex that another one needs.
+    async fn result(&self, id: VertexId) -> Stack {
+        // The receiver lives as long as the sender: it is always heard.
+        self.wanted.send(id).ok();
+        self.results[id.index()].wait().await.clone()
     }
 
     async fn evaluate(&self, id: VertexId) -> Result<Stack, Failure> {
@@ -273,13 +309,12 @@ impl Schedule {
         let vertex = self.graph.vertex(id);
         let defined = &self.defined[&id];
         if let Some(layer) = self.remembered(defined.key).await.map_err(fail)? {
-            let root = self.result(vertex.inputs[0]).await?;
+            let root = self.result(vertex.inputs[0]).await;
             self.cached_event(id);
             self.start_seal(id, &layer).await;
             return Ok(root.with(layer));
         }
-        let mut stacks =
-            try_join_all(vertex.inputs.iter().map(|&input| self.result(input))).await?;
+        let mut stacks = join_all(vertex.inputs.iter().map(|&input| self.result(input))).await;
         let inputs = stacks.split_off(1);
         let root = stacks.pop().unwrap_or_default();
         let layer = self.made(id, root.clone(), inputs).await.map_err(fail)?;

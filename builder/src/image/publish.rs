@@ -96,8 +96,11 @@ fn remember_neighbours(
         if neighbour.registry != reference.registry {
             continue;
         }
-        // An index has no layers, and the manifest it was chosen for has an entry of its own.
-        let Ok(bytes) = store.read_blob(&entry.digest) else {
+        // The repository may know the image by an index; its layers are in the manifest.
+        let Some(manifest) = store.image(&entry.image)?.manifest else {
+            continue;
+        };
+        let Ok(bytes) = store.read_blob(&manifest.digest) else {
             continue;
         };
         if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {

@@ -308,3 +308,61 @@ fn what_is_no_archive_is_refused_and_a_failed_save_leaves_the_old_file() {
         "{names:?}"
     );
 }
+
+#[test]
+fn archives_of_several_images_go_both_ways() {
+    let env = test_env!("skopeo", "podman").with_busybox();
+    env.built("one:1", "FROM busybox\nRUN echo 1 >/one\n");
+    env.built("two:2", "FROM one:1\nRUN echo 2 >/two\n");
+    let archive = save(&env, &["one:1", "two:2"]);
+    for (name, layers) in [("one:1", 4), ("two:2", 5)] {
+        let image = inspected(&env, &format!("docker-archive:{archive}:{name}"));
+        assert_eq!(image["Layers"].as_array().unwrap().len(), layers, "{image}");
+    }
+    tool(&env, "podman", ["load", "-q", "-i", &archive]).success();
+    let args = ["save", "-q", "-m", "-o", "podman.tar", "one:1", "two:2"];
+    tool(&env, "podman", args).success();
+    let loaded = env.kiln_in("there", ["load", "-i", "podman.tar"]).success();
+    // podman calls them `localhost/...` here
+    let mut names: Vec<_> = loaded.stdout.lines().collect();
+    names.sort_unstable();
+    let names = names.iter().map(|line| line.rsplit(' ').next().unwrap());
+    for (name, image) in names.zip(["one:1", "two:2"]) {
+        assert!(name.ends_with(image), "{loaded}");
+        assert_eq!(id(&env, "there", name), id(&env, "store", image));
+    }
+    assert_eq!(loaded.stdout.lines().count(), 2);
+}
+
+#[test]
+fn d10_3_this_machine_s_platform_is_loaded_from_an_archive_of_an_index() {
+    let env = test_env!("docker-registry", "skopeo", "buildah").with_busybox();
+    let registry = env.registry();
+    let own = if std::env::consts::ARCH == "aarch64" {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    for platform in ["amd64", "arm64", "s390x"] {
+        env.file(platform, platform)
+            .dockerfile(&format!("FROM scratch\nCOPY {platform} /platform\n"));
+        env.build(&registry.name(&format!("multi:{platform}")))
+            .args(["--platform", &format!("linux/{platform}"), "--push"])
+            .success();
+    }
+    crate::interop::index(&env, &registry, "multi", &["s390x", "amd64", "arm64"]);
+    let source = format!("docker://{}", registry.name("multi:both"));
+    let args = [
+        "copy",
+        "-q",
+        "--all",
+        "--src-tls-verify=false",
+        &source,
+        "oci-archive:all.tar:v1",
+    ];
+    tool(&env, "skopeo", args).success();
+    let loaded = env.kiln_in("there", ["load", "-i", "all.tar"]).success();
+    let name = loaded.stdout.trim().rsplit(' ').next().unwrap().to_owned();
+    let saved = env.kiln_in("there", ["save", &name]).success().bytes;
+    assert_eq!(Saved::read(&saved).text("platform"), own);
+}

@@ -417,3 +417,23 @@ fn a12_links_stay_links() {
     assert_eq!(top["c"].kind, tar::EntryType::Symlink);
     assert_eq!(top["c"].target.as_deref(), Some("/a"));
 }
+
+#[test]
+fn an_image_may_have_more_layers_than_docker_allows() {
+    let env = test_env!().with_busybox();
+    let mut dockerfile = "FROM busybox\n".to_owned();
+    for number in 0..150 {
+        let line = format!("COPY <<end /files/{number}\n{number}\nend\n");
+        dockerfile.push_str(&line);
+    }
+    dockerfile.push_str("RUN cat /files/* | wc -l >/count\n");
+    env.built("many", &dockerfile);
+    assert_eq!(env.saved("many").text("count"), "150\n");
+    let archive = env.kiln(["save", "many"]).success().bytes;
+    env.kiln_in("there", ["load"]).stdin(archive).success();
+    env.dockerfile("FROM many\nRUN ls /files | wc -l >/again\n");
+    env.kiln_in("there", ["build", "-t", "more", "context"])
+        .success();
+    let saved = env.kiln_in("there", ["save", "more"]).success().bytes;
+    assert_eq!(crate::saved::Saved::read(&saved).text("again"), "150\n");
+}

@@ -83,13 +83,13 @@ pub(crate) fn sample(env: &TestEnv, name: &str) {
     env.built(
         name,
         "FROM busybox\n\
-         RUN mkdir -p /d/old && echo 1 >/d/old/1 && echo 2 >/two && ln /two /same && \
+         RUN mkdir -p /gone && touch /gone/x /lost && mkdir -p /d/old && echo 1 >/d/old/1 && echo 2 >/two && ln /two /same && \
          ln -s d/old/1 /soft && chown 7:8 /two && chmod 4711 /two\n\
-         RUN rm -r /d/old && mkdir /d/old && echo 3 >/d/old/3\n\
+         RUN rm -r /gone /lost /d/old && mkdir /d/old && echo 3 >/d/old/3\n\
          COPY file /file\n\
          ENV WHO=world\n\
          LABEL by=kiln\n\
-         CMD [\"sh\", \"-c\", \"echo hello $WHO; ls /d/old; cat /file; stat -c '%a %u:%g %h' /same\"]\n",
+         CMD [\"sh\", \"-c\", \"echo hello $WHO; ls /d/old; ls -d /gone /lost 2>/dev/null; cat /file; stat -c '%a %u:%g %h' /same\"]\n",
     );
 }
 
@@ -100,7 +100,7 @@ pub(crate) const PRINTED: &str = "hello world\n3\nof the context\n4711 7:8 2\n";
 pub(crate) fn check(env: &TestEnv, store: &str, name: &str) {
     env.dockerfile(&format!(
         "FROM {name}\n\
-         RUN (echo hello $WHO; ls /d/old; cat /file; stat -c '%a %u:%g %h' /same; cat /soft) >/out 2>&1; true\n"
+         RUN (echo hello $WHO; ls /d/old; ls -d /gone /lost 2>/dev/null; cat /file; stat -c '%a %u:%g %h' /same; cat /soft) >/out 2>&1; true\n"
     ));
     env.kiln_in(store, ["build", "-t", "checked", "context"])
         .success();
@@ -282,4 +282,88 @@ fn a_real_base_image_is_pulled_through_a_mirror_and_survives_the_tools() {
     let root = format!("--root={}", root.display());
     let verified = env.program("dpkg", [root.as_str(), "--verify"]).success();
     assert_eq!(verified.stdout, "");
+}
+
+#[test]
+fn names_nodes_and_attributes_of_any_kind_are_read_by_others() {
+    let env = test_env!("skopeo", "umoci").with_busybox();
+    // a capability as setcap writes it: cap_net_bind_service, effective and permitted
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    env.file("capable", "x").file("näme with spaces", "y");
+    let capable = env.context().join("capable");
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&capable, "security.capability", &capability, flags).unwrap();
+    let folder = "d".repeat(200);
+    let file = "f".repeat(255);
+    env.built(
+        "app:v1",
+        &format!(
+            "FROM busybox\n\
+             COPY . /context/\n\
+             RUN mkdir -p /{folder}/{folder} && echo deep >/{folder}/{folder}/{file} && \
+             ln -s /{folder}/{folder}/{file} /soft && ln /{folder}/{folder}/{file} /hard\n\
+             RUN mknod /null c 1 3 && mknod /pipe p && touch -d @4000000000 /late && \
+             touch -d @-5 /early && chown 3000000:3000000 /late && printf x >\"$(printf '/caf\\351')\"\n"
+        ),
+    );
+    let archive = env.path("app.tar");
+    env.kiln(["save", "app:v1", "-o"]).arg(&archive).success();
+    let source = format!("docker-archive:{}", archive.display());
+    tool(&env, "skopeo", ["copy", "-q", &source, "oci:layout:v1"]).success();
+    env.program("umoci", ["unpack", "--image", "layout:v1", "bundle"])
+        .success();
+    let root = env.path("bundle/rootfs");
+    let mut value = [0; 64];
+    let size = rustix::fs::getxattr(
+        root.join("context/capable"),
+        "security.capability",
+        &mut value,
+    );
+    assert_eq!(value[..size.unwrap()], capability);
+    assert_eq!(
+        fs::read(root.join("context/näme with spaces")).unwrap(),
+        b"y"
+    );
+    let deep = root.join(&folder).join(&folder).join(&file);
+    assert_eq!(fs::read(&deep).unwrap(), b"deep\n");
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(
+        fs::metadata(&deep).unwrap().ino(),
+        fs::metadata(root.join("hard")).unwrap().ino()
+    );
+    let link = format!("/{folder}/{folder}/{file}");
+    assert_eq!(
+        fs::read_link(root.join("soft")).unwrap().to_str(),
+        Some(&link[..])
+    );
+    let stat = |name: &str| fs::symlink_metadata(root.join(name)).unwrap();
+    assert_eq!(stat("null").rdev(), rustix::fs::makedev(1, 3));
+    assert_eq!(stat("pipe").mode() & 0o170_000, 0o010_000);
+    assert_eq!(
+        (stat("late").mtime(), stat("late").uid()),
+        (4_000_000_000, 3_000_000)
+    );
+    assert_eq!(stat("early").mtime(), -5);
+    let raw = std::ffi::OsStr::from_bytes(b"caf\xe9");
+    assert_eq!(fs::read(root.join(raw)).unwrap(), b"x");
+    // and kiln reads its own
+    env.kiln_in("there", ["load", "-i"]).arg(&archive).success();
+    env.dockerfile(
+        "FROM app:v1\n\
+         RUN cat /soft /hard /caf* >/out; \
+         stat -c '%t:%T %F %Y %u' /null /pipe /late /early >>/out\n",
+    );
+    env.kiln_in("there", ["build", "-t", "seen", "context"])
+        .success();
+    let saved = env.kiln_in("there", ["save", "seen"]).success().bytes;
+    let out = Saved::read(&saved).text("out");
+    assert!(
+        out.starts_with("deep\ndeep\nx1:3 character special file"),
+        "{out}"
+    );
+    assert!(
+        out.contains(" 4000000000 3000000\n") && out.contains(" -5 0\n"),
+        "{out}"
+    );
 }

@@ -299,3 +299,57 @@ fn a_platform_is_chosen_out_of_an_index() {
     let saved = env.kiln_in("cross", ["save", "x"]).success().bytes;
     assert_eq!(crate::saved::Saved::read(&saved).text("platform"), other);
 }
+
+#[test]
+fn pull_asks_for_a_newer_base_and_a_plain_build_does_not() {
+    let env = test_env!("docker-registry").with_busybox();
+    let registry = env.registry();
+    let name = registry.name("base:1");
+    let publish = |text: &str| {
+        env.built(&name, &format!("FROM busybox\nRUN echo {text} >/version\n"));
+        env.kiln(["push", &name]).success();
+    };
+    let version = |args: &[&str]| {
+        env.dockerfile(&format!("FROM {name}\nCOPY --from={name} /version /copy\n"));
+        let build = env
+            .kiln_in("there", ["build", "-t", "x"])
+            .args(args.iter().copied());
+        build.arg(env.context()).success();
+        let saved = env.kiln_in("there", ["save", "x"]).success().bytes;
+        let saved = crate::saved::Saved::read(&saved);
+        (saved.text("version"), saved.text("copy"))
+    };
+    let both = |text: &str| (format!("{text}\n"), format!("{text}\n"));
+    publish("old");
+    assert_eq!(version(&[]), both("old"));
+    publish("new");
+    assert_eq!(version(&[]), both("old"));
+    assert_eq!(version(&["--pull"]), both("new"));
+    assert_eq!(version(&[]), both("new"));
+}
+
+#[test]
+fn several_pulls_and_pushes_at_once_do_not_disturb_each_other() {
+    let env = test_env!("docker-registry").with_busybox();
+    let registry = env.registry();
+    let name = built(&env, &registry);
+    let all = |runs: Vec<crate::env::Run>| {
+        let children: Vec<_> = runs.into_iter().map(crate::env::Run::spawn).collect();
+        for child in children {
+            let output = Output::of(child);
+            assert_eq!(output.code, Some(0), "{output}");
+        }
+    };
+    all((0..3).map(|_| env.kiln(["push", &name])).collect());
+    all((0..3)
+        .map(|_| env.kiln_in("there", ["pull", &name]))
+        .collect());
+    env.dockerfile(&format!("FROM {name}\nRUN cat /one /two\n"));
+    all((0..3)
+        .map(|_| env.kiln_in("there", ["build", "context"]))
+        .collect());
+    // a build that pulls, twice at once
+    all((0..2)
+        .map(|_| env.kiln_in("fourth", ["build", "context"]))
+        .collect());
+}

@@ -90,7 +90,7 @@ pub(crate) fn entries(tar: &[u8]) -> Layer {
     let mut archive = tar::Archive::new(Cursor::new(plain));
     let read = |entry: std::io::Result<tar::Entry<'_, Cursor<Vec<u8>>>>| {
         let mut entry = entry.unwrap();
-        let path = entry.path().unwrap().to_str().unwrap().to_owned();
+        let path = entry.path().unwrap().to_string_lossy().into_owned();
         let mut content = Vec::new();
         entry.read_to_end(&mut content).unwrap();
         let header = entry.header();
@@ -102,7 +102,7 @@ pub(crate) fn entries(tar: &[u8]) -> Layer {
             target: entry
                 .link_name()
                 .unwrap()
-                .map(|target| target.to_str().unwrap().to_owned()),
+                .map(|target| target.to_string_lossy().into_owned()),
             content,
         };
         (path.trim_matches('/').to_owned(), read)

@@ -16,7 +16,7 @@ mod rootfs;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::kiln::{self, Kiln, Profile};
 use crate::registry::Registry;
@@ -52,13 +52,12 @@ pub(crate) fn serve(binary: &Path, names: &[&str]) -> Result<Registry> {
 
     let registry = Registry::start(&folder().join("registry"))?;
     let fingerprints = Fingerprints::compute()?;
-    for recipe in wanted {
-        if !is_fresh(recipe, &fingerprints) {
-            eprintln!("making base image: {}", recipe.name);
-            make(recipe, binary, &registry)
-                .with_context(|| format!("cannot make the base image `{}`", recipe.name))?;
-            write_stamp(recipe, fingerprints.of(recipe))?;
-        }
+    let mut stale = wanted;
+    stale.retain(|recipe| !is_fresh(recipe, &fingerprints));
+    while !stale.is_empty() {
+        let (ready, rest) = recipe::ready(&stale);
+        make_all(&ready, binary, &registry, &fingerprints)?;
+        stale = rest;
     }
     drop(lock);
     Ok(registry)
@@ -88,6 +87,37 @@ fn write_stamp(recipe: &Recipe, fingerprint: &str) -> Result<()> {
     fs::write(&draft, fingerprint)?;
     fs::rename(&draft, stamp(recipe))?;
     Ok(())
+}
+
+/// Makes images that do not stand on each other, at the same time: most of it is waiting for
+/// packages. The first failure is returned when all have ended.
+fn make_all(
+    recipes: &[&Recipe],
+    binary: &Path,
+    registry: &Registry,
+    fingerprints: &Fingerprints,
+) -> Result<()> {
+    let make = |recipe: &Recipe| {
+        eprintln!("making base image: {}", recipe.name);
+        make(recipe, binary, registry)
+            .with_context(|| format!("cannot make the base image `{}`", recipe.name))?;
+        write_stamp(recipe, fingerprints.of(recipe))
+    };
+    std::thread::scope(|scope| {
+        let made: Vec<_> = recipes
+            .iter()
+            .map(|recipe| scope.spawn(|| make(recipe)))
+            .collect();
+        let results: Vec<Result<()>> = made
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
+            })
+            .collect();
+        results.into_iter().collect()
+    })
 }
 
 /// Makes one image and pushes it under all its names.

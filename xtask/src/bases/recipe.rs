@@ -127,6 +127,17 @@ pub(crate) fn closure(names: &[&str]) -> Result<Vec<&'static Recipe>> {
     Ok(found)
 }
 
+/// Splits recipes in those that stand on none of the others, and the rest.
+pub(crate) fn ready(recipes: &[&'static Recipe]) -> (Vec<&'static Recipe>, Vec<&'static Recipe>) {
+    let stands_on = |recipe: &Recipe, base: &Recipe| match recipe.origin {
+        Origin::Dockerfile { from } => from == base.name,
+        Origin::Busybox | Origin::Debian => false,
+    };
+    recipes
+        .iter()
+        .partition(|recipe| !recipes.iter().any(|base| stands_on(recipe, base)))
+}
+
 /// The fingerprint of every recipe.
 #[derive(Debug)]
 pub(crate) struct Fingerprints(Vec<(&'static str, String)>);
@@ -223,6 +234,19 @@ mod tests {
                 .to_string()
                 .contains("`fedora`")
         );
+    }
+
+    #[test]
+    fn bases_are_made_before_what_stands_on_them() {
+        let all: Vec<&Recipe> = RECIPES.iter().collect();
+        let names = |recipes: &[&Recipe]| -> Vec<&str> {
+            recipes.iter().map(|recipe| recipe.name).collect()
+        };
+        let (first, rest) = ready(&all);
+        assert_eq!(names(&first), ["busybox", "debian"]);
+        let (second, rest) = ready(&rest);
+        assert_eq!(names(&second), ["alpine", "nginx", "python", "gcc", "node"]);
+        assert!(rest.is_empty());
     }
 
     #[test]

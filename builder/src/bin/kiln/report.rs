@@ -21,7 +21,7 @@ const ENVIRONMENT: u8 = 3;
 /// The image was built and is kept, but could not be pushed.
 const NOT_PUSHED: u8 = 4;
 /// A bug of kiln's.
-const BUG: u8 = 70;
+pub(crate) const BUG: u8 = 70;
 /// The command line is wrong, as docker has it.
 const USAGE: u8 = 125;
 
@@ -66,6 +66,15 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// Says that kiln itself is at fault, and where; not what was being worked on, which may be secret.
+pub(crate) fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
+    let place = panic
+        .location()
+        .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    render::err(&format!("error: kiln has a bug and gives up, at {place}"));
+    render::err("hint: the store is as it was; please report this with the command and that place");
 }
 
 /// Prints an error and says how to exit; `store` is where the store is.

@@ -57,7 +57,14 @@ impl Storage {
             .args(["--runtime", "runc", "run", "--rm", "--tls-verify=false"])
             .arg("--signature-policy")
             .arg(self.folder.join("policy.json"))
-            .args(["--cgroups=disabled", "--network", "none", "-i"])
+            .args(["--network", "none", "-i"])
+            // podman's own are above what root in a container may ask for
+            .args([
+                "--ulimit",
+                "nofile=1024:1024",
+                "--ulimit",
+                "nproc=1024:1024",
+            ])
             .args(options.iter().copied())
             .arg(image)
     }

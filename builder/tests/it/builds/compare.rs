@@ -185,12 +185,13 @@ fn instruction(text: &str) -> String {
         None if text.starts_with(|c: char| c.is_ascii_uppercase()) => return keyword(text),
         None => text,
     };
-    // `|2 B=2 A=1 command`: buildah sorts the build arguments, BuildKit does not
-    let Some((count, rest)) = text.strip_prefix('|').and_then(|text| text.split_once(' ')) else {
-        return format!("RUN {text}");
-    };
-    let mut words: Vec<&str> = rest.split(' ').collect();
-    let count = count.parse().unwrap();
-    words[..count].sort_unstable();
-    format!("RUN |{count} {}", words.join(" "))
+    // `|2 B=2 A=1 /bin/sh -c text`: buildah sorts the build arguments, and names this shell even
+    // where another one runs
+    let (before, command) = text.split_once(" -c ").unwrap_or(("", text));
+    let mut arguments: Vec<&str> = before
+        .split(' ')
+        .filter(|word| word.contains('='))
+        .collect();
+    arguments.sort_unstable();
+    format!("RUN {command} with {arguments:?}")
 }

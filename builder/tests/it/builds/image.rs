@@ -58,11 +58,12 @@ impl fmt::Debug for Kind {
 }
 
 impl Image {
-    /// Reads the one image of a docker-archive; `work` is an empty folder to unpack it in.
+    /// Reads the one image of a docker-archive, and removes it; `work` is a folder to unpack it in.
     pub(super) fn read(archive: &Path, work: &Path) -> Self {
         tar::Archive::new(File::open(archive).unwrap())
             .unpack(work)
             .unwrap();
+        fs::remove_file(archive).unwrap();
         let manifest: Value = json(&work.join("manifest.json"));
         assert_eq!(manifest.as_array().unwrap().len(), 1);
         let config = json(&work.join(manifest[0]["Config"].as_str().unwrap()));
