@@ -80,7 +80,7 @@ fn what_is_no_archive_of_images_is_refused_by_name() {
         assert_eq!(piped.stdout, "");
         env.no_traces();
     }
-    assert_eq!(env.content(), before);
+    env.same_content(&before);
     let missing = env.kiln(["load", "-i", "nowhere"]).failure(1);
     assert_eq!(
         missing.stderr,

@@ -113,7 +113,7 @@ fn ctrl_c_in_a_pull_leaves_the_store_as_it_was() {
         let output = kiln.end();
         assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
         env.no_traces();
-        assert_eq!(env.content(), before);
+        env.same_content(&before);
     }
 }
 

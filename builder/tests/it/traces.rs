@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use kiln_registry::digest::Digest;
+
 use crate::env::TestEnv;
 
 /// How long a condition is waited for before the test fails.
@@ -57,6 +59,22 @@ impl TestEnv {
             }
         }
         content
+    }
+
+    /// Fails if the store holds anything else than before; blobs that arrived whole may be kept
+    /// for the next try.
+    pub(crate) fn same_content(&self, before: &BTreeSet<String>) {
+        let after = self.content();
+        let lost: Vec<_> = before.difference(&after).collect();
+        assert!(lost.is_empty(), "lost from the store: {lost:?}");
+        for entry in after.difference(before) {
+            let (path, _) = entry.rsplit_once(' ').unwrap();
+            let path = Path::new(path);
+            let blob = path.starts_with(self.store().join("blobs/sha256"))
+                && Digest::of(&fs::read(path).unwrap()).hex()
+                    == path.file_name().unwrap().to_str().unwrap();
+            assert!(blob, "new in the store: {entry}");
+        }
     }
 
     /// Fails if something unfinished lies in the store, or a mount shows anything of this

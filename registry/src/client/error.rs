@@ -516,7 +516,7 @@ mod tests {
             .as_deref(),
             Some("invalid_grant")
         );
-        assert_eq!(refusal(502, "<html>bad</html>").message, "");
+        assert_eq!(refusal(502, "<html>bad</html>").message, "Bad Gateway");
         assert_eq!(
             refusal(502, "upstream\u{1b}[31m gone\nmore").message,
             "upstream[31m gone"
