@@ -29,9 +29,6 @@ pub enum ResolveError {
     /// The image's config could not be fetched.
     #[error("{0}")]
     Blob(#[from] BlobError),
-    /// The image's config could not be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// The image's config is no config.
     #[error("the image's config cannot be understood")]
     Config(#[from] serde_json::Error),
@@ -55,7 +52,8 @@ pub struct RemoteImage {
 }
 
 impl RemoteImage {
-    /// Finds out what an image is: its manifest for a platform, and its config, which is kept.
+    /// Finds out what an image is: its manifest for a platform, and its config, which is
+    /// fetched where the store has it not; the store stays as it is.
     ///
     /// # Errors
     /// [`ResolveError`] when the registry refuses or the image is none that kiln understands.
@@ -70,11 +68,7 @@ impl RemoteImage {
         let known = store.read_blob(&resolved.manifest.value.config.digest).ok();
         let bytes = match known {
             Some(bytes) => bytes,
-            None => {
-                let bytes = client.config(&resolved).await?;
-                store.write_blob(&bytes)?;
-                bytes
-            }
+            None => client.config(&resolved).await?,
         };
         let config: ImageConfig = serde_json::from_slice(&bytes)?;
         let (layers, diff_ids) = (
