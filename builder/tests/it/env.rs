@@ -67,7 +67,12 @@ pub(crate) fn skip(missing: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();
     // not `eprintln!`, which nobody sees of a test that passes
-    writeln!(std::io::stderr(), "SKIPPED: {test} needs {missing}").unwrap();
+    #[expect(
+        clippy::explicit_write,
+        reason = "libtest swallows eprintln! of a passing test"
+    )]
+    let said = writeln!(std::io::stderr(), "SKIPPED: {test} needs {missing}");
+    said.unwrap();
     assert!(
         std::env::var_os("CI").is_none(),
         "{test} needs {missing}, and CI is set"

@@ -76,18 +76,20 @@ impl Refusal {
 }
 
 fn login_hint(registry: &str) -> String {
-    format!("log in with `kiln login {registry}`")
+    format!(
+        "put credentials for `{registry}` into docker's `config.json`, as `docker login {registry}` does"
+    )
 }
 
 fn connect_hint(chain: &str, url: &str) -> Option<String> {
     let has = |text: &str| chain.contains(text);
     let hint = if has("InvalidContentType") {
-        "the server speaks plain http, not https: name it as an insecure registry".to_owned()
+        "the server speaks plain http, not https: allow it with --insecure-registry".to_owned()
     } else if has("UnknownIssuer") {
         "the certificate's authority is not known: add it with SSL_CERT_FILE or as a CA file"
             .to_owned()
     } else if has("CaUsedAsEndEntity") {
-        "the server shows an authority's certificate as its own: give it one with CA:FALSE, or name it as an insecure registry".to_owned()
+        "the server shows an authority's certificate as its own: give it one with CA:FALSE, or allow it with --insecure-registry".to_owned()
     } else if has("Expired") || has("NotValidYet") {
         "the certificate's dates do not fit: check the clock of this machine and the registry's certificate".to_owned()
     } else if has("NotValidForName") {

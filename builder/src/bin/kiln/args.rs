@@ -31,6 +31,17 @@ pub(crate) struct Cli {
     )]
     pub(crate) mirrors: Vec<String>,
 
+    /// Registry, HOST[:PORT], that may speak plain HTTP and whose certificate is not checked; may be
+    /// repeated (loopback addresses always may)
+    #[arg(
+        long = "insecure-registry",
+        global = true,
+        env = "KILN_INSECURE_REGISTRIES",
+        value_delimiter = ',',
+        value_name = "HOST"
+    )]
+    pub(crate) insecure: Vec<String>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -36,6 +36,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) struct Setup {
     root: Option<PathBuf>,
     mirrors: Vec<String>,
+    insecure: Vec<String>,
 }
 
 impl Setup {
@@ -44,6 +45,7 @@ impl Setup {
         Self {
             root: cli.root.clone(),
             mirrors: cli.mirrors.clone(),
+            insecure: cli.insecure.clone(),
         }
     }
 
@@ -69,6 +71,7 @@ impl Setup {
         Ok(Client::new(ClientOptions {
             keychain,
             mirrors,
+            insecure: self.insecure.clone(),
             observer: if quiet {
                 Observer::default()
             } else {
