@@ -67,10 +67,6 @@ pub(crate) fn skip(missing: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or_default();
     // not `eprintln!`, which nobody sees of a test that passes
-    #[expect(
-        clippy::explicit_write,
-        reason = "libtest swallows eprintln! of a passing test"
-    )]
     let said = writeln!(std::io::stderr(), "SKIPPED: {test} needs {missing}");
     said.unwrap();
     assert!(
