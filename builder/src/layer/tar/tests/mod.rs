@@ -1,5 +1,8 @@
 //! Cases for reader and writer together, and against other programs.
 
+mod peers;
+mod sparse;
+
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
@@ -470,143 +473,11 @@ fn what_is_ambiguous_or_malformed_is_refused() {
     assert_eq!(names(&fine.concat()), ["same"]);
 }
 
-/// Content `AAAA` at 0 and `BB` at 1000 of 2000 bytes.
-fn sparse_content() -> Vec<u8> {
-    let mut content = vec![0; 2000];
-    content[..4].fill(b'A');
-    content[1000..1002].fill(b'B');
-    content
-}
-
-fn sparse_archives() -> Vec<Vec<u8>> {
-    let file = entry("fallback", b'0', b"AAAABB");
-    let named: &[(&str, &[u8])] = &[("GNU.sparse.name", b"real")];
-    let zero_zero: &[(&str, &[u8])] = &[
-        ("GNU.sparse.size", b"2000"),
-        ("GNU.sparse.numblocks", b"2"),
-        ("GNU.sparse.offset", b"0"),
-        ("GNU.sparse.numbytes", b"4"),
-        ("GNU.sparse.offset", b"1000"),
-        ("GNU.sparse.numbytes", b"2"),
-    ];
-    let zero_one: &[(&str, &[u8])] = &[
-        ("GNU.sparse.size", b"2000"),
-        ("GNU.sparse.numblocks", b"2"),
-        ("GNU.sparse.map", b"0,4,1000,2"),
-    ];
-    let one_zero: &[(&str, &[u8])] = &[
-        ("GNU.sparse.major", b"1"),
-        ("GNU.sparse.minor", b"0"),
-        ("GNU.sparse.realsize", b"2000"),
-    ];
-    let mapped = [padded(b"2\n0\n4\n1000\n2\n"), b"AAAABB".to_vec()].concat();
-    let old = block("real", b'S', 6, |b| {
-        gnu(b);
-        for (index, number) in [0, 4, 1000, 2].into_iter().enumerate() {
-            let at = field::GNU_SPARSE.start + 12 * index;
-            field::put_octal(&mut b[at..at + 12], number);
-        }
-        field::put_octal(&mut b[field::GNU_REAL_SIZE], 2000);
-    });
-    vec![
-        [pax(&[named, zero_zero].concat()), file.clone()].concat(),
-        [pax(&[named, zero_one].concat()), file].concat(),
-        [
-            pax(&[named, one_zero].concat()),
-            entry("fallback", b'0', &mapped),
-        ]
-        .concat(),
-        [old, padded(b"AAAABB")].concat(),
-    ]
-}
-
-#[test]
-fn sparse_files_of_four_forms() {
-    for (index, mut archive) in sparse_archives().into_iter().enumerate() {
-        archive.extend(entry("next", b'0', b"n"));
-        let entries = read(&archive).unwrap();
-        assert_eq!(entries.len(), 2, "{index}");
-        assert_eq!(entries[0].0.path, b"real", "{index}");
-        assert_eq!(entries[0].1, sparse_content(), "{index}");
-        let mut reader = Reader::new(&archive[..]);
-        reader.next_entry().unwrap().unwrap();
-        let mut buffer = [0; 100];
-        assert_eq!(
-            reader.read_stored(&mut buffer).unwrap(),
-            Some((0, 4)),
-            "{index}"
-        );
-        assert_eq!(
-            reader.read_stored(&mut buffer).unwrap(),
-            Some((1000, 2)),
-            "{index}"
-        );
-        assert_eq!(reader.read_stored(&mut buffer).unwrap(), None, "{index}");
-    }
-}
-
-#[test]
-fn sparse_maps_are_checked() {
-    let file = entry("f", b'0', b"AAAABB");
-    let map = |map: &str, count: &str, size: &str| {
-        let records: &[(&str, &[u8])] = &[
-            ("GNU.sparse.map", map.as_bytes()),
-            ("GNU.sparse.numblocks", count.as_bytes()),
-            ("GNU.sparse.size", size.as_bytes()),
-        ];
-        [pax(records), file.clone()].concat()
-    };
-    assert_eq!(
-        read(&map("0,4,10,2,12,0", "3", "12")).unwrap()[0].1,
-        b"AAAA\0\0\0\0\0\0BB"
-    );
-    for archive in [
-        map("0,4,10,2", "2", "11"),
-        map("0,4,3,2", "2", "100"),
-        map("10,4,0,2", "2", "100"),
-        map("0,4,10,3", "2", "100"),
-        map("0,4", "1", "100"),
-        map("0,4,10", "2", "100"),
-        map("0,4,10,2", "3", "100"),
-        map("0,-4,10,2", "2", "100"),
-        map("0,6,18446744073709551615,1", "2", "100"),
-        map(&vec!["0,0"; MAX_SEGMENTS + 1].join(","), "10001", "6"),
-    ] {
-        assert!(
-            refusal(&archive).contains("sparse"),
-            "{}",
-            refusal(&archive)
-        );
-    }
-    let one_zero: &[(&str, &[u8])] = &[
-        ("GNU.sparse.major", b"1"),
-        ("GNU.sparse.minor", b"0"),
-        ("GNU.sparse.realsize", b"10"),
-    ];
-    for content in [
-        "2\n0\n4\n",
-        "x\n",
-        "10001\n",
-        "99999999999999999999999\n",
-        "1\n0\n",
-    ] {
-        let content = padded(content.as_bytes());
-        let archive = [pax(one_zero), entry("f", b'0', &content)].concat();
-        assert!(
-            refusal(&archive).contains("sparse"),
-            "{}",
-            refusal(&archive)
-        );
-    }
-    let version: &[(&str, &[u8])] = &[("GNU.sparse.major", b"2"), ("GNU.sparse.minor", b"0")];
-    assert!(refusal(&[pax(version), file].concat()).contains("version"));
-}
-
 #[test]
 fn no_input_panics() {
     // Every single-byte change of an archive with everything in it, and every cut.
     let mut archive = write(&samples()[..8]);
-    for sparse in sparse_archives() {
+    for sparse in sparse::sparse_archives() {
         archive.extend(sparse);
     }
     let whole = read(&archive);
@@ -619,119 +490,6 @@ fn no_input_panics() {
     }
     for cut in (0..archive.len()).step_by(37) {
         drop(read(&archive[..cut]));
-    }
-}
-
-/// What GNU tar lists; numeric ids, quoted names, no times.
-fn gnu_tar(archive: &[u8], args: &[&str]) -> Option<String> {
-    let mut tar = Command::new("tar")
-        .args(args)
-        .env("TZ", "UTC")
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .ok()?;
-    let mut input = tar.stdin.take()?;
-    input.write_all(archive).unwrap();
-    drop(input);
-    let output = tar.wait_with_output().unwrap();
-    assert!(output.status.success());
-    Some(String::from_utf8(output.stdout).unwrap())
-}
-
-#[test]
-fn gnu_tar_reads_what_is_written() {
-    let samples = samples();
-    let args = [
-        "-tv",
-        "--numeric-owner",
-        "--full-time",
-        "--quoting-style=escape",
-    ];
-    let Some(listing) = gnu_tar(&write(&samples), &args) else {
-        eprintln!("SKIPPED: no tar program");
-        return;
-    };
-    let lines: Vec<_> = listing.lines().collect();
-    assert_eq!(lines.len(), samples.len());
-    assert!(lines[0].starts_with("drwxrwxrwt 0/0"), "{}", lines[0]);
-    assert!(lines[1].starts_with("-rwsr-xr-x 0/0"), "{}", lines[1]);
-    assert!(lines[2].ends_with("link -> dir/file"), "{}", lines[2]);
-    assert!(lines[3].ends_with("hard link to dir/file"), "{}", lines[3]);
-    assert!(lines[5].contains("259,1048575"), "{}", lines[5]);
-    assert!(
-        lines[12].ends_with(&"0123456789/".repeat(3)[..].replace("9/0123456789/", "9/x"))
-            || lines[12].ends_with("9/x")
-    );
-    assert!(
-        lines[14].ends_with("raw\\ \\377\\n\\ name") || lines[14].ends_with("raw \\377\\n name"),
-        "{}",
-        lines[14]
-    );
-    assert!(lines[17].contains("1407182137/4294967294"), "{}", lines[17]);
-    assert!(lines[18].contains("1969-12-31 23:59:55"), "{}", lines[18]);
-}
-
-#[test]
-fn the_tar_crate_reads_the_same() {
-    // The crate reads extended headers line by line.
-    let has_newline = |sample: &(Header, Vec<u8>)| sample.0.path.contains(&b'\n');
-    let mut samples = samples();
-    samples.retain(|sample| !has_newline(sample));
-    let bytes = write(&samples);
-    let mut archive = tar::Archive::new(&bytes[..]);
-    let mut count = 0;
-    for (entry, (header, content)) in archive.entries().unwrap().zip(&samples) {
-        let mut entry = entry.unwrap();
-        let path = entry.path_bytes().into_owned();
-        assert_eq!(path.strip_suffix(b"/").unwrap_or(&path), header.path);
-        assert_eq!(entry.header().mode().unwrap(), header.mode);
-        let mut read = Vec::new();
-        entry.read_to_end(&mut read).unwrap();
-        assert_eq!(&read, content);
-        count += 1;
-    }
-    assert_eq!(count, samples.len());
-}
-
-#[test]
-fn archives_of_gnu_tar_in_each_format() {
-    let directory = tempfile::tempdir().unwrap();
-    let root = directory.path().join("r");
-    let deep = root.join("d".repeat(90)).join("e".repeat(90));
-    std::fs::create_dir_all(&deep).unwrap();
-    std::fs::write(deep.join("file"), "content").unwrap();
-    std::os::unix::fs::symlink("t".repeat(150), root.join("link")).unwrap();
-    let sparse = std::fs::File::create(root.join("sparse")).unwrap();
-    sparse.set_len(1 << 20).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&sparse, b"data", 500_000).unwrap();
-    for format in [
-        &["--format=gnu", "-S"][..],
-        &["--format=posix", "-S", "--sparse-version=0.0"],
-        &["--format=posix", "-S", "--sparse-version=0.1"],
-        &["--format=posix", "-S", "--sparse-version=1.0"],
-        &["--format=posix"],
-        &["--format=gnu"],
-    ] {
-        let output = Command::new("tar")
-            .args(format)
-            .args(["--sort=name", "-c", "-C"])
-            .arg(directory.path())
-            .arg("r")
-            .output();
-        let Ok(output) = output else {
-            eprintln!("SKIPPED: no tar program");
-            return;
-        };
-        let entries = read(&output.stdout).unwrap();
-        let names: Vec<_> = entries.iter().map(|(h, _)| h.path.len()).collect();
-        assert_eq!(names, [1, 92, 183, 188, 6, 8], "{format:?}");
-        assert_eq!(entries[3].1, b"content");
-        assert_eq!(entries[4].0.link.len(), 150);
-        let mut expected = vec![0; 1 << 20];
-        expected[500_000..500_004].copy_from_slice(b"data");
-        assert!(entries[5].1 == expected, "{format:?}");
     }
 }
 
