@@ -1,9 +1,9 @@
 //! Images out of archives into the store (D10.4).
 
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::sync::Arc;
 
-use kiln_registry::archive::{Archive, ArchivedLayer, ArchivedManifest};
+use kiln_registry::archive::{Archive, ArchiveError, ArchivedLayer, ArchivedManifest};
 use kiln_registry::digest::{Digest, Hasher};
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::DiffId;
@@ -12,7 +12,10 @@ use kiln_registry::spec::media_type::{Compression, OCI_LAYER, OCI_LAYER_GZIP, OC
 use super::ImageError;
 use crate::layer::{self, Limits};
 use crate::step::StepError;
-use crate::store::{LayerBlob, Store, StoreError};
+use crate::store::{BlobWriter, LayerBlob, Store, StoreError};
+
+/// Bytes moved at once.
+const CHUNK: usize = 256 * 1024;
 
 /// An image that was loaded.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,13 +108,8 @@ fn store_layer(
             size: layer.size,
         });
     }
-    let mut section = archive.layer(layer)?;
     let mut writer = store.new_blob()?;
-    io::copy(&mut section, &mut writer).map_err(|source| StoreError::Io {
-        action: "storing the layer",
-        path: store.root().join(&layer.member),
-        source,
-    })?;
+    copy(archive, layer, &mut writer)?;
     let stored = writer.digest();
     let expected = layer.diff_id;
     // A layer whose stored bytes nobody announced is known by its diff id alone: check that now.
@@ -144,9 +142,37 @@ fn store_layer(
     })
 }
 
+/// Copies a layer out of an archive; the error tells which of the two is to blame.
+fn copy(
+    archive: &Archive,
+    layer: &ArchivedLayer,
+    writer: &mut BlobWriter,
+) -> Result<(), ImageError> {
+    let mut section = archive.layer(layer)?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let count = section
+            .read(&mut buffer)
+            .map_err(|source| ArchiveError::Io {
+                action: format!("cannot read `{}`", layer.member),
+                source,
+            })?;
+        if count == 0 {
+            return Ok(());
+        }
+        writer
+            .write_all(&buffer[..count])
+            .map_err(|source| StoreError::Io {
+                action: "writing",
+                path: writer.path().to_owned(),
+                source,
+            })?;
+    }
+}
+
 fn hash(mut reader: impl io::Read) -> io::Result<DiffId> {
     let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 256 * 1024];
+    let mut buffer = vec![0; CHUNK];
     loop {
         match reader.read(&mut buffer)? {
             0 => return Ok(DiffId(hasher.finish())),

@@ -1,5 +1,6 @@
 //! Images: their config from a plan and its layers, and their manifests for the places they go.
 
+mod altered;
 pub mod history;
 pub mod load;
 pub mod publish;

@@ -19,6 +19,7 @@ use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
 use kiln_registry::transfer;
 
 use super::ImageError;
+use super::altered::{is_mismatch, remove_altered};
 use crate::event::{Event, Observer};
 use crate::layer::gzip::GzipWriter;
 use crate::layer::{self, Hashing, PackOptions};
@@ -66,9 +67,18 @@ pub async fn push(
         store.add_repo_digest(reference, &descriptor.digest, image)?;
         Ok(descriptor)
     };
-    tokio::select! {
+    let result = tokio::select! {
         result = work => result,
         () = cancel.cancelled() => Err(StepError::Cancelled.into()),
+    };
+    match result {
+        Err(error) if is_mismatch(&error) => {
+            let (owned, id) = (Arc::clone(store), *image);
+            let task = tokio::task::spawn_blocking(move || remove_altered(&owned, &id));
+            task.await.map_err(|_| StepError::Thread)??;
+            Err(error)
+        }
+        result => result,
     }
 }
 
@@ -86,8 +96,11 @@ fn remember_neighbours(
         if neighbour.registry != reference.registry {
             continue;
         }
-        // An index has no layers, and the manifest it was chosen for has an entry of its own.
-        let Ok(bytes) = store.read_blob(&entry.digest) else {
+        // The repository may know the image by an index; its layers are in the manifest.
+        let Some(manifest) = store.image(&entry.image)?.manifest else {
+            continue;
+        };
+        let Ok(bytes) = store.read_blob(&manifest.digest) else {
             continue;
         };
         if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
@@ -112,22 +125,39 @@ pub fn save<W: Write>(
 ) -> Result<W, ImageError> {
     let mut archive = ArchiveWriter::new(out)?;
     for (image, names) in images {
-        let (manifest, descriptor) = archive_manifest(store, image)?;
-        let config = store.config(image)?;
-        for (layer, &diff_id) in manifest.value.layers.iter().zip(&config.rootfs.diff_ids) {
-            if cancel.is_cancelled() {
-                return Err(StepError::Cancelled.into());
+        match add_image(store, &mut archive, image, names, cancel) {
+            Err(error) if is_mismatch(&error) => {
+                remove_altered(store, image)?;
+                return Err(error);
             }
-            if !archive.has(&layer.digest) {
-                add_layer(store, &mut archive, layer, diff_id)?;
-            }
+            added => added?,
         }
-        let bytes = store.read_blob(image)?;
-        archive.add_blob(&manifest.value.config, &bytes[..])?;
-        archive.add_manifest(&descriptor, &manifest.bytes)?;
-        archive.add_image(&descriptor, names)?;
     }
     Ok(archive.finish()?)
+}
+
+fn add_image<W: Write>(
+    store: &Arc<Store>,
+    archive: &mut ArchiveWriter<W>,
+    image: &Digest,
+    names: &[Reference],
+    cancel: &Cancel,
+) -> Result<(), ImageError> {
+    let (manifest, descriptor) = archive_manifest(store, image)?;
+    let config = store.config(image)?;
+    for (layer, &diff_id) in manifest.value.layers.iter().zip(&config.rootfs.diff_ids) {
+        if cancel.is_cancelled() {
+            return Err(StepError::Cancelled.into());
+        }
+        if !archive.has(&layer.digest) {
+            add_layer(store, archive, layer, diff_id)?;
+        }
+    }
+    let bytes = store.read_blob(image)?;
+    archive.add_blob(&manifest.value.config, &bytes[..])?;
+    archive.add_manifest(&descriptor, &manifest.bytes)?;
+    archive.add_image(&descriptor, names)?;
+    Ok(())
 }
 
 fn add_layer<W: Write>(

@@ -194,10 +194,19 @@ impl Snapshots {
     /// # Errors
     /// When the store cannot be read or written.
     pub fn check(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
-        let facts = self.store.snapshot(id)?;
-        if facts.settled {
+        if self.store.snapshot(id)?.settled {
             return Ok(true);
         }
+        self.verify(id)
+    }
+
+    /// Compares a snapshot with the digest of its layer, and forgets it when it differs or there is
+    /// none. Says whether it is still there.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn verify(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
+        let facts = self.store.snapshot(id)?;
         let whole =
             matches!((facts.layer, self.pack(id)), (Some(known), Ok(found)) if known == found);
         if whole {

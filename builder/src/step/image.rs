@@ -2,6 +2,7 @@
 //! their files.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use kiln_registry::blob::BlobError;
 use kiln_registry::client::{Client, ClientError, Resolved};
@@ -13,7 +14,7 @@ use kiln_registry::transfer;
 use super::{Stack, StepError, Worker};
 use crate::event::{BlobState, Event, Observer};
 use crate::layer::{self, Hashing, Limits, UnpackOptions};
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{SnapshotId, Snapshots};
 use crate::store::{LayerBlob, Store, StoreError};
 
 /// Blobs fetched at once.
@@ -28,9 +29,6 @@ pub enum ResolveError {
     /// The image's config could not be fetched.
     #[error("{0}")]
     Blob(#[from] BlobError),
-    /// The image's config could not be stored.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// The image's config is no config.
     #[error("the image's config cannot be understood")]
     Config(#[from] serde_json::Error),
@@ -54,7 +52,8 @@ pub struct RemoteImage {
 }
 
 impl RemoteImage {
-    /// Finds out what an image is: its manifest for a platform, and its config, which is kept.
+    /// Finds out what an image is: its manifest for a platform, and its config, which is
+    /// fetched where the store has it not; the store stays as it is.
     ///
     /// # Errors
     /// [`ResolveError`] when the registry refuses or the image is none that kiln understands.
@@ -69,11 +68,7 @@ impl RemoteImage {
         let known = store.read_blob(&resolved.manifest.value.config.digest).ok();
         let bytes = match known {
             Some(bytes) => bytes,
-            None => {
-                let bytes = client.config(&resolved).await?;
-                store.write_blob(&bytes)?;
-                bytes
-            }
+            None => client.config(&resolved).await?,
         };
         let config: ImageConfig = serde_json::from_slice(&bytes)?;
         let (layers, diff_ids) = (
@@ -198,18 +193,45 @@ fn unpack_once(
         lower: lower.as_ref(),
         ..UnpackOptions::default()
     };
-    let failed = |error| StepError::Unpack(diff_id, error);
-    layer::unpack(&mut tar, &active.upper(), &options).map_err(failed)?;
-    let actual = DiffId(tar.finish().0);
-    if actual != diff_id {
-        return Err(StepError::DiffId {
-            expected: diff_id,
-            actual,
+    let unpacked = layer::unpack(&mut tar, &active.upper(), &options)
+        .map_err(|error| StepError::Unpack(diff_id, error))
+        .and_then(|_| match DiffId(tar.finish().0) {
+            actual if actual == diff_id => Ok(()),
+            actual => Err(StepError::DiffId {
+                expected: diff_id,
+                actual,
+            }),
         });
+    if let Err(error) = unpacked {
+        // Either the image never was what it says, or its layer was altered here.
+        remove_altered(&worker.store, diff_id)?;
+        return Err(error);
     }
     let id = worker.snapshots.commit(active)?;
     worker.store.set_chain_snapshot(chain, &id)?;
     Ok(id)
+}
+
+/// Removes the forms of a layer that are not what they were, so that they can come anew.
+///
+/// # Errors
+/// [`StoreError::Altered`] when there are any.
+pub fn remove_altered(store: &Arc<Store>, diff_id: DiffId) -> Result<(), StepError> {
+    let mut altered = false;
+    for blob in store.layer_blobs(diff_id)? {
+        altered |= store.remove_if_altered(&blob.digest)?;
+    }
+    if let Some((id, _)) = store.sealed_snapshot(diff_id)? {
+        altered |= !Snapshots::new(Arc::clone(store)).verify(&id)?;
+    }
+    if altered {
+        return Err(StoreError::Altered {
+            what: format!("layer {diff_id}"),
+            path: store.root().to_owned(),
+        }
+        .into());
+    }
+    Ok(())
 }
 
 /// The uncompressed tar of a layer that lies in the store as a blob.

@@ -30,7 +30,7 @@ use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
-pub use image::{RemoteImage, ResolveError, blob_event, open_layer};
+pub use image::{RemoteImage, ResolveError, blob_event, open_layer, remove_altered};
 pub use select::Selections;
 
 /// What steps need to do their work.

@@ -1,8 +1,9 @@
 //! Opaque directories that hide something.
 //!
-//! Overlayfs marks every directory that a process makes as opaque: that spares it the look-up in
-//! the lower layers. In a layer the mark says that a directory was replaced, and other tools take
-//! it at its word, so it stays only where there is something to hide.
+//! Overlayfs marks a directory as opaque that is made where anything was deleted, be it a file or a
+//! link, and with some of its features on every new one: that spares it the look-up in the lower
+//! layers. In a layer the mark says that a directory was replaced, and other tools take it at its
+//! word, so it stays only where there is a directory to hide.
 
 use std::io;
 use std::path::{Path, PathBuf};

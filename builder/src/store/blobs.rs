@@ -79,6 +79,8 @@ impl Store {
             .map_err(StoreError::io("reading the blob", &self.blob_path(digest)))?;
         let actual = Digest::of(&bytes);
         if actual != *digest {
+            // It can come anew only when it is not there.
+            drop(fs::remove_file(self.blob_path(digest)));
             let detail = format!("its bytes have the digest {actual}");
             return Err(StoreError::Damaged {
                 what: format!("blob {digest}"),
@@ -86,6 +88,30 @@ impl Store {
             });
         }
         Ok(bytes)
+    }
+
+    /// Removes a blob whose bytes are not those of its name, and says whether it did.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn remove_if_altered(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let path = self.blob_path(digest);
+        let mut reader = self.open_blob(digest)?;
+        let mut hasher = Hasher::new();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match io::Read::read(&mut reader, &mut buffer)
+                .map_err(StoreError::io("reading the blob", &path))?
+            {
+                0 => break,
+                count => hasher.update(&buffer[..count]),
+            }
+        }
+        let altered = hasher.finish() != *digest;
+        if altered {
+            fs::remove_file(&path).map_err(StoreError::io("removing", &path))?;
+        }
+        Ok(altered)
     }
 
     /// Stores a small blob and returns its digest.
@@ -124,6 +150,12 @@ impl Store {
 }
 
 impl BlobWriter {
+    /// Where it is written.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Digest of what was written so far.
     #[must_use]
     pub fn digest(&self) -> Digest {

@@ -86,6 +86,14 @@ pub enum StoreError {
         /// What is wrong with it.
         detail: String,
     },
+    /// Content of the store is not what it was; it is removed, so that it can come anew.
+    #[error("{what} in the store `{path}` was altered and is removed now")]
+    Altered {
+        /// What.
+        what: String,
+        /// The store.
+        path: PathBuf,
+    },
     /// Something the store should hold is gone.
     #[error("{what} is missing in the store `{path}`")]
     Missing {
@@ -127,7 +135,17 @@ impl StoreError {
             Self::Version { .. } => {
                 "use the kiln that made it, or choose another place with --root"
             }
-            Self::Missing { .. } | Self::Damaged { .. } => "pull, load or build the image again",
+            Self::Missing { .. } | Self::Damaged { .. } | Self::Altered { .. } => {
+                "pull, load or build the image again"
+            }
+            Self::Database { source, .. }
+                if matches!(
+                    source.sqlite_error_code(),
+                    Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt)
+                ) =>
+            {
+                "remove the store, or choose another place with --root; its images have to be pulled or built again"
+            }
             _ => return None,
         };
         Some(hint.to_owned())

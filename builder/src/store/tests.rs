@@ -63,7 +63,7 @@ fn a_store_of_another_version_is_left_alone() {
         matches!(&error, StoreError::Version { found, .. } if found == "99"),
         "{error}"
     );
-    assert!(error.to_string().contains("another --root"));
+    assert!(error.hint().unwrap().contains("--root"));
     drop(folder);
 }
 

@@ -152,8 +152,8 @@ fn a_misspelt_stage_is_recognised() {
         let output = env
             .dockerfile(&format!("{dockerfile}{line}\n"))
             .build("x")
+            .arg("-q")
             .env("KILN_MIRRORS", &dead)
-            .inherit(&[])
             .failure(1);
         let start = format!("Dockerfile:{place}\n  |\n3 | {line}\n");
         assert!(output.stderr.starts_with(&start), "{output}");
@@ -393,24 +393,22 @@ fn a_refusing_registry_is_quoted_and_no_password_is_shown() {
 fn content_that_is_not_what_was_announced_is_refused() {
     let env = test_env!().with_busybox();
     let before = env.content();
-    for fault in [Fault::Altered, Fault::Cut] {
-        let liar = Liar::start(fault);
-        let pull = env.kiln(["pull", &liar.name()]).failure(3);
-        let build = env
-            .dockerfile(&format!("FROM {}\nRUN true\n", liar.name()))
-            .build("x")
-            .failure(3);
-        for output in [pull, build] {
-            assert!(
-                output.stderr.contains(&liar.layer().to_string()),
-                "{output}"
-            );
-        }
-        env.no_traces();
-        assert_eq!(env.content(), before);
+    let liar = Liar::start(Fault::Altered);
+    let pull = env.kiln(["pull", &liar.name()]).failure(3);
+    let build = env
+        .dockerfile(&format!("FROM {}\nRUN true\n", liar.name()))
+        .build("x")
+        .failure(3);
+    for output in [pull, build] {
+        let expected = format!("digest mismatch: expected {}, got ", liar.layer());
+        assert!(output.stderr.contains(&expected), "{output}");
     }
-    let liar = Liar::start(Fault::None);
-    env.kiln(["pull", &liar.name()]).success();
+    env.no_traces();
+    assert_eq!(env.content(), before);
+    // A connection that breaks is not yet a failure.
+    let liar = Liar::start(Fault::CutOnce);
+    let output = env.kiln(["pull", &liar.name()]).success();
+    assert!(output.stderr.contains("retrying in"), "{output}");
 }
 
 /// A12.3, A6.9: secrets in addresses and in predefined arguments.
@@ -434,6 +432,10 @@ fn secrets_are_never_shown() {
         .env("KILN_MIRRORS", mirror)
         .env("HTTPS_PROXY", &proxy)
         .run();
+    assert!(
+        pulled.stderr.contains("note: passed over the mirror `"),
+        "{pulled}"
+    );
     let built = env
         .dockerfile("FROM busybox\nRUN test -n \"$HTTP_PROXY\" && exit 3\n")
         .build("x")

@@ -11,12 +11,10 @@ use kiln_registry::digest::Digest;
 /// What is wrong with the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing.
-    None,
     /// One byte of it is another one.
     Altered,
-    /// It ends half-way.
-    Cut,
+    /// It ends half-way, but not when it is asked for again.
+    CutOnce,
     /// Half of it comes, and then nothing more.
     Stall,
 }
@@ -166,12 +164,12 @@ fn answer(image: &Image, mut stream: &TcpStream) -> std::io::Result<()> {
     if head {
         return Ok(());
     }
-    if !is_layer || image.fault == Fault::None {
+    if !is_layer {
         return stream.write_all(body);
     }
     let (first, second) = body.split_at(body.len() / 2);
     stream.write_all(first)?;
-    image.asked.fetch_add(1, Ordering::SeqCst);
+    let asked = image.asked.fetch_add(1, Ordering::SeqCst);
     match image.fault {
         Fault::Altered => {
             let mut second = second.to_vec();
@@ -180,6 +178,7 @@ fn answer(image: &Image, mut stream: &TcpStream) -> std::io::Result<()> {
         }
         // until the other side has had enough
         Fault::Stall => std::io::copy(&mut &*stream, &mut std::io::sink()).map(drop),
-        Fault::Cut | Fault::None => Ok(()),
+        Fault::CutOnce if asked == 0 => Ok(()),
+        Fault::CutOnce => stream.write_all(second),
     }
 }

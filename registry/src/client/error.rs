@@ -437,6 +437,23 @@ impl ClientError {
         }
     }
 
+    /// The error and its causes in one line, for people who are told that kiln tries again.
+    pub(super) fn reason(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = self.source();
+        while let Some(mut cause) = next {
+            if is_library_error(cause) {
+                while let Some(deeper) = cause.source() {
+                    cause = deeper;
+                }
+            }
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        text
+    }
+
     /// The messages of the causes, for looking at what the libraries keep to themselves.
     pub(super) fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -448,6 +465,12 @@ impl ClientError {
         }
         text
     }
+}
+
+/// Whether a cause is the HTTP library's, whose message tells less than the last of its causes.
+#[must_use]
+pub fn is_library_error(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.is::<reqwest::Error>()
 }
 
 /// The TLS library's reasons that another attempt does not change.

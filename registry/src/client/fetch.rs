@@ -50,7 +50,7 @@ impl Client {
             };
             transport.notice(&Notice::Retry {
                 wait,
-                reason: error.chain(),
+                reason: error.reason(),
             });
             sleep(wait).await;
         }

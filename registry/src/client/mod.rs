@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub use error::{ClientError, Refusal};
+pub use error::{ClientError, Refusal, is_library_error};
 pub use fetch::{Body, redacted};
 pub use resolve::Resolved;
 

@@ -263,7 +263,7 @@ impl Download {
             let transport = self.repository.transport();
             transport.notice(&Notice::Retry {
                 wait,
-                reason: error.chain(),
+                reason: error.reason(),
             });
             sleep(wait).await;
             self.start().await?;

@@ -260,7 +260,7 @@ impl Repository {
         if place.address != self.origin.address {
             self.transport().notice(&Notice::Mirror {
                 address: place.address.clone(),
-                reason: error.chain(),
+                reason: error.reason(),
             });
         }
         error

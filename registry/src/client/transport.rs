@@ -120,7 +120,7 @@ impl Transport {
             };
             self.notice(&Notice::Retry {
                 wait,
-                reason: error.chain(),
+                reason: error.reason(),
             });
             sleep(wait).await;
         }
@@ -269,7 +269,7 @@ impl Transport {
             };
             self.notice(&Notice::Retry {
                 wait,
-                reason: error.chain(),
+                reason: error.reason(),
             });
             sleep(wait).await;
         }

@@ -347,7 +347,7 @@ impl<'a> Upload<'a> {
 
     async fn wait(&self, wait: Duration, error: &ClientError) {
         let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        (self.progress)(self.blob, Step::Retry(milliseconds, error.chain()));
+        (self.progress)(self.blob, Step::Retry(milliseconds, error.reason()));
         sleep(wait).await;
     }
 

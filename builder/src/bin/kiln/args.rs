@@ -1,4 +1,8 @@
 //! The command line, as clap reads it; nothing here does anything.
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are help texts: `NAME[:TAG]` is no link"
+)]
 
 use std::path::PathBuf;
 

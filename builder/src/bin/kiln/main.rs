@@ -6,6 +6,7 @@ mod hint;
 mod render;
 mod report;
 
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -24,8 +25,12 @@ fn main() -> ExitCode {
         Err(error) => return report::usage(&error),
     };
     let setup = commands::Setup::new(&cli);
-    match commands::run(&setup, cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report::failure(&error, setup.root().ok().as_deref()),
+    std::panic::set_hook(Box::new(report::panicked));
+    let run = AssertUnwindSafe(|| commands::run(&setup, cli.command));
+    match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => report::failure(&error, setup.root().ok().as_deref()),
+        // The hook has said what happened.
+        Err(_) => ExitCode::from(report::BUG),
     }
 }

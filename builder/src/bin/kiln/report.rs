@@ -21,7 +21,7 @@ const ENVIRONMENT: u8 = 3;
 /// The image was built and is kept, but could not be pushed.
 const NOT_PUSHED: u8 = 4;
 /// A bug of kiln's.
-const BUG: u8 = 70;
+pub(crate) const BUG: u8 = 70;
 /// The command line is wrong, as docker has it.
 const USAGE: u8 = 125;
 
@@ -66,6 +66,15 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// Says that kiln itself is at fault, and where; not what was being worked on, which may be secret.
+pub(crate) fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
+    let place = panic
+        .location()
+        .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    render::err(&format!("error: kiln has a bug and gives up, at {place}"));
+    render::err("hint: the store is as it was; please report this with the command and that place");
 }
 
 /// Prints an error and says how to exit; `store` is where the store is.
@@ -138,22 +147,23 @@ fn say(message: &str) {
     render::err(&format!("error: {}", lines.join("\n")));
 }
 
-/// An error and its causes on one line. A cause that the text before already ends with is left
-/// out, and of the HTTP library's many causes all but the last, which alone says something.
+/// An error and its causes on one line. A cause that repeats what was said before is left out, and of the HTTP library's many causes all but the last, which alone says something.
 fn sources(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = plain(error);
+    let mut said = text.clone();
     let mut next = error.source();
     while let Some(mut cause) = next {
-        if cause.is::<reqwest::Error>() {
+        if kiln_registry::client::is_library_error(cause) {
             while let Some(deeper) = cause.source() {
                 cause = deeper;
             }
         }
         let cause_text = plain(cause);
-        if !text.ends_with(&cause_text) {
+        if !text.ends_with(&cause_text) && !cause_text.ends_with(&said) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
+        said = cause_text;
         next = cause.source();
     }
     text

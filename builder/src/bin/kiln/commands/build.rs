@@ -42,7 +42,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
     }
-    let (store, client) = (setup.store()?, setup.client()?);
+    let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
+use kiln_builder::image::ImageError;
 use kiln_builder::image::load::load;
 use kiln_registry::archive;
 
@@ -28,8 +29,14 @@ pub(crate) fn run(setup: &Setup, args: &LoadArgs) -> anyhow::Result<()> {
     };
     let store = setup.store()?;
     let folder = store.temporary()?;
-    let archive = archive::open(file, folder.path())?;
-    for image in load(&store, &archive)? {
+    let loaded = archive::open(file, folder.path())
+        .map_err(ImageError::from)
+        .and_then(|archive| load(&store, &archive));
+    let loaded = match &args.input {
+        Some(path) => loaded.with_context(|| format!("cannot load `{}`", path.display()))?,
+        None => loaded?,
+    };
+    for image in loaded {
         for (name, before) in &image.moved {
             render::err(&format!(
                 "The image {} already exists, renaming the old one with ID {before} to empty string",

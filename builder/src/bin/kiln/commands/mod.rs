@@ -11,24 +11,26 @@ mod rmi;
 mod save;
 mod tag;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use kiln_builder::runtime::Cancel;
 use kiln_builder::store::Store;
-use kiln_registry::client::{Client, ClientOptions, Mirror};
+use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
 use kiln_registry::spec::Platform;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Cli, Command};
+use crate::render::{self, text};
 use crate::report::{Interrupted, UsageError};
 
 /// How long abandoned threads may take to end.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What every command may need.
 pub(crate) struct Setup {
@@ -55,8 +57,9 @@ impl Setup {
         Ok(Arc::new(Store::open(&self.root()?)?))
     }
 
-    /// A registry client with this user's credentials.
-    pub(crate) fn client(&self) -> anyhow::Result<Client> {
+    /// A registry client with this user's credentials. Unless told to be quiet, it says when it
+    /// tries again or passes a mirror over: without a word, waiting looks like hanging.
+    pub(crate) fn client(&self, quiet: bool) -> anyhow::Result<Client> {
         let mirrors = self
             .mirrors
             .iter()
@@ -66,6 +69,11 @@ impl Setup {
         Ok(Client::new(ClientOptions {
             keychain,
             mirrors,
+            observer: if quiet {
+                Observer::default()
+            } else {
+                notices()
+            },
             ..ClientOptions::default()
         }))
     }
@@ -85,6 +93,28 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Save(args) => save::run(setup, &args),
         Command::Load(args) => load::run(setup, &args),
     }
+}
+
+/// Prints what a client does unasked; a mirror that fails is named once.
+fn notices() -> Observer {
+    let mirrors = Mutex::new(BTreeSet::new());
+    Observer::new(move |notice| {
+        let line = match notice {
+            Notice::Retry { wait, reason } => {
+                format!("{reason}, retrying in {} ms", wait.as_millis())
+            }
+            Notice::Mirror { address, reason } => {
+                let mut named = mirrors.lock().unwrap_or_else(PoisonError::into_inner);
+                if !named.insert(address.clone()) {
+                    return;
+                }
+                format!("note: passed over the mirror `{address}`: {reason}")
+            }
+            // These the commands show at their end.
+            Notice::Warning(_) => return,
+        };
+        render::err(&text::printable(line.as_bytes()));
+    })
 }
 
 fn default_root() -> anyhow::Result<PathBuf> {

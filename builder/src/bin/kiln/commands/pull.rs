@@ -20,7 +20,7 @@ pub(crate) fn run(setup: &Setup, args: &PullArgs) -> anyhow::Result<()> {
         reference.tag = Some("latest".to_owned());
     }
     let (platform, _) = platform(args.platform.as_deref())?;
-    let (store, client) = (setup.store()?, setup.client()?);
+    let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
     let observer = transfer::observer(transfer::PULL, args.quiet);
     let shown = reference

@@ -32,7 +32,7 @@ pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
         }
         reference.tag = Some("latest".to_owned());
     }
-    let client = setup.client()?;
+    let client = setup.client(args.quiet)?;
     let cancel = Cancel::new()?;
     block_on(
         &cancel,

@@ -124,7 +124,7 @@ fn to_file(
             .with_context(|| format!("writing {}", temporary.display()))?;
         fs::rename(&temporary, path).with_context(|| format!("naming {}", path.display()))
     };
-    let result = write();
+    let result = write().with_context(|| format!("cannot write `{}`", path.display()));
     if result.is_err() {
         drop(fs::remove_file(&temporary));
     }
