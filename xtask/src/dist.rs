@@ -65,20 +65,24 @@ impl Platform {
         self.add_target()?;
         let upper = self.target.to_uppercase().replace('-', "_");
         let lower = self.target.replace('-', "_");
-        process::run(
-            kiln::cargo()
-                .args([
-                    "build",
-                    "--release",
-                    "--package",
-                    "kiln-builder",
-                    "--bin",
-                    "kiln",
-                ])
-                .args(["--target", self.target])
-                .env(format!("CC_{lower}"), compiler)
-                .env(format!("CARGO_TARGET_{upper}_LINKER"), compiler),
-        )?;
+        let mut cargo = kiln::cargo();
+        cargo
+            .args([
+                "build",
+                "--release",
+                "--package",
+                "kiln-builder",
+                "--bin",
+                "kiln",
+            ])
+            .args(["--target", self.target])
+            .env(format!("CC_{lower}"), compiler);
+        // Debian's wrapper of musl knows nothing of `-static-pie` and names an interpreter; rustc
+        // brings what else the host's own linker needs
+        if !self.is_own() {
+            cargo.env(format!("CARGO_TARGET_{upper}_LINKER"), compiler);
+        }
+        process::run(&mut cargo)?;
         let built = workspace::target().join(self.target).join("release/kiln");
         let folder = workspace::target().join("dist");
         fs::create_dir_all(&folder)?;
@@ -90,11 +94,16 @@ impl Platform {
         Ok(file)
     }
 
+    /// Whether it is the machine's own.
+    fn is_own(&self) -> bool {
+        self.name == std::env::consts::ARCH
+    }
+
     fn compiler(&self) -> Result<&'static str> {
         if process::find(self.compiler).is_some() {
             return Ok(self.compiler);
         }
-        let own = self.name == std::env::consts::ARCH;
+        let own = self.is_own();
         let Some(peer) = self.cross.filter(|_| !own).or(own.then_some(peers::MUSL)) else {
             bail!("no C compiler for it: install `{}`", self.compiler);
         };

@@ -48,7 +48,7 @@ impl Storage {
             .arg(name)
             .arg(format!("docker-archive:{}:{name}:1", archive.display()))
             .success();
-        Image::read(&archive, &env.path("unpacked"))
+        Image::read(&archive, &env.path("buildah"))
     }
 
     /// A container of an image in a registry, without a network; its command is to be added.
