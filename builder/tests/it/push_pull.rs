@@ -189,11 +189,15 @@ fn images_are_pulled_by_digest() {
     let row = rows.stdout.lines().find(|line| line.contains(&digest));
     let cells: Vec<_> = row.unwrap().split_whitespace().collect();
     assert_eq!(cells[..3], [&registry.name("team/app"), "<none>", &digest]);
+    env.kiln_in("there", ["tag", &pinned, "kept:1"]).success();
     let removed = env.kiln_in("there", ["rmi", &pinned]).success();
-    assert!(
-        removed.stdout.contains(&format!("Untagged: {pinned}\n")),
-        "{removed}"
+    assert_eq!(
+        removed.stdout,
+        format!("Untagged: {pinned}\n"),
+        "a tag is left"
     );
+    let removed = env.kiln_in("there", ["rmi", "kept:1"]).success();
+    assert!(removed.stdout.contains("\nDeleted: sha256:"), "{removed}");
     let wrong = pinned.replace(&digest[7..19], "000000000000");
     let failed = env.kiln_in("there", ["pull", &wrong]).run();
     assert_ne!(failed.code, Some(0));

@@ -30,25 +30,13 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
     let image = store.find(text)?;
     let mut names = store.names()?;
     names.retain(|named| named.image == image);
-    let named = Reference::parse(text)
-        .ok()
-        .filter(|name| store.named(name).ok().flatten().is_some());
-    if let Some(name) = named
-        && name.digest.is_none()
-    {
-        let full = format!(
-            "{}/{}:{}",
-            name.registry,
-            name.repository,
-            name.tag_or_latest()
-        );
-        store.untag(&full)?;
-        render::out(&format!(
-            "Untagged: {}:{}",
-            name.familiar_name(),
-            name.tag_or_latest()
-        ));
-        if names.len() > 1 {
+    let named = Reference::parse(text).ok();
+    let named = named.filter(|name| matches!(store.named(name), Ok(Some(_))));
+    if let Some(name) = named {
+        untag(store, &name)?;
+        // A name by digest is no tag: the image goes with it only when it has no tag at all.
+        let left = names.len() - usize::from(name.digest.is_none());
+        if left > 0 {
             return Ok(());
         }
         names.clear();
@@ -64,6 +52,28 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
         render::out(&format!("Untagged: {}", name.familiar()));
     }
     delete(store, &image)
+}
+
+/// Takes away a name by tag, or what a repository knows an image by.
+fn untag(store: &Store, name: &Reference) -> anyhow::Result<()> {
+    let repository = format!("{}/{}", name.registry, name.repository);
+    match name.digest {
+        Some(digest) => {
+            let entries = store.repo_digests()?.into_iter();
+            for entry in
+                entries.filter(|entry| entry.repository == repository && entry.digest == digest)
+            {
+                store.remove_repo_digest(&entry)?;
+            }
+            render::out(&format!("Untagged: {}@{digest}", name.familiar_name()));
+        }
+        None => {
+            let tag = name.tag_or_latest();
+            store.untag(&format!("{repository}:{tag}"))?;
+            render::out(&format!("Untagged: {}:{tag}", name.familiar_name()));
+        }
+    }
+    Ok(())
 }
 
 fn delete(store: &Store, image: &Digest) -> anyhow::Result<()> {
