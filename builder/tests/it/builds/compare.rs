@@ -113,9 +113,13 @@ fn trees(kiln: &Tree, buildah: &Tree, since: u64, report: &mut String) {
 }
 
 /// Times from before the build come from base images, packages and contexts, and are the same.
-/// Folders get theirs from whatever is put into them.
+/// Folders get theirs from whatever is put into them. kiln cuts fractions of a second off, as
+/// docker does; buildah rounds them.
 fn times(ours: &Node, theirs: &Node, since: u64) -> bool {
-    ours.kind == Kind::Folder || ours.time.min(theirs.time) >= since || ours.time == theirs.time
+    ours.kind == Kind::Folder
+        || ours.time.min(theirs.time) >= since
+        || ours.time == theirs.time
+        || ours.time + 1 == theirs.time
 }
 
 fn fits(path: &str, pattern: &str) -> bool {
