@@ -1,7 +1,7 @@
 //! The database's tables.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -59,8 +59,34 @@ CREATE TABLE cache (             -- results of steps
 ) STRICT;
 ";
 
-/// Opens the database, making its tables first where there are none.
+/// How long the set-up is tried again while other processes are at theirs.
+const WAIT: Duration = Duration::from_secs(30);
+
+/// Opens the database, making its tables first where there are none. Switching to the write-ahead
+/// log does not honour the busy timeout, so that is waited for here.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let start = Instant::now();
+    loop {
+        match prepare(path) {
+            Err(StoreError::Database { source, .. })
+                if is_busy(&source) && start.elapsed() < WAIT =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
+    matches!(
+        error.sqlite_error_code(),
+        Some(DatabaseBusy | DatabaseLocked)
+    )
+}
+
+fn prepare(path: &Path) -> Result<Connection, StoreError> {
     let wrap = |source| StoreError::Database {
         path: path.to_owned(),
         source,

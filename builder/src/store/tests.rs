@@ -247,3 +247,15 @@ fn a_step_is_locked_for_one_at_a_time() {
         "only `content` is left"
     );
 }
+
+#[test]
+fn many_open_a_new_store_at_once() {
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| image(&Store::open(folder.path()).unwrap(), "same"));
+            }
+        });
+    }
+}
