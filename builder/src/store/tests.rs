@@ -250,11 +250,19 @@ fn a_step_is_locked_for_one_at_a_time() {
 
 #[test]
 fn many_open_a_new_store_at_once() {
-    for _ in 0..10 {
+    // Opening and closing over and over: the first to open and the last to close a database are
+    // those that get in each other's way.
+    for _ in 0..20 {
         let folder = tempfile::tempdir().unwrap();
+        let start = std::sync::Barrier::new(16);
         std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| image(&Store::open(folder.path()).unwrap(), "same"));
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    start.wait();
+                    for _ in 0..4 {
+                        image(&Store::open(folder.path()).unwrap(), "same");
+                    }
+                });
             }
         });
     }
