@@ -58,14 +58,44 @@ pub fn wanted(
     bases: &BaseImages,
 ) -> Result<Vec<Wanted>, Vec<Diagnostic>> {
     let mut errors = Vec::new();
-    let globals = globals(file, options, &mut errors);
-    let stages = Stages::resolve(file, options, &globals, &mut Vec::new(), &mut errors);
-    let mut images = stages.reach(vec![stages.target], bases, &mut errors).images;
-    if !errors.is_empty() {
-        return Err(tidy(errors));
+    let images = images(file, options, bases, Mode::Build, &mut errors);
+    if errors.is_empty() {
+        Ok(images)
+    } else {
+        Err(tidy(errors))
     }
+}
+
+/// Names the images that [`check`] would like to know and that are not in `bases` yet, whatever is
+/// wrong with the Dockerfile.
+#[must_use]
+pub fn wanted_to_check(
+    file: &Dockerfile,
+    options: &LowerOptions,
+    bases: &BaseImages,
+    whole: bool,
+) -> Vec<Wanted> {
+    images(
+        file,
+        options,
+        bases,
+        Mode::look(options, whole),
+        &mut Vec::new(),
+    )
+}
+
+fn images(
+    file: &Dockerfile,
+    options: &LowerOptions,
+    bases: &BaseImages,
+    mode: Mode,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Wanted> {
+    let globals = globals(file, options, errors);
+    let stages = Stages::resolve(file, options, &globals, &mut Vec::new(), errors);
+    let mut images = stages.reach(mode.stages(&stages), bases, errors).images;
     images.retain(|image| bases.get(&image.reference, &image.platform).is_none());
-    Ok(images)
+    images
 }
 
 /// Lowers a Dockerfile whose images are resolved.
@@ -107,8 +137,7 @@ pub fn check(
     bases: &BaseImages,
     whole: bool,
 ) -> Findings {
-    let whole = whole && options.target.is_none();
-    let walk = walk(file, options, bases, Mode::Look { whole });
+    let walk = walk(file, options, bases, Mode::look(options, whole));
     Findings {
         errors: walk.errors,
         warnings: walk.warnings,
@@ -136,6 +165,21 @@ enum Mode {
     },
 }
 
+impl Mode {
+    fn look(options: &LowerOptions, whole: bool) -> Self {
+        let whole = whole && options.target.is_none();
+        Self::Look { whole }
+    }
+
+    /// The stages that are gone through, besides those that they need.
+    fn stages(self, stages: &Stages<'_>) -> Vec<usize> {
+        match self {
+            Self::Look { whole: true } => (0..stages.list.len()).collect(),
+            _ => vec![stages.target],
+        }
+    }
+}
+
 /// What a walk comes to.
 struct Walk {
     graph: Graph,
@@ -153,11 +197,7 @@ fn walk(file: &Dockerfile, options: &LowerOptions, bases: &BaseImages, mode: Mod
     }
     let globals = globals(file, options, &mut errors);
     let stages = Stages::resolve(file, options, &globals, &mut warnings, &mut errors);
-    let wanted = match mode {
-        Mode::Look { whole: true } => (0..stages.list.len()).collect(),
-        _ => vec![stages.target],
-    };
-    let reached = stages.reach(wanted, bases, &mut errors);
+    let reached = stages.reach(mode.stages(&stages), bases, &mut errors);
     let mut shared = Shared {
         options,
         bases,
