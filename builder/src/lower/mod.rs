@@ -153,6 +153,17 @@ pub struct Findings {
     pub warnings: Vec<Diagnostic>,
 }
 
+impl Findings {
+    /// What a build would refuse: the errors, and what kiln cannot do yet.
+    #[must_use]
+    pub fn refusals(self) -> Vec<Diagnostic> {
+        let unsupported = |warning: &Diagnostic| warning.rule == Some(stage::UNSUPPORTED);
+        let unsupported = self.warnings.into_iter().filter(unsupported);
+        let refusals = unsupported.map(|warning| Diagnostic::error(warning.message, warning.span));
+        tidy(self.errors.into_iter().chain(refusals).collect())
+    }
+}
+
 /// What a walk through the stages is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {

@@ -74,20 +74,15 @@ impl StageLowering<'_, '_> {
     }
 
     /// Refuses what cannot be given: more rights and devices (B3.2, B3.3).
-    fn check_security(&self, run: &Run) -> Result<(), Diagnostic> {
-        match run.devices.first() {
-            Some(device) if !self.shared.looking => {
-                let message = "RUN --device is not supported";
-                return Err(Diagnostic::error(message, device.span));
-            }
-            _ => {}
+    fn check_security(&mut self, run: &Run) -> Result<(), Diagnostic> {
+        if let Some(device) = run.devices.first() {
+            self.shared.unsupported("RUN --device", device.span)?;
         }
         match &run.security {
-            Some(mode) if mode.value == "insecure" && !self.shared.looking => {
-                let message = "RUN --security=insecure is not supported";
-                Err(Diagnostic::error(message, mode.span))
-            }
-            Some(mode) if !matches!(mode.value.as_str(), "insecure" | "sandbox") => {
+            Some(mode) if mode.value == "insecure" => self
+                .shared
+                .unsupported("RUN --security=insecure", mode.span),
+            Some(mode) if mode.value != "sandbox" => {
                 let message = format!("security `{}` is not valid", mode.value);
                 Err(Diagnostic::error(message, mode.span))
             }

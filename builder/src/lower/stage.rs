@@ -83,6 +83,9 @@ pub(super) struct Step<'a> {
     pub(super) onbuild: bool,
 }
 
+/// The rule that says what kiln cannot do yet.
+pub(super) const UNSUPPORTED: &str = "Unsupported";
+
 /// Bytes that a plan may hold. A file of a few lines can ask for much more.
 const SIZE_LIMIT: usize = 128 << 20;
 
@@ -101,6 +104,18 @@ impl<'a> Shared<'a> {
     /// Whether there is no use in going on.
     fn is_full(&self) -> bool {
         self.errors.len() >= MAX_ERRORS || self.size > SIZE_LIMIT
+    }
+
+    /// Refuses what kiln cannot do yet. It is no mistake of the file, so who only looks at it gets
+    /// a warning.
+    pub(super) fn unsupported(&mut self, what: &str, span: Span) -> Result<(), Diagnostic> {
+        let message = format!("{what} is not supported yet");
+        if !self.looking {
+            return Err(Diagnostic::error(message, span));
+        }
+        let warning = Diagnostic::warning(UNSUPPORTED, message, span);
+        self.warnings.push(warning);
+        Ok(())
     }
 
     /// Counts bytes that the plan holds besides the text of the Dockerfile, and stops when they
