@@ -200,7 +200,8 @@ pub enum Source {
 pub struct Heredoc {
     /// The terminating word without its quotes.
     pub name: String,
-    /// The body with its line ends; leading tabs are already gone for `<<-`.
+    /// The body with its line ends. For `<<-` its leading tabs are gone here, and still there in
+    /// [`crate::syntax::Node::heredocs`].
     pub content: String,
     /// Whether variables in the body are expanded: the word was not quoted.
     pub expand: bool,

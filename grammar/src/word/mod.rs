@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::str::Chars;
 
+use pest::unicode::{DECIMAL_NUMBER, LETTER};
+
 use crate::pattern::{Pattern, PatternError};
 
 /// How deep `${a:-${b:-...}}` may be nested.
@@ -487,7 +489,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         }
         while let Some(letter) = self
             .letters
-            .next_if(|letter| letter.is_alphanumeric() || *letter == '_')
+            .next_if(|&letter| LETTER(letter) || DECIMAL_NUMBER(letter) || letter == '_')
         {
             name.push(letter);
         }
