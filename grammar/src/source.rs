@@ -346,7 +346,8 @@ impl<'t> Reader<'t> {
     }
 
     /// Takes the body of a heredoc as it stands, and the line that ends it; `None` if no line does
-    /// (A13.3).
+    /// (A13.3). With the body comes where each of its lines starts, behind the tabs that `chomp`
+    /// does not count.
     ///
     /// # Errors
     ///
@@ -355,8 +356,9 @@ impl<'t> Reader<'t> {
         &mut self,
         name: &str,
         chomp: bool,
-    ) -> Result<Option<String>, Diagnostic> {
+    ) -> Result<Option<(String, Vec<u32>)>, Diagnostic> {
         let mut body = String::new();
+        let mut starts = Vec::new();
         while let Some(line) = self.physical()? {
             let content = if chomp {
                 line.content().trim_start_matches('\t')
@@ -364,8 +366,10 @@ impl<'t> Reader<'t> {
                 line.content()
             };
             if content == name {
-                return Ok(Some(body));
+                return Ok(Some((body, starts)));
             }
+            let tabs = line.content().len() - content.len();
+            starts.push(offset(line.start + tabs));
             body.push_str(line.raw);
         }
         Ok(None)

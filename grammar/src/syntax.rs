@@ -452,7 +452,7 @@ fn read_heredocs(
             let hint = format!("end it with a line that is exactly {:?}", heredoc.name);
             return Err(Diagnostic::error(message, heredoc.span).with_hint(shorten(&hint)));
         };
-        heredoc.content = body;
+        (heredoc.content, heredoc.lines) = body;
     }
     if !heredocs.is_empty() {
         let end = reader.end();
@@ -503,6 +503,7 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
         chomp: false,
         fd: 0,
         span,
+        lines: Vec::new(),
     };
     for part in pair.into_inner() {
         match part.as_rule() {
