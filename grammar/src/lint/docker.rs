@@ -109,6 +109,11 @@ fn from_casing(node: &Node, found: &mut Vec<Diagnostic>) {
 /// `StageNameCasing`, `ReservedStageName`, `DuplicateStageName`.
 fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
     let mut seen: HashMap<&str, Span> = HashMap::new();
+    let mut bases: HashMap<String, Vec<&Spanned<String>>> = HashMap::new();
+    for base in file.stages.iter().map(|stage| &stage.base) {
+        let named = bases.entry(base.value.to_lowercase());
+        named.or_default().push(base);
+    }
     for stage in &file.stages {
         let Some(name) = &stage.name else {
             continue;
@@ -118,7 +123,13 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
             let message = format!("Stage name '{written}' should be lowercase");
             let warning = Diagnostic::warning("StageNameCasing", message, name.span)
                 .with_edit(name.span, &name.value);
-            found.push(lower_bases(file, name, warning));
+            // Docker does not find the stage otherwise where others are built on it (A7.2).
+            let later = bases.remove(&name.value).into_iter().flatten();
+            let wrong =
+                later.filter(|base| base.span.start > name.span.start && base.value != name.value);
+            found.push(wrong.fold(warning, |warning, base| {
+                warning.with_edit(base.span, &name.value)
+            }));
         }
         if RESERVED.contains(&name.value.as_str()) {
             let message = format!(
@@ -139,18 +150,6 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
             ));
         }
     }
-}
-
-/// Writes a stage's name in lower case where later stages are built on it, too: docker does not
-/// find it there otherwise (A7.2).
-fn lower_bases(file: &Dockerfile, name: &Spanned<String>, mut warning: Diagnostic) -> Diagnostic {
-    let later = file.stages.iter().map(|stage| &stage.base);
-    for base in later.filter(|base| base.span.start > name.span.start) {
-        if base.value != name.value && base.value.eq_ignore_ascii_case(&name.value) {
-            warning = warning.with_edit(base.span, &name.value);
-        }
-    }
-    warning
 }
 
 /// `MaintainerDeprecated`.
