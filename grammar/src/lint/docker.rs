@@ -3,9 +3,15 @@
 use std::collections::HashMap;
 
 use crate::ast::{Dockerfile, Instruction, Kind, Stage};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Edit};
 use crate::source::{Span, Spanned, comments_above};
 use crate::syntax::{self, Node, keyword};
+use crate::word;
+
+use super::pair;
+
+/// The label that took the place of `MAINTAINER`.
+const AUTHORS: &str = "org.opencontainers.image.authors";
 
 /// Names that stand for something else where a stage can be named.
 const RESERVED: [&str; 2] = ["context", "scratch"];
@@ -35,13 +41,13 @@ pub fn lint(text: &str, file: &Dockerfile) -> Vec<Diagnostic> {
         casing(&syntax.nodes, &mut found);
         for node in &syntax.nodes {
             from_casing(node, &mut found);
-            key_values(node, &mut found);
+            key_values(text, file.directives.escape, node, &mut found);
         }
     }
     stage_names(text, file, &mut found);
     descriptions(text, file, &mut found);
     for instruction in instructions(file) {
-        maintainer(instruction, &mut found);
+        maintainer(text, file.directives.escape, instruction, &mut found);
         secrets(instruction, &mut found);
     }
     for stage in &file.stages {
@@ -108,72 +114,79 @@ fn from_casing(node: &Node, found: &mut Vec<Diagnostic>) {
 
 /// `StageNameCasing`, `ReservedStageName`, `DuplicateStageName`.
 fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
-    let mut seen: HashMap<&str, Span> = HashMap::new();
+    // What was said of the casing of a name, to which stages built on it add their edits.
+    let mut seen: HashMap<String, Option<usize>> = HashMap::new();
     for stage in &file.stages {
+        let base = stage.base.value.to_ascii_lowercase();
+        // docker does not find the stage in lower case otherwise (A7.2).
+        if let Some(Some(warning)) = seen.get(&base).filter(|_| base != stage.base.value)
+            && let Some(warning) = found.get_mut(*warning)
+        {
+            let (span, text) = (stage.base.span, base);
+            warning.fix.push(Edit { span, text });
+        }
         let Some(name) = &stage.name else {
             continue;
         };
         let written = text.get(name.span.range()).unwrap_or(&name.value);
-        if written != name.value {
-            let message = format!("Stage name '{written}' should be lowercase");
-            let warning = Diagnostic::warning("StageNameCasing", message, name.span)
-                .with_edit(name.span, &name.value);
-            found.push(lower_bases(file, name, warning));
-        }
+        let mut warn = |rule, message| found.push(Diagnostic::warning(rule, message, name.span));
         if RESERVED.contains(&name.value.as_str()) {
             let message = format!(
                 "Stage name should not use the same name as reserved stage {:?}",
                 name.value
             );
-            found.push(Diagnostic::warning("ReservedStageName", message, name.span));
+            warn("ReservedStageName", message);
         }
-        if seen.insert(&name.value, name.span).is_some() {
+        if seen.contains_key(&name.value) {
             let message = format!(
                 "Duplicate stage name {:?}, stage names should be unique",
                 name.value
             );
-            found.push(Diagnostic::warning(
-                "DuplicateStageName",
-                message,
-                name.span,
-            ));
+            warn("DuplicateStageName", message);
         }
+        let casing = (written != name.value).then(|| {
+            let message = format!("Stage name '{written}' should be lowercase");
+            let warning = Diagnostic::warning("StageNameCasing", message, name.span);
+            found.push(warning.with_edit(name.span, &name.value));
+            found.len() - 1
+        });
+        seen.insert(name.value.clone(), casing);
     }
-}
-
-/// Writes a stage's name in lower case where later stages are built on it, too: docker does not
-/// find it there otherwise (A7.2).
-fn lower_bases(file: &Dockerfile, name: &Spanned<String>, mut warning: Diagnostic) -> Diagnostic {
-    let later = file.stages.iter().map(|stage| &stage.base);
-    for base in later.filter(|base| base.span.start > name.span.start) {
-        if base.value != name.value && base.value.eq_ignore_ascii_case(&name.value) {
-            warning = warning.with_edit(base.span, &name.value);
-        }
-    }
-    warning
 }
 
 /// `MaintainerDeprecated`.
-fn maintainer(instruction: &Instruction, found: &mut Vec<Diagnostic>) {
+fn maintainer(text: &str, escape: char, instruction: &Instruction, found: &mut Vec<Diagnostic>) {
     if let Kind::Maintainer(author) = &instruction.kind {
         let message = "Maintainer instruction is deprecated in favor of using label";
-        let label = format!(
-            "LABEL org.opencontainers.image.authors={}",
-            quote(&author.value)
-        );
-        found.push(
-            Diagnostic::warning("MaintainerDeprecated", message, instruction.keyword.span)
-                .with_edit(instruction.span, label),
-        );
+        let span = instruction.keyword.span;
+        let warning = Diagnostic::warning("MaintainerDeprecated", message, span);
+        found.push(match label(text, escape, instruction, &author.value) {
+            Some(label) => warning.with_edit(instruction.span, label),
+            None => warning,
+        });
     }
 }
 
+/// The label that says what a `MAINTAINER` did. One that goes over several lines takes a person,
+/// since there may be comments between them.
+fn label(text: &str, escape: char, instruction: &Instruction, author: &str) -> Option<String> {
+    let whole = text.get(instruction.span.range())?;
+    let value = quote(author, escape);
+    let expanded = word::expand(&value, escape, &|_| None).ok()?;
+    if whole.contains('\n') || expanded.text != author {
+        return None;
+    }
+    let upper = instruction.keyword.value != instruction.keyword.value.to_lowercase();
+    let keyword = if upper { "LABEL" } else { "label" };
+    Some(format!("{keyword} {AUTHORS}={value}"))
+}
+
 /// A text in double quotes, so that expansion gives it back.
-fn quote(text: &str) -> String {
+fn quote(text: &str, escape: char) -> String {
     let mut quoted = String::from('"');
     for letter in text.chars() {
-        if matches!(letter, '"' | '$' | '\\') {
-            quoted.push('\\');
+        if matches!(letter, '"' | '$') || letter == escape {
+            quoted.push(escape);
         }
         quoted.push(letter);
     }
@@ -182,9 +195,9 @@ fn quote(text: &str) -> String {
 }
 
 /// `LegacyKeyValueFormat`.
-fn key_values(node: &Node, found: &mut Vec<Diagnostic>) {
+fn key_values(text: &str, escape: char, node: &Node, found: &mut Vec<Diagnostic>) {
     if let Some(sub) = &node.sub {
-        return key_values(sub, found);
+        return key_values(text, escape, sub, found);
     }
     let ("env" | "label", [key, value, sign]) = (keyword(node), node.args.as_slice()) else {
         return;
@@ -197,7 +210,9 @@ fn key_values(node: &Node, found: &mut Vec<Diagnostic>) {
         "\"{name} key=value\" should be used instead of legacy \"{name} key value\" format"
     );
     let span = key.span.join(value.span);
-    found.push(Diagnostic::warning("LegacyKeyValueFormat", message, span));
+    let mut warning = Diagnostic::warning("LegacyKeyValueFormat", message, span);
+    warning.fix = pair::edits(text, escape, key, value).unwrap_or_default();
+    found.push(warning);
 }
 
 /// `SecretsUsedInArgOrEnv`.

@@ -3,7 +3,7 @@
 use crate::ast::Word;
 use crate::diagnostic::{Diagnostic, shorten, suggest};
 use crate::source::Span;
-use crate::syntax::Flag;
+use crate::syntax::{Flag, Node};
 
 /// What a flag takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +25,13 @@ pub(super) struct Flags<'n> {
 impl<'n> Flags<'n> {
     /// Checks flags against what the instruction takes.
     pub(super) fn check(
-        given: &'n [Flag],
+        node: &'n Node,
         known: &[(&'static str, Takes)],
     ) -> Result<Self, Diagnostic> {
+        let given = node.flags.as_slice();
         for (index, flag) in given.iter().enumerate() {
             let Some((name, takes)) = known.iter().find(|(name, _)| *name == flag.name) else {
-                return Err(unknown(flag, known));
+                return Err(unknown(node, flag, known));
             };
             let repeated = given[..index].iter().any(|before| before.name == *name);
             if repeated && *takes != Takes::Values {
@@ -87,18 +88,25 @@ impl<'n> Flags<'n> {
     }
 }
 
-fn unknown(flag: &Flag, known: &[(&'static str, Takes)]) -> Diagnostic {
-    let message = format!("unknown flag: --{}", shorten(&flag.name));
-    let error = Diagnostic::error(message, flag.span);
-    match suggest(&flag.name, known.iter().map(|(name, _)| *name)) {
-        Some(name) => error.with_hint(format!("did you mean --{name}?")),
-        None => error,
+fn unknown(node: &Node, flag: &Flag, known: &[(&'static str, Takes)]) -> Diagnostic {
+    let (flag, span) = (shorten(&flag.name), flag.span);
+    let instruction = node.keyword.value.to_uppercase();
+    let message = format!("unknown flag: --{flag} for {instruction}");
+    if let Some(name) = suggest(&flag, known.iter().map(|(name, _)| *name)) {
+        return Diagnostic::error(format!("{message}, did you mean --{name}?"), span);
     }
+    let names: Vec<_> = known.iter().map(|(name, _)| format!("--{name}")).collect();
+    let takes = if names.is_empty() {
+        "no flags".to_owned()
+    } else {
+        names.join(", ")
+    };
+    Diagnostic::error(message, span).with_hint(format!("{instruction} takes {takes}"))
 }
 
 /// Refuses every flag.
-pub(super) fn none(given: &[Flag]) -> Result<(), Diagnostic> {
-    Flags::check(given, &[]).map(drop)
+pub(super) fn none(node: &Node) -> Result<(), Diagnostic> {
+    Flags::check(node, &[]).map(drop)
 }
 
 /// The place of all flags together.

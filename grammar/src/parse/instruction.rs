@@ -46,7 +46,7 @@ fn kind(node: &Node) -> Result<Kind, Diagnostic> {
         "add" => return Ok(Kind::Add(add(node)?)),
         "healthcheck" => return Ok(Kind::Healthcheck(healthcheck(node)?)),
         "" | "from" => return Err(unknown(node)),
-        _ => flags::none(&node.flags)?,
+        _ => flags::none(node)?,
     }
     Ok(match keyword(node) {
         "arg" => Kind::Arg(arg(node)?),
@@ -177,7 +177,7 @@ fn run(node: &Node) -> Result<Run, Diagnostic> {
         ("security", Takes::Value),
         ("device", Takes::Values),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     let mounts = flags.values("mount");
     for record in &mounts {
         mount::check(&record.value).map_err(|error| {
@@ -209,7 +209,7 @@ fn copy(node: &Node) -> Result<Copy, Diagnostic> {
         ("parents", Takes::Switch),
         ("exclude", Takes::Values),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     let from = flags.value("from");
     if let Some(from) = from.as_ref().filter(|from| from.value.contains('$')) {
         let message = "variable expansion is not supported for --from, define a new stage with \
@@ -234,7 +234,7 @@ fn add(node: &Node) -> Result<Add, Diagnostic> {
         ("keep-git-dir", Takes::Switch),
         ("unpack", Takes::Switch),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     Ok(Add {
         files: files(node, &flags)?,
         checksum: flags.value("checksum"),
@@ -319,7 +319,7 @@ fn healthcheck(node: &Node) -> Result<Healthcheck, Diagnostic> {
         ("start-interval", Takes::Value),
         ("retries", Takes::Value),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     let [kind, rest @ ..] = at_least_one(node)? else {
         return Err(Diagnostic::error("HEALTHCHECK without a type", node.span));
     };

@@ -146,7 +146,7 @@ fn stage(node: &Node) -> Result<Stage, Diagnostic> {
         }
     };
     let name = name.map(stage_name).transpose()?;
-    let flags = Flags::check(&node.flags, &[("platform", Takes::Value)])?;
+    let flags = Flags::check(node, &[("platform", Takes::Value)])?;
     Ok(Stage {
         base: base.clone(),
         platform: flags.value("platform"),
