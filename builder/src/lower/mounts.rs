@@ -68,10 +68,22 @@ impl StageLowering<'_, '_> {
                 target: self.mount_target(&tmpfs.target, record)?,
                 size: tmpfs.size,
             }),
-            Mount::Cache(_) => Err(unsupported("cache", record)),
-            Mount::Secret(_) => Err(unsupported("secret", record)),
-            Mount::Ssh(_) => Err(unsupported("ssh", record)),
+            Mount::Cache(_) => self.unsupported("cache", record),
+            Mount::Secret(_) => self.unsupported("secret", record),
+            Mount::Ssh(_) => self.unsupported("ssh", record),
         }
+    }
+
+    /// Refuses a kind of mount that steps cannot have yet; who only looks at the file is not told.
+    fn unsupported(&self, kind: &str, record: &Word) -> Result<MountOp, Diagnostic> {
+        if self.shared.looking {
+            return Ok(MountOp::Tmpfs {
+                target: format!("/run/{kind}"),
+                size: None,
+            });
+        }
+        let message = format!("RUN --mount=type={kind} is not supported yet");
+        Err(Diagnostic::error(message, record.span))
     }
 
     /// Where a mount appears: joined with the working directory, and never the root (B1.4).
@@ -96,11 +108,6 @@ fn mount_error(error: &MountError, record: &Word) -> Diagnostic {
         Some(hint) => diagnostic.with_hint(hint),
         None => diagnostic,
     }
-}
-
-fn unsupported(kind: &str, record: &Word) -> Diagnostic {
-    let message = format!("RUN --mount=type={kind} is not supported yet");
-    Diagnostic::error(message, record.span)
 }
 
 /// The stage or image that a mount reads; only a view of files needs one.
