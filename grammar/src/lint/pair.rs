@@ -35,9 +35,14 @@ pub(super) fn edits(text: &str, escape: char, key: &Word, value: &Word) -> Optio
         return Some(vec![edit(between, "=\""), edit(end, "\"")]);
     }
     // A value over several lines is not replaced as a whole: there may be comments in it.
-    let escaped = escape_blanks(&plain, escape);
-    let on_one_line = text.get(value.span.range())? == plain;
-    (on_one_line && same(&escaped)).then(|| vec![edit(between, "="), edit(value.span, &escaped)])
+    if text.get(value.span.range())? != plain {
+        return None;
+    }
+    let requoted = format!("\"{}\"", plain.replace(['"', '\''], ""));
+    let new = [requoted, escape_blanks(&plain, escape)]
+        .into_iter()
+        .find(same)?;
+    Some(vec![edit(between, "="), edit(value.span, &new)])
 }
 
 fn edit(span: Span, text: &str) -> Edit {
@@ -125,7 +130,7 @@ mod tests {
             ("ENV a $b c", '\\', Some("ENV a=\"$b c\"")),
             ("ENV a ${b:-c d}", '\\', Some("ENV a=\"${b:-c d}\"")),
             ("ENV a \"b c\"", '\\', Some("ENV a=\"b c\"")),
-            ("ENV a b \"c d\" e", '\\', Some("ENV a=b\\ \"c d\"\\ e")),
+            ("ENV a b \"c d\" e", '\\', Some("ENV a=\"b c d e\"")),
             ("ENV a it\\'s b", '\\', Some("ENV a=it\\'s\\ b")),
             ("ENV a C:\\x y", '`', Some("ENV a=\"C:\\x y\"")),
             ("LABEL a b=c d", '\\', Some("LABEL a=\"b=c d\"")),
