@@ -125,7 +125,12 @@ proptest! {
 /// Many warnings are fixed in a time that grows with the file, not with its square.
 #[test]
 fn a_long_file_is_fixed_quickly() {
-    for line in ["ENV a b c\n", "FROM a AS B\n", "Run a \\\n\n b\n", "MAINTAINER x\n"] {
+    for line in [
+        "ENV a b c\n",
+        "FROM a AS B\n",
+        "Run a \\\n\n b\n",
+        "MAINTAINER x\n",
+    ] {
         let text = format!("FROM a\n{}", line.repeat((1 << 16) / line.len()));
         let start = Instant::now();
         assert_ne!(fixed(&text, false), text);

@@ -197,7 +197,13 @@ fn quote(text: &str, escape: char) -> String {
 /// `LegacyKeyValueFormat`.
 fn key_values(text: &str, escape: char, node: &Node, found: &mut Vec<Diagnostic>) {
     if let Some(sub) = &node.sub {
-        return key_values(text, escape, sub, found);
+        let known = found.len();
+        key_values(text, escape, sub, found);
+        // The image that keeps the trigger does not say which escape character it was written with.
+        for warning in found.iter_mut().skip(known).filter(|_| escape != '\\') {
+            warning.fix.clear();
+        }
+        return;
     }
     let ("env" | "label", [key, value, sign]) = (keyword(node), node.args.as_slice()) else {
         return;
@@ -211,7 +217,9 @@ fn key_values(text: &str, escape: char, node: &Node, found: &mut Vec<Diagnostic>
     );
     let span = key.span.join(value.span);
     let mut warning = Diagnostic::warning("LegacyKeyValueFormat", message, span);
-    warning.fix = pair::edits(text, escape, key, value).unwrap_or_default();
+    if let Some(edits) = pair::edits(text, escape, key, value) {
+        warning.fix = edits;
+    }
     found.push(warning);
 }
 

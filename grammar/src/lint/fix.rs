@@ -73,7 +73,13 @@ fn round(text: &str, warnings: &[Diagnostic]) -> Option<String> {
             continue;
         }
         trials -= 1;
-        let edits: Vec<Edit> = good.iter().chain(&set).copied().flatten().cloned().collect();
+        let edits: Vec<Edit> = good
+            .iter()
+            .chain(&set)
+            .copied()
+            .flatten()
+            .cloned()
+            .collect();
         if keeps_meaning(text, &before, &fix(text, &edits), &edits) {
             good.extend(set);
         } else if set.len() > 1 {

@@ -18,4 +18,4 @@ pub use docker::lint;
 pub use fix::{Looked, fix, fix_all};
 pub use practice::practices;
 pub use rules::{Rule, Set, rule, rules};
-pub use settings::Settings;
+pub use settings::{Names, Settings};

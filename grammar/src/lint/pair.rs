@@ -137,6 +137,7 @@ mod tests {
             ("ENV a b \\\n  c", '\\', Some("ENV a=\"b \\\n  c\"")),
             ("ENV a \\\n  b", '\\', Some("ENV a=b")),
             ("ONBUILD ENV a b c", '\\', Some("ONBUILD ENV a=\"b c\"")),
+            ("ONBUILD ENV a b c", '`', None),
             // A comment in between, an open quote: nothing that a program should touch.
             ("ENV a \\\n# why\n b", '\\', None),
             ("ENV a it's b", '\\', None),
