@@ -437,7 +437,7 @@ fn what_is_mechanical_is_fixed() {
 
 #[test]
 fn a_dry_run_shows_a_patch() {
-    let env = test_env!("patch");
+    let env = test_env!("git");
     env.dockerfile(THREE);
     let output = check(&env).args(["--fix", "--dry-run"]).success();
     assert_eq!(
@@ -449,7 +449,7 @@ fn a_dry_run_shows_a_patch() {
     assert_eq!(output.stderr, "would fix 3 of 3 warnings\n");
     let path = env.context().join("Dockerfile");
     assert_eq!(fs::read_to_string(&path).unwrap(), THREE);
-    env.program("patch", ["-p0"]).stdin(output.stdout).success();
+    env.program("git", ["apply", "-p0"]).stdin(output.stdout).success();
     let patched = fs::read_to_string(&path).unwrap();
     env.dockerfile(THREE);
     check(&env).arg("--fix").success();
