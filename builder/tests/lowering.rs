@@ -134,7 +134,7 @@ fn check_case(case: &Path) -> String {
     let configs = read_json(&case.join("base.json"));
     let file = kiln_grammar::parse(&text).unwrap();
     let mut bases = BaseImages::default();
-    for image in lower::wanted(&file, &options, &bases).unwrap_or_default() {
+    for image in lower::wanted_to_check(&file, &options, &bases, true) {
         let config = &configs[&image.reference];
         if !config.is_null() {
             let base = base(&image, config);

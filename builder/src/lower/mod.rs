@@ -61,14 +61,44 @@ pub fn wanted(
     bases: &BaseImages,
 ) -> Result<Vec<Wanted>, Vec<Diagnostic>> {
     let mut errors = Vec::new();
-    let globals = globals(file, options, &mut errors);
-    let stages = Stages::resolve(file, options, &globals, &mut Vec::new(), &mut errors);
-    let mut images = stages.reach(vec![stages.target], bases, &mut errors).images;
-    if !errors.is_empty() {
-        return Err(tidy(errors));
+    let images = images(file, options, bases, Mode::Build, &mut errors);
+    if errors.is_empty() {
+        Ok(images)
+    } else {
+        Err(tidy(errors))
     }
+}
+
+/// Names the images that [`check`] would like to know and that are not in `bases` yet, whatever is
+/// wrong with the Dockerfile.
+#[must_use]
+pub fn wanted_to_check(
+    file: &Dockerfile,
+    options: &LowerOptions,
+    bases: &BaseImages,
+    whole: bool,
+) -> Vec<Wanted> {
+    images(
+        file,
+        options,
+        bases,
+        Mode::look(options, whole),
+        &mut Vec::new(),
+    )
+}
+
+fn images(
+    file: &Dockerfile,
+    options: &LowerOptions,
+    bases: &BaseImages,
+    mode: Mode,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Wanted> {
+    let globals = globals(file, options, errors);
+    let stages = Stages::resolve(file, options, &globals, &mut Vec::new(), errors);
+    let mut images = stages.reach(mode.stages(&stages), bases, errors).images;
     images.retain(|image| bases.get(&image.reference, &image.platform).is_none());
-    Ok(images)
+    images
 }
 
 /// Lowers a Dockerfile whose images are resolved.
@@ -110,8 +140,7 @@ pub fn check(
     bases: &BaseImages,
     whole: bool,
 ) -> Findings {
-    let whole = whole && options.target.is_none();
-    let walk = walk(file, options, bases, Mode::Look { whole });
+    let walk = walk(file, options, bases, Mode::look(options, whole));
     Findings {
         errors: walk.errors,
         warnings: walk.warnings,
@@ -127,6 +156,17 @@ pub struct Findings {
     pub warnings: Vec<Diagnostic>,
 }
 
+impl Findings {
+    /// What a build would refuse: the errors, and what kiln cannot do yet.
+    #[must_use]
+    pub fn refusals(self) -> Vec<Diagnostic> {
+        let unsupported = |warning: &Diagnostic| warning.rule == Some(stage::UNSUPPORTED);
+        let unsupported = self.warnings.into_iter().filter(unsupported);
+        let refusals = unsupported.map(|warning| Diagnostic::error(warning.message, warning.span));
+        tidy(self.errors.into_iter().chain(refusals).collect())
+    }
+}
+
 /// What a walk through the stages is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -137,6 +177,21 @@ enum Mode {
         /// Whether stages are looked at that the target does not need.
         whole: bool,
     },
+}
+
+impl Mode {
+    fn look(options: &LowerOptions, whole: bool) -> Self {
+        let whole = whole && options.target.is_none();
+        Self::Look { whole }
+    }
+
+    /// The stages that are gone through, besides those that they need.
+    fn stages(self, stages: &Stages<'_>) -> Vec<usize> {
+        match self {
+            Self::Look { whole: true } => (0..stages.list.len()).collect(),
+            _ => vec![stages.target],
+        }
+    }
 }
 
 /// What a walk comes to.
@@ -156,11 +211,7 @@ fn walk(file: &Dockerfile, options: &LowerOptions, bases: &BaseImages, mode: Mod
     }
     let globals = globals(file, options, &mut errors);
     let stages = Stages::resolve(file, options, &globals, &mut warnings, &mut errors);
-    let wanted = match mode {
-        Mode::Look { whole: true } => (0..stages.list.len()).collect(),
-        _ => vec![stages.target],
-    };
-    let reached = stages.reach(wanted, bases, &mut errors);
+    let reached = stages.reach(mode.stages(&stages), bases, &mut errors);
     let mut shared = Shared {
         options,
         bases,
@@ -174,6 +225,7 @@ fn walk(file: &Dockerfile, options: &LowerOptions, bases: &BaseImages, mode: Mod
         done: BTreeMap::new(),
         declared: Vec::new(),
         size: 0,
+        guesses: 0,
     };
     for index in reached.stages {
         StageLowering::run(&mut shared, index);
@@ -244,8 +296,11 @@ fn unconsumed(file: &Dockerfile, shared: &Shared<'_>) -> Vec<Diagnostic> {
         }
     }
     let warning = |name: &str| {
-        let message =
-            format!("build argument `{name}` is not declared by any ARG and has no effect");
+        let message = if name.starts_with("BUILDKIT_") {
+            format!("build argument `{name}` means nothing to kiln and has no effect")
+        } else {
+            format!("build argument `{name}` is not declared by any ARG and has no effect")
+        };
         let warning = Diagnostic::warning("UnusedBuildArg", message, Span::default());
         match suggest(name, declared.iter().copied()) {
             Some(near) => warning.with_hint(format!("did you mean `{near}`?")),
@@ -270,6 +325,13 @@ fn is_predefined(name: &str) -> bool {
     let platform = name.strip_prefix("BUILD").or(name.strip_prefix("TARGET"));
     options::PROXIES.contains(&name.to_lowercase().as_str())
         || platform.is_some_and(|rest| PLATFORM.contains(&rest))
-        || name.starts_with("BUILDKIT_")
-        || matches!(name, "SOURCE_DATE_EPOCH" | "TARGETSTAGE")
+        || matches!(
+            name,
+            "BUILDKIT_SYNTAX"
+                | "BUILDKIT_DOCKERFILE_CHECK"
+                | run::HOSTNAME
+                | "BUILDKIT_BUILD_NAME"
+                | "SOURCE_DATE_EPOCH"
+                | "TARGETSTAGE"
+        )
 }

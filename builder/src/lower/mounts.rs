@@ -44,6 +44,10 @@ impl StageLowering<'_, '_> {
         self.shared.charge(size, record.span)?;
         match mount {
             Mount::Bind(bind) => {
+                if self.shared.looking {
+                    self.shared
+                        .unsupported("RUN --mount=type=bind", record.span)?;
+                }
                 let vertex = match bind.from {
                     None => self.shared.context(),
                     Some(name) => {
@@ -68,22 +72,20 @@ impl StageLowering<'_, '_> {
                 target: self.mount_target(&tmpfs.target, record)?,
                 size: tmpfs.size,
             }),
-            Mount::Cache(_) => self.unsupported("cache", record),
-            Mount::Secret(_) => self.unsupported("secret", record),
-            Mount::Ssh(_) => self.unsupported("ssh", record),
+            Mount::Cache(_) => self.missing("cache", record),
+            Mount::Secret(_) => self.missing("secret", record),
+            Mount::Ssh(_) => self.missing("ssh", record),
         }
     }
 
-    /// Refuses a kind of mount that steps cannot have yet; who only looks at the file is not told.
-    fn unsupported(&self, kind: &str, record: &Word) -> Result<MountOp, Diagnostic> {
-        if self.shared.looking {
-            return Ok(MountOp::Tmpfs {
-                target: format!("/run/{kind}"),
-                size: None,
-            });
-        }
-        let message = format!("RUN --mount=type={kind} is not supported yet");
-        Err(Diagnostic::error(message, record.span))
+    /// A kind of mount that steps cannot have yet.
+    fn missing(&mut self, kind: &str, record: &Word) -> Result<MountOp, Diagnostic> {
+        let what = format!("RUN --mount=type={kind}");
+        self.shared.unsupported(&what, record.span)?;
+        Ok(MountOp::Tmpfs {
+            target: format!("/run/{kind}"),
+            size: None,
+        })
     }
 
     /// Where a mount appears: joined with the working directory, and never the root (B1.4).

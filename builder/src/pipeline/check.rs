@@ -87,7 +87,7 @@ fn known(
     let mut bases = BaseImages::default();
     loop {
         let mut news = false;
-        for want in lower::wanted(file, options, &bases).unwrap_or_default() {
+        for want in lower::wanted_to_check(file, options, &bases, true) {
             // A name that is none is said to be wrong when it is lowered.
             let Ok(reference) = Reference::parse(&want.reference) else {
                 continue;

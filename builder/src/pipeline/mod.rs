@@ -204,9 +204,9 @@ pub async fn build(
     let ignore = read_ignore_file(path.as_deref(), &context)?.map(Arc::new);
     request.options.ignore.clone_from(&ignore);
     // Most mistakes show without the base images: no reason to fetch anything first.
-    let early = lower::check(&file, &request.options, &BaseImages::default(), false);
-    if !early.errors.is_empty() {
-        return Err(wrong(early.errors));
+    let early = lower::check(&file, &request.options, &BaseImages::default(), false).refusals();
+    if !early.is_empty() {
+        return Err(wrong(early));
     }
 
     let mut resolver = Resolver {

@@ -449,7 +449,9 @@ fn a_dry_run_shows_a_patch() {
     assert_eq!(output.stderr, "would fix 3 of 3 warnings\n");
     let path = env.context().join("Dockerfile");
     assert_eq!(fs::read_to_string(&path).unwrap(), THREE);
-    env.program("git", ["apply", "-p0"]).stdin(output.stdout).success();
+    env.program("git", ["apply", "-p0"])
+        .stdin(output.stdout)
+        .success();
     let patched = fs::read_to_string(&path).unwrap();
     env.dockerfile(THREE);
     check(&env).arg("--fix").success();

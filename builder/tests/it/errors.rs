@@ -76,8 +76,8 @@ fn mistakes_in_the_dockerfile_are_shown_where_they_are() {
         &[
             (
                 "FROM busybox\nRUNN echo hi\n",
-                "Dockerfile:2:1: unknown instruction: RUNN\n  \
-                 |\n2 | RUNN echo hi\n  | ^^^^\nhint: did you mean RUN?\n",
+                "Dockerfile:2:1: unknown instruction: RUNN, did you mean RUN?\n  \
+                 |\n2 | RUNN echo hi\n  | ^^^^\n",
             ),
             (
                 "FROM busybox\nRUN --mont=type=tmpfs,target=/x true\nCOPY --form=x a b\n",

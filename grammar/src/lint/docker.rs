@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::ast::{Dockerfile, Instruction, Kind, Stage};
-use crate::diagnostic::{Diagnostic, Edit};
+use crate::diagnostic::Diagnostic;
 use crate::source::{Span, Spanned, comments_above};
 use crate::syntax::{self, Node, keyword};
 use crate::word;
@@ -114,43 +114,47 @@ fn from_casing(node: &Node, found: &mut Vec<Diagnostic>) {
 
 /// `StageNameCasing`, `ReservedStageName`, `DuplicateStageName`.
 fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
-    // What was said of the casing of a name, to which stages built on it add their edits.
-    let mut seen: HashMap<String, Option<usize>> = HashMap::new();
+    let mut seen: HashMap<&str, Span> = HashMap::new();
+    let mut bases: HashMap<String, Vec<&Spanned<String>>> = HashMap::new();
+    for base in file.stages.iter().map(|stage| &stage.base) {
+        let named = bases.entry(base.value.to_lowercase());
+        named.or_default().push(base);
+    }
     for stage in &file.stages {
-        let base = stage.base.value.to_ascii_lowercase();
-        // docker does not find the stage in lower case otherwise (A7.2).
-        if let Some(Some(warning)) = seen.get(&base).filter(|_| base != stage.base.value)
-            && let Some(warning) = found.get_mut(*warning)
-        {
-            let (span, text) = (stage.base.span, base);
-            warning.fix.push(Edit { span, text });
-        }
         let Some(name) = &stage.name else {
             continue;
         };
         let written = text.get(name.span.range()).unwrap_or(&name.value);
-        let mut warn = |rule, message| found.push(Diagnostic::warning(rule, message, name.span));
+        if written != name.value {
+            let message = format!("Stage name '{written}' should be lowercase");
+            let warning = Diagnostic::warning("StageNameCasing", message, name.span)
+                .with_edit(name.span, &name.value);
+            // Docker does not find the stage otherwise where others are built on it (A7.2).
+            let later = bases.remove(&name.value).into_iter().flatten();
+            let wrong =
+                later.filter(|base| base.span.start > name.span.start && base.value != name.value);
+            found.push(wrong.fold(warning, |warning, base| {
+                warning.with_edit(base.span, &name.value)
+            }));
+        }
         if RESERVED.contains(&name.value.as_str()) {
             let message = format!(
                 "Stage name should not use the same name as reserved stage {:?}",
                 name.value
             );
-            warn("ReservedStageName", message);
+            found.push(Diagnostic::warning("ReservedStageName", message, name.span));
         }
-        if seen.contains_key(&name.value) {
+        if seen.insert(&name.value, name.span).is_some() {
             let message = format!(
                 "Duplicate stage name {:?}, stage names should be unique",
                 name.value
             );
-            warn("DuplicateStageName", message);
+            found.push(Diagnostic::warning(
+                "DuplicateStageName",
+                message,
+                name.span,
+            ));
         }
-        let casing = (written != name.value).then(|| {
-            let message = format!("Stage name '{written}' should be lowercase");
-            let warning = Diagnostic::warning("StageNameCasing", message, name.span);
-            found.push(warning.with_edit(name.span, &name.value));
-            found.len() - 1
-        });
-        seen.insert(name.value.clone(), casing);
     }
 }
 

@@ -1,8 +1,7 @@
 //! The flags that each instruction takes (A4.2, A4.3).
 
 use crate::ast::Word;
-use crate::diagnostic::{Diagnostic, shorten, suggest};
-use crate::source::Span;
+use crate::diagnostic::{Diagnostic, did_you_mean, shorten, suggest};
 use crate::syntax::{Flag, Node};
 
 /// What a flag takes.
@@ -28,7 +27,7 @@ impl<'n> Flags<'n> {
         node: &'n Node,
         known: &[(&'static str, Takes)],
     ) -> Result<Self, Diagnostic> {
-        let given = node.flags.as_slice();
+        let given = &node.flags;
         for (index, flag) in given.iter().enumerate() {
             let Some((name, takes)) = known.iter().find(|(name, _)| *name == flag.name) else {
                 return Err(unknown(node, flag, known));
@@ -89,27 +88,17 @@ impl<'n> Flags<'n> {
 }
 
 fn unknown(node: &Node, flag: &Flag, known: &[(&'static str, Takes)]) -> Diagnostic {
-    let (flag, span) = (shorten(&flag.name), flag.span);
-    let instruction = node.keyword.value.to_uppercase();
-    let message = format!("unknown flag: --{flag} for {instruction}");
-    if let Some(name) = suggest(&flag, known.iter().map(|(name, _)| *name)) {
-        return Diagnostic::error(format!("{message}, did you mean --{name}?"), span);
-    }
-    let names: Vec<_> = known.iter().map(|(name, _)| format!("--{name}")).collect();
-    let takes = if names.is_empty() {
-        "no flags".to_owned()
-    } else {
-        names.join(", ")
-    };
-    Diagnostic::error(message, span).with_hint(format!("{instruction} takes {takes}"))
+    let near = suggest(&flag.name, known.iter().map(|(name, _)| *name));
+    let message = format!(
+        "unknown flag: --{} for {}{}",
+        shorten(&flag.name),
+        node.keyword.value.to_uppercase(),
+        did_you_mean(near.map(|name| format!("--{name}")).as_deref())
+    );
+    Diagnostic::error(message, flag.span)
 }
 
 /// Refuses every flag.
 pub(super) fn none(node: &Node) -> Result<(), Diagnostic> {
     Flags::check(node, &[]).map(drop)
-}
-
-/// The place of all flags together.
-pub(super) fn span(given: &[Flag]) -> Option<Span> {
-    given.iter().map(|flag| flag.span).reduce(Span::join)
 }

@@ -3,6 +3,7 @@
 mod build;
 mod call;
 mod check;
+mod debug;
 mod fix;
 mod history;
 mod images;
@@ -99,6 +100,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(setup, &args),
         Command::Save(args) => save::run(setup, &args),
         Command::Load(args) => load::run(setup, &args),
+        Command::Debug(command) => debug::run(&command),
     }
 }
 
