@@ -148,13 +148,7 @@ fn read_nodes(directives: Directives, mut reader: Reader<'_>) -> Syntax {
 }
 
 fn read_node(line: &LogicalLine, reader: &mut Reader<'_>, syntax: &mut Syntax) {
-    if let Some(blank) = line.empty_continuation {
-        let message = format!("Empty continuation line found in: {}", line.text());
-        let warning = Diagnostic::warning("NoEmptyContinuation", message, blank);
-        syntax
-            .warnings
-            .push(warning.with_hint("remove the blank line, or the continuation before it"));
-    }
+    syntax.warnings.extend(empty_continuation(line));
     let mut node = match node(line, 0) {
         Ok(node) => node,
         Err(error) => return syntax.errors.push(error),
@@ -163,6 +157,20 @@ fn read_node(line: &LogicalLine, reader: &mut Reader<'_>, syntax: &mut Syntax) {
         return syntax.errors.push(error);
     }
     syntax.nodes.push(node);
+}
+
+/// Warns once of all blank lines in an instruction (A1.7).
+fn empty_continuation(line: &LogicalLine) -> Option<Diagnostic> {
+    let first = line.empty_continuations.first()?;
+    let message = format!("Empty continuation line found in: {}", line.text());
+    let place = Span {
+        end: first.start,
+        ..*first
+    };
+    let warning = Diagnostic::warning("NoEmptyContinuation", message, place)
+        .with_hint("remove the blank line, or the continuation before it");
+    let blanks = line.empty_continuations.iter();
+    Some(blanks.fold(warning, |warning, blank| warning.with_edit(*blank, "")))
 }
 
 /// Parses one line.

@@ -55,7 +55,7 @@ pub struct Checked {
 /// Dockerfile are in the result.
 pub fn check(request: &CheckRequest, store: Option<&Store>) -> Result<Checked, BuildError> {
     let context = open_folder(&request.context)?;
-    let (path, source) = read_dockerfile(&request.dockerfile, &context)?;
+    let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
     let mut options = request.options.clone();
     options.ignore = read_ignore_file(path.as_deref(), &context)?.map(Arc::new);
     let mut checked = Checked {

@@ -14,6 +14,7 @@ mod archives;
 mod basic;
 mod builds;
 mod cache;
+mod check;
 mod damage;
 mod errors;
 mod images;

@@ -7,12 +7,14 @@ use kiln_builder::pipeline::{BuildError, Source};
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::step::StepError;
 use kiln_builder::store::StoreError;
+use kiln_grammar::diagnostic::{Diagnostic, Severity};
 use kiln_grammar::source::Span;
 use kiln_registry::blob::BlobError;
 use kiln_registry::client::ClientError;
 
 use crate::hint;
-use crate::render::{self, excerpt, text};
+use crate::render::excerpt::Excerpts;
+use crate::render::{self, text};
 
 /// The build failed, or an image is not there: what docker says 1 to.
 const FAILED: u8 = 1;
@@ -91,9 +93,14 @@ pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
             source_file,
             diagnostics,
         }) => {
-            for diagnostic in diagnostics {
-                render::err(&excerpt::render(source_file, diagnostic));
+            let warning = |one: &Diagnostic| one.severity == Severity::Warning;
+            let (warnings, errors): (Vec<_>, Vec<_>) =
+                diagnostics.iter().cloned().partition(warning);
+            let excerpts = Excerpts::of(source_file);
+            if !warnings.is_empty() {
+                render::err(&format!("{}\n", excerpts.warnings(&warnings)));
             }
+            render::err(&excerpts.errors(&errors));
         }
         Some(BuildError::Step {
             name,
@@ -135,7 +142,7 @@ fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
 /// Shows the place in the Dockerfile.
 fn at((source, span): &(Source, Option<Span>)) {
     if let Some(span) = span {
-        render::err(&excerpt::place(source, *span));
+        render::err(&Excerpts::of(source).place(*span));
     }
 }
 
