@@ -21,3 +21,4 @@ mod interop;
 mod interrupt;
 mod push_pull;
 mod standalone;
+mod steps;
