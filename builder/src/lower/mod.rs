@@ -7,11 +7,9 @@
 //!   stages the target needs;
 //! - `from` starts a stage, `stage` walks its instructions, `run`, `mounts`, `copy` and `meta`
 //!   lower them, `history` words them;
-//! - `check` filters the warnings;
 //! - `onbuild` reads triggers, `frontend` judges `# syntax=`;
 //! - `expose`, `signal`, `chmod` and `path` are small languages of their own.
 
-mod check;
 mod chmod;
 mod copy;
 mod expose;
@@ -38,7 +36,6 @@ use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::source::Span;
 use kiln_registry::spec::{ImageConfig, Platform};
 
-pub use check::check;
 pub use options::{BaseImage, BaseImages, LowerOptions};
 pub use plan::{HistoryEntry, Plan, Wanted};
 

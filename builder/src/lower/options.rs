@@ -59,7 +59,8 @@ impl LowerOptions {
     }
 
     /// The value of a build argument, where it is set.
-    pub(super) fn build_arg(&self, name: &str) -> Option<&str> {
+    #[must_use]
+    pub fn build_arg(&self, name: &str) -> Option<&str> {
         self.build_args
             .iter()
             .rev()

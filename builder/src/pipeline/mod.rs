@@ -1,5 +1,7 @@
 //! A build from beginning to end: the calls of all stages in order.
 
+mod check;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile};
+use kiln_grammar::lint;
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
@@ -24,6 +27,8 @@ use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Snapshots, now};
 use crate::step::{RemoteImage, ResolveError, Settings, StepError, Worker};
 use crate::store::{Store, StoreError};
+
+pub use check::{CheckRequest, Checked, check};
 
 /// Longest Dockerfile that is read, bytes.
 const DOCKERFILE_LIMIT: u64 = 64 << 20;
@@ -189,12 +194,13 @@ pub async fn build(
         return Err(BuildError::NeedsRoot);
     }
     let context = open_folder(&request.context)?;
-    let (path, source) = read_dockerfile(&request)?;
+    let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
     let wrong = |diagnostics| BuildError::Dockerfile {
         source_file: source.clone(),
         diagnostics,
     };
     let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
+    let settings = lint_settings(&file, &request.options).map_err(|error| wrong(vec![error]))?;
     let ignore = read_ignore_file(path.as_deref(), &context)?;
 
     let mut resolver = Resolver {
@@ -210,13 +216,12 @@ pub async fn build(
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
     refuse_unsupported(&plan).map_err(wrong)?;
-    let warnings = file
-        .warnings
-        .iter()
-        .chain(&plan.warnings)
-        .cloned()
-        .collect();
-    let warnings = lower::check(&file, &request.options, warnings).map_err(wrong)?;
+    let mut warnings = lint::lint(&source.text, &file);
+    warnings.extend(plan.warnings.iter().cloned());
+    let warnings = settings.filter(&source.text, &file, warnings);
+    if let Some(violation) = settings.violation(&file, &warnings) {
+        return Err(wrong(warnings.into_iter().chain([violation]).collect()));
+    }
 
     let stat_cache = store
         .root()
@@ -257,6 +262,11 @@ pub async fn build(
         source,
         warnings,
     })
+}
+
+/// What the Dockerfile, or the build argument that replaces its word, wants to hear of (A2.7).
+fn lint_settings(file: &Dockerfile, options: &LowerOptions) -> Result<lint::Settings, Diagnostic> {
+    lint::Settings::of(file, options.build_arg("BUILDKIT_DOCKERFILE_CHECK"))
 }
 
 /// Refuses, before anything runs, what a plan may say and no step can do yet.
@@ -300,8 +310,11 @@ fn open_folder(path: &Path) -> Result<PathBuf, BuildError> {
 }
 
 /// The Dockerfile's path, where it has one, and its text.
-fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), BuildError> {
-    let path = match &request.dockerfile {
+fn read_dockerfile(
+    dockerfile: &DockerfileFrom,
+    context: &Path,
+) -> Result<(Option<PathBuf>, Source), BuildError> {
+    let path = match dockerfile {
         DockerfileFrom::Text(text) => {
             return Ok((
                 None,
@@ -313,8 +326,8 @@ fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), Build
         }
         DockerfileFrom::Path(path) => path.clone(),
         DockerfileFrom::Context => {
-            let usual = request.context.join("Dockerfile");
-            let fallback = request.context.join("dockerfile");
+            let usual = context.join("Dockerfile");
+            let fallback = context.join("dockerfile");
             if !usual.exists() && fallback.exists() {
                 fallback
             } else {
