@@ -52,7 +52,7 @@ pub struct Checked {
 pub fn check(request: &CheckRequest) -> Result<Checked, BuildError> {
     let context = open_folder(&request.context)?;
     let (path, source) = read_dockerfile(&request.dockerfile, &context)?;
-    let _ignore = read_ignore_file(path.as_deref(), &context)?;
+    let _ignore = read_ignore_file(path.as_deref(), &request.context)?;
     let mut checked = Checked {
         source,
         path,

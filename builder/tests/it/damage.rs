@@ -84,7 +84,7 @@ fn what_is_no_archive_of_images_is_refused_by_name() {
     let missing = env.kiln(["load", "-i", "nowhere"]).failure(1);
     assert_eq!(
         missing.stderr,
-        "error: open nowhere: No such file or directory\n"
+        "error: open nowhere: no such file or directory\n"
     );
     env.kiln(["load"]).stdin(whole).success();
 }

@@ -77,7 +77,8 @@ fn list(value: &Value) -> Vec<Value> {
 /// A failed build: its exit code and all it said.
 pub(super) fn failure(output: &Output) -> String {
     assert_eq!(output.stdout, "", "{output}");
-    format!("exit {}\n{}", output.code.unwrap_or(-1), steady(&output.stderr))
+    let code = output.code.unwrap_or(-1);
+    format!("exit {code}\n{}", steady(&output.stderr))
 }
 
 /// The image in an archive, and the build that made it.
@@ -167,6 +168,11 @@ fn history(text: &mut String, saved: &Saved, base: &Base, show: &[Show]) {
                 if !entry[name].is_null() {
                     writeln!(text, "  {name} {}", entry[name]).unwrap();
                 }
+            }
+            if show.contains(&Show::Times) {
+                let created = entry["created"].as_str().unwrap();
+                let recent = created >= "2020";
+                writeln!(text, "  created {}", if recent { "now" } else { created }).unwrap();
             }
         }
         if entry["empty_layer"] == true {
