@@ -224,8 +224,7 @@ impl Snapshots {
     /// When the store cannot be read or written.
     pub fn verify(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
         let facts = self.store.snapshot(id)?;
-        let whole =
-            matches!((facts.layer, self.pack(id)), (Some(known), Ok((diff_id, packed))) if known == (diff_id, packed.size));
+        let whole = matches!((facts.layer, self.pack(id)), (Some(known), Ok((diff_id, packed))) if known == (diff_id, packed.size));
         if whole {
             self.store.settle_snapshot(id)?;
         } else {

@@ -197,14 +197,14 @@ fn a_full_disk_is_named_and_left_as_it_was() {
     let copied = build("FROM busybox\nCOPY big /big\n").failure(3);
     assert!(
         copied.stderr.contains(
-            "error: failed to solve: cannot copy to `/big` in the layer: No space left on device\n"
+            "error: failed to solve: cannot copy to `/big` in the layer: no space left on device\n"
         ),
         "{copied}"
     );
     let ran = build("FROM busybox\nRUN dd if=/dev/zero of=/big bs=1M count=16\n").failure(1);
     assert!(
         ran.stderr
-            .contains("dd: error writing '/big': No space left on device\n"),
+            .contains("dd: error writing '/big': no space left on device\n"),
         "{ran}"
     );
     let liar = Liar::with_layer(Fault::CutOnce, &vec![b'y'; 16 << 20]);
@@ -223,13 +223,13 @@ fn a_full_disk_is_named_and_left_as_it_was() {
     let loaded = disk.kiln(&env).args(["load", "-i"]).arg(&large).failure(3);
     for output in [copied, ran, pulled, loaded] {
         assert!(
-            output.stderr.contains("No space left on device\n"),
+            output.stderr.contains("no space left on device\n"),
             "{output}"
         );
         assert!(output.stderr.ends_with(&hint), "{output}");
         assert_eq!(
             output.stderr.matches("No space left").count(),
-            output.stderr.matches("No space left on device\n").count()
+            output.stderr.matches("no space left on device\n").count()
         );
     }
     assert_eq!(disk.files(&store.join("tmp")), Vec::<String>::new());
@@ -250,7 +250,7 @@ fn an_archive_that_does_not_fit_leaves_no_file() {
         .failure(3);
     let error = format!("error: cannot write `{}`: ", target.display());
     assert!(output.stderr.starts_with(&error), "{output}");
-    let end = ": No space left on device\nhint: the disk is full: free some space there\n";
+    let end = ": no space left on device\nhint: the disk is full: free some space there\n";
     assert!(output.stderr.ends_with(end), "{output}");
     assert_eq!(disk.files(&env.path(DISK)), Vec::<String>::new());
 }

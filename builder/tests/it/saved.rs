@@ -96,14 +96,17 @@ pub(crate) fn entries(tar: &[u8]) -> Layer {
         let path = entry.path().unwrap().to_string_lossy().into_owned();
         let mut content = Vec::new();
         entry.read_to_end(&mut content).unwrap();
-        let xattrs = entry.pax_extensions().unwrap().map_or_else(BTreeMap::new, |pairs| {
-            let pairs = pairs.map(|pair| pair.unwrap());
-            let named = pairs.filter_map(|pair| {
-                let name = pair.key().unwrap().strip_prefix("SCHILY.xattr.")?;
-                Some((name.to_owned(), pair.value_bytes().to_vec()))
+        let xattrs = entry
+            .pax_extensions()
+            .unwrap()
+            .map_or_else(BTreeMap::new, |pairs| {
+                let pairs = pairs.map(|pair| pair.unwrap());
+                let named = pairs.filter_map(|pair| {
+                    let name = pair.key().unwrap().strip_prefix("SCHILY.xattr.")?;
+                    Some((name.to_owned(), pair.value_bytes().to_vec()))
+                });
+                named.collect()
             });
-            named.collect()
-        });
         let header = entry.header();
         let read = Entry {
             kind: header.entry_type(),

@@ -83,7 +83,11 @@ fn requires(error: &clap::Error) -> Option<String> {
         .take_while(|word| !word.starts_with(['-', '<', '[']))
         .collect();
     let (count, verb) = (missing.len(), verb.join(" "));
-    let least = if text.contains("...") { "at least " } else { "" };
+    let least = if text.contains("...") {
+        "at least "
+    } else {
+        ""
+    };
     let plural = if count == 1 { "" } else { "s" };
     let missing = missing.join(" ");
     Some(format!(

@@ -103,7 +103,11 @@ pub(super) fn image(archive: &[u8], output: &Output, show: &[Show], bases: &[Bas
         history(&mut text, &saved, base, show);
     }
     if shows(Show::Changes) {
-        members(&mut text, "config", &changes(&saved.config["config"], &base.config));
+        members(
+            &mut text,
+            "config",
+            &changes(&saved.config["config"], &base.config),
+        );
     }
     if shows(Show::Config) {
         let mut config = saved.config.clone();
@@ -137,7 +141,10 @@ fn members(text: &mut String, title: &str, value: &Value) {
 fn changes(config: &Value, base: &Value) -> Value {
     let mut changed = serde_json::Map::new();
     let empty = serde_json::Map::new();
-    let (config, base) = (config.as_object().unwrap(), base.as_object().unwrap_or(&empty));
+    let (config, base) = (
+        config.as_object().unwrap(),
+        base.as_object().unwrap_or(&empty),
+    );
     for (name, value) in config {
         if base.get(name) != Some(value) {
             changed.insert(name.clone(), value.clone());
