@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use kiln_registry::spec::Platform;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -111,8 +112,12 @@ pub(super) fn image(archive: &[u8], output: &Output, show: &[Show], bases: &[Bas
     }
     if shows(Show::Config) {
         let mut config = saved.config.clone();
+        let image = config.as_object_mut().unwrap();
         for name in ["created", "rootfs", "history"] {
-            config.as_object_mut().unwrap().remove(name);
+            image.remove(name);
+        }
+        if image["architecture"] == Platform::host().architecture {
+            image["architecture"] = json!("(this machine's)");
         }
         members(&mut text, "image", &config);
     }
@@ -232,6 +237,7 @@ fn content(bytes: &[u8]) -> String {
         return format!("({} bytes)", bytes.len());
     }
     let shown = bytes[..bytes.len().min(CONTENT)].escape_ascii();
+    let shown = shown.to_string().replace("\\'", "'");
     let more = if bytes.len() > CONTENT {
         format!("... {} bytes", bytes.len())
     } else {
