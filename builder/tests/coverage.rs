@@ -35,8 +35,6 @@ const WITHOUT: &[(&str, &str)] = &[
         "A1.12",
         "kiln has no `--call outline`, which shows descriptions",
     ),
-    ("A2.7", "a setting of lints, whose cases stand with theirs"),
-    ("A2.8", "a setting of lints, whose cases stand with theirs"),
     (
         "A5.10",
         "says where tables of other projects are, not what happens",

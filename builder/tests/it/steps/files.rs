@@ -44,7 +44,7 @@ struct Line {
     target: String,
     content: Vec<u8>,
     /// Entries of an archive.
-    below: Vec<Line>,
+    below: Vec<Self>,
 }
 
 impl Context {
