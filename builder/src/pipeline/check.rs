@@ -57,7 +57,7 @@ pub fn check(request: &CheckRequest, store: Option<&Store>) -> Result<Checked, B
     let context = open_folder(&request.context)?;
     let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
     let mut options = request.options.clone();
-    options.ignore = read_ignore_file(path.as_deref(), &context)?.map(Arc::new);
+    options.ignore = read_ignore_file(path.as_deref(), &request.context)?.map(Arc::new);
     let mut checked = Checked {
         source,
         path,
