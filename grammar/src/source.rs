@@ -156,6 +156,13 @@ impl LogicalLine {
         }
     }
 
+    /// Makes a line of a text that stands in the file as it is.
+    pub(crate) fn of(text: &str, start: usize, escape: char) -> Self {
+        let mut line = Self::new(escape);
+        line.append(text, start);
+        line
+    }
+
     /// The line with the escape character before it.
     pub(crate) fn marked(&self) -> &str {
         &self.marked
@@ -191,9 +198,19 @@ impl LogicalLine {
         if kept.is_empty() {
             return;
         }
-        let start = start + piece.len() - kept.len();
-        self.pieces.push((self.marked.len(), start));
-        self.marked.push_str(kept);
+        self.append(kept, start + piece.len() - kept.len());
+    }
+
+    fn append(&mut self, piece: &str, start: usize) {
+        // Whole lines of a heredoc follow each other in the file, too.
+        let joins = self
+            .pieces
+            .last()
+            .is_some_and(|(logical, original)| original + self.marked.len() - logical == start);
+        if !joins {
+            self.pieces.push((self.marked.len(), start));
+        }
+        self.marked.push_str(piece);
     }
 
     /// Where a byte of [`Self::marked`] stands in the file.
@@ -241,6 +258,15 @@ impl<'t> Reader<'t> {
         Self {
             text,
             offset,
+            escape,
+        }
+    }
+
+    /// Starts at an instruction in the midst of a text, to read it once more.
+    pub(crate) fn at(text: &'t str, escape: char, offset: usize) -> Self {
+        Self {
+            text,
+            offset: text.floor_char_boundary(offset),
             escape,
         }
     }
@@ -332,7 +358,21 @@ impl<'t> Reader<'t> {
         name: &str,
         chomp: bool,
     ) -> Result<Option<String>, Diagnostic> {
-        let mut body = String::new();
+        let body = self.body(name, chomp)?;
+        Ok(body.map(|body| body.text().to_owned()))
+    }
+
+    /// The same with the way back to the file; its lines are not joined.
+    ///
+    /// # Errors
+    ///
+    /// A line is longer than [`MAX_LINE`].
+    pub(crate) fn body(
+        &mut self,
+        name: &str,
+        chomp: bool,
+    ) -> Result<Option<LogicalLine>, Diagnostic> {
+        let mut body = LogicalLine::new(self.escape);
         while let Some(line) = self.physical()? {
             let raw = if chomp {
                 line.raw.trim_start_matches('\t')
@@ -342,7 +382,7 @@ impl<'t> Reader<'t> {
             if raw.trim_end_matches(['\r', '\n']) == name {
                 return Ok(Some(body));
             }
-            body.push_str(raw);
+            body.append(raw, line.start + line.raw.len() - raw.len());
         }
         Ok(None)
     }
