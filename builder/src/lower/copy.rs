@@ -201,6 +201,9 @@ impl StageLowering<'_, '_> {
             }
             Location::Path => {
                 check_source(manner)?;
+                if from.is_none() {
+                    self.advise_ignored(manner.keyword, &text, word);
+                }
                 let vertex = from.unwrap_or_else(|| self.shared.context());
                 (vertex, text.clone())
             }

@@ -3,11 +3,12 @@
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+use super::advice;
 use super::path;
 use super::scope::Scope;
 use super::stage::{Shared, State, prefix};
 use super::stages::Base;
-use crate::graph::Origin;
+use crate::graph::{Origin, VertexId};
 
 /// Members of a config that speak of the container or the tool that made the base image.
 const STALE: &[&str] = &[
@@ -36,12 +37,9 @@ const STALE_INNER: &[&str] = &[
     "Tty",
 ];
 
-/// The state of a stage before its first instruction; `total` is the number of its steps.
-pub(super) fn initial(
-    shared: &mut Shared<'_>,
-    index: usize,
-    total: usize,
-) -> Result<State, Diagnostic> {
+/// The state of a stage before its first instruction; `total` is the number of its steps. One whose
+/// base cannot be had starts with nothing, and says so.
+pub(super) fn initial(shared: &mut Shared<'_>, index: usize, total: usize) -> State {
     let stage = &shared.stages.list[index];
     let origin = Origin {
         stage: index,
@@ -54,24 +52,30 @@ pub(super) fn initial(
             config.config.working_dir = "/".to_owned();
             start(shared.scratch(origin), config)
         }
+        Base::Unknown => unknown(shared.scratch(origin), false),
         Base::Image(reference) => {
             let prefix = prefix(shared, index, 1, total);
-            let (vertex, config) =
-                shared.image(reference, &stage.platform, span, origin, &prefix)?;
-            warn_about_platform(shared, index, reference, &config);
-            let mut state = start(vertex, config);
-            state.base = Some(vertex);
-            state
+            match shared.image(reference, &stage.platform, span, origin, &prefix) {
+                Ok(Some((vertex, config))) => {
+                    warn_about_platform(shared, index, reference, &config);
+                    let mut state = start(vertex, config);
+                    state.base = Some(vertex);
+                    state
+                }
+                Ok(None) => unknown(shared.scratch(origin), advice::is_plain(reference)),
+                Err(error) => {
+                    shared.errors.push(error);
+                    unknown(shared.scratch(origin), false)
+                }
+            }
         }
-        Base::Stage(base) => {
-            let Some(state) = shared.done.get(base) else {
-                let message = format!("stage {base} is not built before stage {index}");
-                return Err(Diagnostic::error(message, span));
-            };
-            let mut state = state.clone();
-            state.has_cmd = false;
-            state
-        }
+        Base::Stage(base) => match shared.done.get(base) {
+            Some(state) => State {
+                has_cmd: false,
+                ..state.clone()
+            },
+            None => unknown(shared.scratch(origin), false),
+        },
     };
     inherit(&mut state.config, &stage.platform);
     // Arguments of the stage below stay declared, its environment is what its image says (A6.4).
@@ -79,10 +83,18 @@ pub(super) fn initial(
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         state.scope.set(name, value);
     }
-    Ok(state)
+    state
 }
 
-fn start(vertex: crate::graph::VertexId, config: ImageConfig) -> State {
+/// The start of a stage whose base image is not known, though perhaps what such images say.
+fn unknown(vertex: VertexId, known: bool) -> State {
+    State {
+        known,
+        ..start(vertex, ImageConfig::default())
+    }
+}
+
+fn start(vertex: VertexId, config: ImageConfig) -> State {
     State {
         vertex,
         config,
@@ -90,6 +102,9 @@ fn start(vertex: crate::graph::VertexId, config: ImageConfig) -> State {
         history: Vec::new(),
         scope: Scope::default(),
         has_cmd: false,
+        workdir_set: false,
+        known: true,
+        doubtful: false,
     }
 }
 
@@ -139,7 +154,7 @@ fn warn_about_platform(shared: &mut Shared<'_>, index: usize, name: &str, config
         return;
     }
     let message = format!(
-        "base image {name} was pulled with platform \"{actual}\", expected \"{wanted}\" for current build"
+        "Base image {name} was pulled with platform \"{actual}\", expected \"{wanted}\" for current build"
     );
     let warning = Diagnostic::warning("InvalidBaseImagePlatform", message, stage.ast.base.span);
     shared.warnings.push(warning);

@@ -1,7 +1,9 @@
 //! What lowering is told besides the Dockerfile.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use kiln_grammar::dockerignore::IgnoreFile;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
 
@@ -29,6 +31,8 @@ pub struct LowerOptions {
     pub network: Network,
     /// `--allow network.host`: whether `RUN --network=host` may leave a narrower `network`.
     pub allow_host_network: bool,
+    /// What the build context leaves out, for a word about sources that are among it.
+    pub ignore: Option<Arc<IgnoreFile>>,
 }
 
 /// The build arguments that reach `RUN` without an `ARG`, in lower case (A6.9).

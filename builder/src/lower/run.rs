@@ -14,7 +14,7 @@ const SCRIPTS: &str = "/dev/pipes";
 impl StageLowering<'_, '_> {
     /// `RUN`
     pub(super) fn run_command(&mut self, run: &Run, step: &Step<'_>) -> Result<(), Diagnostic> {
-        check_security(run)?;
+        self.check_security(run)?;
         let network = self.network(run.network.as_ref())?;
         let mut inputs = vec![self.state.vertex];
         let mounts = self.mounts(run, step, &mut inputs)?;
@@ -73,6 +73,23 @@ impl StageLowering<'_, '_> {
         Ok((args, vec![script], suffix))
     }
 
+    /// Refuses what cannot be given: more rights and devices (B3.2, B3.3).
+    fn check_security(&mut self, run: &Run) -> Result<(), Diagnostic> {
+        if let Some(device) = run.devices.first() {
+            self.shared.unsupported("RUN --device", device.span)?;
+        }
+        match &run.security {
+            Some(mode) if mode.value == "insecure" => self
+                .shared
+                .unsupported("RUN --security=insecure", mode.span),
+            Some(mode) if mode.value != "sandbox" => {
+                let message = format!("security `{}` is not valid", mode.value);
+                Err(Diagnostic::error(message, mode.span))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The network of a step: its own word, or that of the build (B3.1).
     fn network(&self, word: Option<&Spanned<String>>) -> Result<Network, Diagnostic> {
         let build = self.shared.options.network;
@@ -85,6 +102,8 @@ impl StageLowering<'_, '_> {
             "host" if build == Network::Host || self.shared.options.allow_host_network => {
                 Ok(Network::Host)
             }
+            // Whether a build allows it is not the file's business.
+            "host" if self.shared.looking => Ok(Network::Host),
             "host" => Err(Diagnostic::error("network.host is not allowed", word.span)
                 .with_hint("pass `--allow network.host`")),
             other => {
@@ -93,25 +112,6 @@ impl StageLowering<'_, '_> {
                     .with_hint("possible are `default`, `none` and `host`"))
             }
         }
-    }
-}
-
-/// Refuses what cannot be given: more rights and devices (B3.2, B3.3).
-fn check_security(run: &Run) -> Result<(), Diagnostic> {
-    if let Some(device) = run.devices.first() {
-        let message = "RUN --device is not supported";
-        return Err(Diagnostic::error(message, device.span));
-    }
-    match &run.security {
-        Some(mode) if mode.value == "insecure" => {
-            let message = "RUN --security=insecure is not supported";
-            Err(Diagnostic::error(message, mode.span))
-        }
-        Some(mode) if mode.value != "sandbox" => {
-            let message = format!("security `{}` is not valid", mode.value);
-            Err(Diagnostic::error(message, mode.span))
-        }
-        _ => Ok(()),
     }
 }
 

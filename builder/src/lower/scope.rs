@@ -17,6 +17,8 @@ pub(super) struct Scope {
 pub(super) struct Expansion<T> {
     /// What it became.
     pub(super) value: T,
+    /// The variables in it that have a value.
+    pub(super) used: Vec<String>,
     /// The variables in it that nothing defines.
     pub(super) undefined: Vec<String>,
 }
@@ -85,7 +87,7 @@ impl Scope {
     /// Expands a word to one word.
     pub(super) fn expand(&self, text: &str, escape: char) -> Result<Expansion<String>, WordError> {
         let expanded = word::expand(text, escape, &|name| self.value(name))?;
-        Ok(self.checked(expanded.text, expanded.unmatched))
+        Ok(self.checked(expanded.text, expanded.matched, expanded.unmatched))
     }
 
     /// Expands a word and splits the result at blanks, as only `EXPOSE` does (A5.9).
@@ -95,7 +97,7 @@ impl Scope {
         escape: char,
     ) -> Result<Expansion<Vec<String>>, WordError> {
         let expanded = word::expand_words(text, escape, &|name| self.value(name))?;
-        Ok(self.checked(expanded.words, expanded.unmatched))
+        Ok(self.checked(expanded.words, expanded.matched, expanded.unmatched))
     }
 
     /// Expands the body of a heredoc (A13.8).
@@ -105,7 +107,7 @@ impl Scope {
         escape: char,
     ) -> Result<Expansion<String>, WordError> {
         let expanded = word::expand_heredoc(text, escape, &|name| self.value(name))?;
-        Ok(self.checked(expanded.text, expanded.unmatched))
+        Ok(self.checked(expanded.text, expanded.matched, expanded.unmatched))
     }
 
     fn value(&self, name: &str) -> Option<String> {
@@ -121,12 +123,16 @@ impl Scope {
         sizes.sum()
     }
 
-    fn checked<T>(&self, value: T, unmatched: impl IntoIterator<Item = String>) -> Expansion<T> {
+    fn checked<T>(&self, value: T, used: Vec<String>, unmatched: Vec<String>) -> Expansion<T> {
         let undefined = unmatched
             .into_iter()
             .filter(|name| !self.is_declared(name) && !is_reserved(name))
             .collect();
-        Expansion { value, undefined }
+        Expansion {
+            value,
+            used,
+            undefined,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::mounts;
 use super::onbuild::{self, Trigger};
 use super::options::{BaseImages, LowerOptions};
 use super::plan::Wanted;
-use super::scope::Scope;
+use super::scope::{Expansion, Scope};
 
 /// The stages of a file.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub(super) enum Base {
     Stage(usize),
     /// An image, by its reference as written.
     Image(String),
+    /// Nobody knows: what names it is wrong, which is reported where it stands.
+    Unknown,
 }
 
 /// Which instruction names a stage.
@@ -74,13 +76,15 @@ pub(super) struct Reached {
 }
 
 impl<'a> Stages<'a> {
-    /// Resolves the `FROM` of every stage and the target.
+    /// Resolves the `FROM` of every stage and the target. A stage that is wrong has an unknown base,
+    /// a wrong target is the last stage.
     pub(super) fn resolve(
         file: &'a Dockerfile,
         options: &'a LowerOptions,
         globals: &Scope,
         warnings: &mut Vec<Diagnostic>,
-    ) -> Result<Self, Diagnostic> {
+        errors: &mut Vec<Diagnostic>,
+    ) -> Self {
         let mut stages = Self {
             list: Vec::new(),
             target: 0,
@@ -89,17 +93,16 @@ impl<'a> Stages<'a> {
         };
         warn_about_defaults(file, options, warnings);
         for (index, ast) in file.stages.iter().enumerate() {
-            let name = expand_from(&ast.base, file, globals, warnings)?;
-            if name.is_empty() {
-                let message = format!("base name ({}) should not be blank", ast.base.value);
-                return Err(Diagnostic::error(message, ast.base.span));
-            }
-            let base = match stages.earlier(&name, index) {
-                Some(earlier) => Base::Stage(earlier),
-                None if name == "scratch" => Base::Scratch,
-                None => Base::Image(name),
-            };
-            let platform = stages.platform_of(ast, &base, file, options, globals, warnings)?;
+            let base = stages.base_of(ast, index, file, globals, warnings);
+            let base = base.unwrap_or_else(|error| {
+                errors.push(error);
+                Base::Unknown
+            });
+            let platform = stages.platform_of(ast, &base, file, options, globals, warnings);
+            let platform = platform.unwrap_or_else(|error| {
+                errors.push(error);
+                options.platform.clone()
+            });
             stages.list.push(Stage {
                 ast,
                 title: title(file, index),
@@ -111,8 +114,32 @@ impl<'a> Stages<'a> {
                 indexes.or_default().push(index);
             }
         }
-        stages.target = stages.find_target(options)?;
-        Ok(stages)
+        stages.target = stages.find_target(options).unwrap_or_else(|error| {
+            errors.push(error);
+            file.stages.len().saturating_sub(1)
+        });
+        stages
+    }
+
+    /// What the word behind `FROM` stands for (A7.2, A7.6).
+    fn base_of(
+        &self,
+        ast: &ast::Stage,
+        index: usize,
+        file: &Dockerfile,
+        globals: &Scope,
+        warnings: &mut Vec<Diagnostic>,
+    ) -> Result<Base, Diagnostic> {
+        let name = expand_from(&ast.base, file, globals, warnings)?.value;
+        if name.is_empty() {
+            let message = format!("base name ({}) should not be blank", ast.base.value);
+            return Err(Diagnostic::error(message, ast.base.span));
+        }
+        Ok(match self.earlier(&name, index) {
+            Some(earlier) => Base::Stage(earlier),
+            None if name == "scratch" => Base::Scratch,
+            None => Base::Image(name),
+        })
     }
 
     /// A stage built on another one has its platform; any other has what `--platform` says, or
@@ -129,19 +156,21 @@ impl<'a> Stages<'a> {
         let own = match &ast.platform {
             None => options.platform.clone(),
             Some(word) => {
-                let text = expand_from(word, file, globals, warnings)?;
-                if text.is_empty() {
+                let expanded = expand_from(word, file, globals, warnings)?;
+                if expanded.value.is_empty() {
                     let message = format!("empty platform value from expression {}", word.value);
                     return Err(Diagnostic::error(message, word.span));
                 }
-                Platform::parse_on(&text, &options.build_platform)
-                    .map_err(|error| Diagnostic::error(error.to_string(), word.span))?
+                let platform = Platform::parse_on(&expanded.value, &options.build_platform)
+                    .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
+                warnings.extend(platform_warning(ast, word, &expanded, &platform, globals));
+                platform
             }
         };
         Ok(match base {
             Base::Stage(earlier) => self.list[*earlier].platform.clone(),
             Base::Scratch => options.platform.clone(),
-            Base::Image(_) => own,
+            Base::Image(_) | Base::Unknown => own,
         })
     }
 
@@ -264,41 +293,50 @@ impl<'a> Stages<'a> {
         false
     }
 
-    /// The stages and images that the target needs, as far as the base images are known (A7.9).
-    pub(super) fn reach(&self, bases: &BaseImages) -> Result<Reached, Diagnostic> {
+    /// The stages and images that some stages need, as far as the base images are known (A7.9).
+    /// What names none is an error; an instruction that is lowered again reports it again.
+    pub(super) fn reach(
+        &self,
+        wanted: Vec<usize>,
+        bases: &BaseImages,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Reached {
         let mut reached = Reached::default();
-        let mut open = vec![self.target];
+        let mut open = wanted;
         while let Some(index) = open.pop() {
             if !reached.stages.insert(index) {
                 continue;
             }
             let stage = &self.list[index];
             match &stage.base {
-                Base::Scratch => {}
+                Base::Scratch | Base::Unknown => {}
                 Base::Stage(base) => open.push(*base),
                 Base::Image(reference) => {
                     reached.want(reference, &stage.platform, stage.ast.base.span);
                 }
             }
-            for trigger in self.triggers(index, bases)? {
+            for trigger in self.triggers(index, bases, errors) {
                 for source in sources(&trigger.instruction) {
-                    let base = self.lookup(&source, index);
-                    let base = base.map_err(|error| trigger.place(error))?;
                     let span = trigger.place.unwrap_or(source.name.span);
-                    self.follow(base, span, &mut reached, &mut open);
+                    match self.lookup(&source, index) {
+                        Ok(base) => self.follow(base, span, &mut reached, &mut open),
+                        Err(error) => errors.push(trigger.place(error)),
+                    }
                 }
             }
             for source in stage.ast.instructions.iter().flat_map(sources) {
-                let base = self.lookup(&source, index)?;
-                self.follow(base, source.name.span, &mut reached, &mut open);
+                match self.lookup(&source, index) {
+                    Ok(base) => self.follow(base, source.name.span, &mut reached, &mut open),
+                    Err(error) => errors.push(error),
+                }
             }
         }
-        Ok(reached)
+        reached
     }
 
     fn follow(&self, base: Base, span: Span, reached: &mut Reached, open: &mut Vec<usize>) {
         match base {
-            Base::Scratch => {}
+            Base::Scratch | Base::Unknown => {}
             Base::Stage(index) => open.push(index),
             Base::Image(reference) => reached.want(&reference, self.platform, span),
         }
@@ -309,14 +347,15 @@ impl<'a> Stages<'a> {
         &self,
         index: usize,
         bases: &BaseImages,
-    ) -> Result<Vec<Trigger>, Diagnostic> {
+        errors: &mut Vec<Diagnostic>,
+    ) -> Vec<Trigger> {
         let stage = &self.list[index];
         match &stage.base {
-            Base::Scratch => Ok(Vec::new()),
-            Base::Stage(base) => Ok(onbuild::of_stage(self.list[*base].ast)),
+            Base::Scratch | Base::Unknown => Vec::new(),
+            Base::Stage(base) => onbuild::of_stage(self.list[*base].ast),
             Base::Image(reference) => match bases.get(reference, &stage.platform) {
-                Some(image) => onbuild::of_image(&image.config, reference, stage.ast.span),
-                None => Ok(Vec::new()),
+                Some(image) => onbuild::of_image(&image.config, reference, stage.ast.span, errors),
+                None => Vec::new(),
             },
         }
     }
@@ -366,13 +405,13 @@ fn expand_from(
     file: &Dockerfile,
     globals: &Scope,
     warnings: &mut Vec<Diagnostic>,
-) -> Result<String, Diagnostic> {
+) -> Result<Expansion<String>, Diagnostic> {
     let expanded = globals
         .expand(&word.value, file.directives.escape)
         .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
-    for name in expanded.undefined {
+    for name in &expanded.undefined {
         let mut message = format!("FROM argument '{name}' is not declared");
-        if let Some(near) = suggest(&name, globals.names()) {
+        if let Some(near) = suggest(name, globals.names()) {
             message.push_str(&format!(" (did you mean {near}?)"));
         }
         warnings.push(Diagnostic::warning(
@@ -381,15 +420,53 @@ fn expand_from(
             word.span,
         ));
     }
-    Ok(expanded.value)
+    Ok(expanded)
+}
+
+/// Warns of a platform that is the default anyway, or always the same (A7.7).
+fn platform_warning(
+    ast: &ast::Stage,
+    word: &ast::Word,
+    expanded: &Expansion<String>,
+    platform: &Platform,
+    globals: &Scope,
+) -> Option<Diagnostic> {
+    let is_target = globals.get("TARGETPLATFORM") == Some(expanded.value.as_str());
+    if expanded.used == ["TARGETPLATFORM"] && is_target {
+        let message = format!(
+            "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
+            word.value
+        );
+        return Some(Diagnostic::warning(
+            "RedundantTargetPlatform",
+            message,
+            word.span,
+        ));
+    }
+    let name = ast.name.as_ref().map_or("", |name| name.value.as_str());
+    let says_so = name.contains(&platform.os) || name.contains(&platform.architecture);
+    if !expanded.used.is_empty() || !expanded.undefined.is_empty() || says_so {
+        return None;
+    }
+    let message = format!(
+        "FROM --platform flag should not use constant value {:?}",
+        expanded.value
+    );
+    Some(Diagnostic::warning(
+        "FromPlatformFlagConstDisallowed",
+        message,
+        word.span,
+    ))
 }
 
 /// Warns of a base name that only works with build arguments (A7.6).
 fn warn_about_defaults(file: &Dockerfile, options: &LowerOptions, warnings: &mut Vec<Diagnostic>) {
+    let mut errors = Vec::new();
+    let defaults = globals::evaluate(file, options, &|_| None, &mut errors);
     // What cannot be expanded with defaults alone, `${X:?}`, is meant to need the argument.
-    let Ok(defaults) = globals::evaluate(file, options, &|_| None) else {
+    if !errors.is_empty() {
         return;
-    };
+    }
     for stage in &file.stages {
         let base = &stage.base;
         let Ok(name) = defaults.expand(&base.value, file.directives.escape) else {
@@ -397,7 +474,7 @@ fn warn_about_defaults(file: &Dockerfile, options: &LowerOptions, warnings: &mut
         };
         if name.value.is_empty() || name.value.ends_with([':', '@', '/']) {
             let message = format!(
-                "default value for ARG {} results in an empty or invalid base image name",
+                "Default value for ARG {} results in empty or invalid base image name",
                 base.value
             );
             warnings.push(Diagnostic::warning(

@@ -184,7 +184,7 @@ pub enum BaseError {
 /// # Errors
 /// [`BuildError`]; what was finished before stays in the cache, everything else is gone.
 pub async fn build(
-    request: Request,
+    mut request: Request,
     store: Arc<Store>,
     client: Client,
     observer: Observer,
@@ -201,7 +201,13 @@ pub async fn build(
     };
     let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
     let settings = lint_settings(&file, &request.options).map_err(|error| wrong(vec![error]))?;
-    let ignore = read_ignore_file(path.as_deref(), &context)?;
+    let ignore = read_ignore_file(path.as_deref(), &context)?.map(Arc::new);
+    request.options.ignore.clone_from(&ignore);
+    // Most mistakes show without the base images: no reason to fetch anything first.
+    let early = lower::check(&file, &request.options, &BaseImages::default(), false).refusals();
+    if !early.is_empty() {
+        return Err(wrong(early));
+    }
 
     let mut resolver = Resolver {
         client: &client,
@@ -448,7 +454,7 @@ impl Resolver<'_> {
     async fn resolve(&mut self, want: &Wanted) -> Result<BaseImage, BaseError> {
         let reference = Reference::parse(&want.reference)?;
         if !self.pull
-            && let Some(base) = self.stored(&reference, &want.platform)?
+            && let Some(base) = stored(self.store, &reference, &want.platform)?
         {
             return Ok(base);
         }
@@ -464,25 +470,25 @@ impl Resolver<'_> {
         self.images.insert(base.config_digest, remote);
         Ok(base)
     }
+}
 
-    /// An image of that name and platform in the store. A built image may lie here as snapshots
-    /// only, a pulled one as blobs; both will do.
-    fn stored(
-        &self,
-        reference: &Reference,
-        platform: &Platform,
-    ) -> Result<Option<BaseImage>, StoreError> {
-        let Some(id) = self.store.named(reference)? else {
-            return Ok(None);
-        };
-        let config = self.store.config(&id)?;
-        let fits = config.os == platform.os && config.architecture == platform.architecture;
-        Ok(fits.then(|| BaseImage {
-            name: reference.to_string(),
-            config_digest: id,
-            config,
-        }))
-    }
+/// An image of that name and platform in the store. A built image may lie here as snapshots only, a
+/// pulled one as blobs; both will do.
+fn stored(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<BaseImage>, StoreError> {
+    let Some(id) = store.named(reference)? else {
+        return Ok(None);
+    };
+    let config = store.config(&id)?;
+    let fits = config.os == platform.os && config.architecture == platform.architecture;
+    Ok(fits.then(|| BaseImage {
+        name: reference.to_string(),
+        config_digest: id,
+        config,
+    }))
 }
 
 /// A stage whose name is like that of an image.

@@ -98,12 +98,16 @@ impl Settings {
         mut warnings: Vec<Diagnostic>,
     ) -> Vec<Diagnostic> {
         let starts = starts(file);
+        // The directive is a comment above the first instruction, too; it has had its say.
+        let directive = file.directives.check.as_ref();
+        let body = directive.map_or(0, |value| value.span.end);
         warnings.retain(|warning| {
             let Some(name) = warning.rule else {
                 return true;
             };
             let on = rule(name).is_none_or(|rule| rule.on) || self.enable.contains(name);
-            on && !self.skip.contains(name) && !skipped_above(text, &starts, warning.span, name)
+            on && !self.skip.contains(name)
+                && !skipped_above(text, body, &starts, warning.span, name)
         });
         warnings.sort_by_key(|warning| warning.span.start);
         warnings.dedup();
@@ -139,12 +143,14 @@ fn starts(file: &Dockerfile) -> Vec<u32> {
 }
 
 /// Whether the instruction that a place belongs to has a comment above it that skips the rule.
-fn skipped_above(text: &str, starts: &[u32], span: Span, rule: &str) -> bool {
+fn skipped_above(text: &str, body: u32, starts: &[u32], span: Span, rule: &str) -> bool {
     let next = starts.partition_point(|start| *start <= span.start);
     let Some(start) = next.checked_sub(1).and_then(|index| starts.get(index)) else {
         return false;
     };
-    comments_above(text, *start).iter().any(|comment| {
+    let comments = comments_above(text, *start);
+    let mut comments = comments.iter().filter(|comment| comment.span.start >= body);
+    comments.any(|comment| {
         let value = comment.value.strip_prefix("check").map(str::trim_start);
         let value = value.and_then(|value| value.strip_prefix('='));
         value.is_some_and(|value| {

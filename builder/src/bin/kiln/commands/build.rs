@@ -131,6 +131,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
             NetworkArg::None => Network::None,
         },
         allow_host_network: false,
+        ignore: None,
     };
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
