@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::ast::{Dockerfile, Instruction, Kind, Stage};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Edit};
 use crate::source::{Span, Spanned, comments_above};
 use crate::syntax::{self, Node, keyword};
 
@@ -108,18 +108,21 @@ fn from_casing(node: &Node, found: &mut Vec<Diagnostic>) {
 
 /// `StageNameCasing`, `ReservedStageName`, `DuplicateStageName`.
 fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
-    let mut seen: HashMap<&str, Span> = HashMap::new();
+    // The names so far, and which warning is about their case.
+    let mut seen: HashMap<&str, Option<usize>> = HashMap::new();
     for stage in &file.stages {
+        lower_base(&stage.base, &seen, found);
         let Some(name) = &stage.name else {
             continue;
         };
         let written = text.get(name.span.range()).unwrap_or(&name.value);
-        if written != name.value {
+        let cased = (written != name.value).then(|| {
             let message = format!("Stage name '{written}' should be lowercase");
             let warning = Diagnostic::warning("StageNameCasing", message, name.span)
                 .with_edit(name.span, &name.value);
-            found.push(lower_bases(file, name, warning));
-        }
+            found.push(warning);
+            found.len() - 1
+        });
         if RESERVED.contains(&name.value.as_str()) {
             let message = format!(
                 "Stage name should not use the same name as reserved stage {:?}",
@@ -127,7 +130,7 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
             );
             found.push(Diagnostic::warning("ReservedStageName", message, name.span));
         }
-        if seen.insert(&name.value, name.span).is_some() {
+        if seen.insert(&name.value, cased).is_some() {
             let message = format!(
                 "Duplicate stage name {:?}, stage names should be unique",
                 name.value
@@ -141,16 +144,23 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Writes a stage's name in lower case where later stages are built on it, too: docker does not
-/// find it there otherwise (A7.2).
-fn lower_bases(file: &Dockerfile, name: &Spanned<String>, mut warning: Diagnostic) -> Diagnostic {
-    let later = file.stages.iter().map(|stage| &stage.base);
-    for base in later.filter(|base| base.span.start > name.span.start) {
-        if base.value != name.value && base.value.eq_ignore_ascii_case(&name.value) {
-            warning = warning.with_edit(base.span, &name.value);
-        }
+/// Writes a stage's name in lower case where a later stage is built on it, too: docker does not
+/// find it there otherwise (A7.2). Of several stages of one name the latest is meant.
+fn lower_base(
+    base: &Spanned<String>,
+    seen: &HashMap<&str, Option<usize>>,
+    found: &mut [Diagnostic],
+) {
+    let lower = base.value.to_lowercase();
+    let warning = seen.get(lower.as_str()).copied().flatten();
+    if let Some(warning) = warning.and_then(|at| found.get_mut(at))
+        && base.value != lower
+    {
+        warning.fix.push(Edit {
+            span: base.span,
+            text: lower,
+        });
     }
-    warning
 }
 
 /// `MaintainerDeprecated`.
@@ -266,7 +276,9 @@ fn descriptions(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
             continue;
         };
         let first = comment.value.split_whitespace().next().unwrap_or_default();
-        if first.eq_ignore_ascii_case(name) || comment.value.starts_with("check=") {
+        let directive = ["check=", "syntax=", "escape="];
+        let directive = directive.iter().any(|name| comment.value.starts_with(name));
+        if first.eq_ignore_ascii_case(name) || directive {
             continue;
         }
         let message =

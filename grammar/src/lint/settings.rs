@@ -1,5 +1,7 @@
 //! Which warnings are shown, and whether they fail the build (A2.7, A2.8).
 
+use std::collections::HashMap;
+
 use crate::ast::Dockerfile;
 use crate::diagnostic::Diagnostic;
 use crate::source::{Span, comments_above};
@@ -101,13 +103,23 @@ impl Settings {
         // The directive is a comment above the first instruction, too; it has had its say.
         let directive = file.directives.check.as_ref();
         let body = directive.map_or(0, |value| value.span.end);
+        // Many warnings are of one rule, or of one instruction: each is asked for once.
+        let mut wanted: HashMap<&str, bool> = HashMap::new();
+        let mut skipped: HashMap<(u32, &str), bool> = HashMap::new();
         warnings.retain(|warning| {
             let Some(name) = warning.rule else {
                 return true;
             };
-            let on = rule(name).is_none_or(|rule| rule.on) || self.enable.contains(name);
-            on && !self.skip.contains(name)
-                && !skipped_above(text, body, &starts, warning.span, name)
+            let wanted = wanted.entry(name).or_insert_with(|| {
+                let on = rule(name).is_none_or(|rule| rule.on) || self.enable.contains(name);
+                on && !self.skip.contains(name)
+            });
+            let skipped = start(&starts, warning.span).is_some_and(|start| {
+                *skipped
+                    .entry((start, name))
+                    .or_insert_with(|| skipped_above(text, body, start, name))
+            });
+            *wanted && !skipped
         });
         warnings.sort_by_key(|warning| warning.span.start);
         warnings.dedup();
@@ -142,13 +154,17 @@ fn starts(file: &Dockerfile) -> Vec<u32> {
     globals.chain(stages).map(|span| span.start).collect()
 }
 
-/// Whether the instruction that a place belongs to has a comment above it that skips the rule.
-fn skipped_above(text: &str, body: u32, starts: &[u32], span: Span, rule: &str) -> bool {
-    let next = starts.partition_point(|start| *start <= span.start);
-    let Some(start) = next.checked_sub(1).and_then(|index| starts.get(index)) else {
-        return false;
-    };
-    let comments = comments_above(text, *start);
+/// Where the instruction starts that a place belongs to.
+fn start(starts: &[u32], place: Span) -> Option<u32> {
+    let next = starts.partition_point(|start| *start <= place.start);
+    next.checked_sub(1)
+        .and_then(|index| starts.get(index))
+        .copied()
+}
+
+/// Whether the instruction that starts at a place has a comment above it that skips the rule.
+fn skipped_above(text: &str, body: u32, start: u32, rule: &str) -> bool {
+    let comments = comments_above(text, start);
     let mut comments = comments.iter().filter(|comment| comment.span.start >= body);
     comments.any(|comment| {
         let value = comment.value.strip_prefix("check").map(str::trim_start);

@@ -118,7 +118,7 @@ pub(super) fn check(view: &View<'_>, index: usize, step: &Step<'_>, found: &mut 
 /// `AptGetInsteadOfApt`
 fn program(apt: &Apt<'_>, found: &mut Vec<Diagnostic>) {
     let program = apt.call.program();
-    if program.value != "apt" {
+    if apt.call.name() != "apt" {
         return;
     }
     let message = format!(
@@ -126,7 +126,7 @@ fn program(apt: &Apt<'_>, found: &mut Vec<Diagnostic>) {
         apt.subcommand.value
     );
     let warning = Diagnostic::warning("AptGetInsteadOfApt", message, program.span);
-    found.push(if apt.is(&SHARED) {
+    found.push(if apt.is(&SHARED) && program.value == "apt" {
         program.replaced_by("apt-get", warning.with_hint("write apt-get"))
     } else {
         warning.with_hint("write apt-get, apt-cache or dpkg-query, whichever does it")

@@ -153,7 +153,10 @@ fn plain(url: &str) -> bool {
 }
 
 fn over_http(url: &str, span: Span) -> Diagnostic {
-    let message = format!("{url:?} comes over plain HTTP, so anybody on the way can change it");
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '"', '\'']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let message = format!("anybody on the way can change what {host:?} sends over plain HTTP");
     Diagnostic::warning("PlainHttpDownload", message, span)
 }
 

@@ -3,7 +3,7 @@
 use super::call::{Call, operands};
 use super::stages::{Step, View};
 use crate::ast::{Add, Files, Kind, Source, Word};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, shorten};
 
 /// Ends of the names of archives, and of formats that are archives by another name: `ADD` unpacks
 /// them.
@@ -103,7 +103,14 @@ fn copy_serves(text: &str, step: &Step<'_>, add: &Add, found: &mut Vec<Diagnosti
         certain &= directory || known;
     }
     let keyword = &step.instruction.keyword;
-    let message = "ADD fetches and unpacks, and nothing here needs it";
+    let first = add.files.sources.first().map(|source| match source {
+        Source::Path(word) => &word.value,
+        Source::Heredoc(heredoc) => &heredoc.name,
+    });
+    let message = format!(
+        "ADD fetches and unpacks, and {:?} needs neither",
+        shorten(first.map_or("", |first| first.trim_matches(['"', '\''])))
+    );
     let warning = Diagnostic::warning("CopyInsteadOfAdd", message, keyword.span)
         .with_hint("write COPY: it does the same for files and directories");
     let word = match keyword.value.as_str() {
@@ -140,7 +147,10 @@ fn secrets(keyword: &str, files: &Files, found: &mut Vec<Diagnostic>) {
         if is_remote(path) || !is_secret(path, &name, public) {
             continue;
         }
-        let message = format!("{keyword} puts {path:?} into a layer, and such files hold secrets");
+        let message = format!(
+            "{keyword} puts {:?} into a layer, and such files hold secrets",
+            shorten(path)
+        );
         let warning = Diagnostic::warning("SecretFileCopied", message, word.span);
         found.push(warning.with_hint(
             "give it to the step that needs it: RUN --mount=type=secret, and list it in .dockerignore",

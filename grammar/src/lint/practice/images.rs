@@ -33,10 +33,9 @@ fn unpinned(image: &Spanned<String>, bare: bool) -> Option<Diagnostic> {
             "image {:?} has no tag, so it is whatever \"latest\" is on the day of the build",
             image.value
         ),
-        Some((_, "latest")) => format!(
-            "image {:?} is another one on the day after its next release",
-            image.value
-        ),
+        Some((_, "latest")) => {
+            format!("image {:?} is another one after every release", image.value)
+        }
         _ => return None,
     };
     let warning = Diagnostic::warning("UnpinnedImage", message, image.span);
