@@ -101,6 +101,11 @@ pub fn suggest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) ->
         .map(|(_, candidate)| candidate)
 }
 
+/// The end of a message that names what was probably meant, or nothing.
+pub(crate) fn did_you_mean(near: Option<&str>) -> String {
+    near.map_or_else(String::new, |near| format!(", did you mean {near}?"))
+}
+
 /// Insertions, deletions, replacements and swaps of neighbours that turn one word into the other.
 fn distance(from: &[char], to: &[char]) -> usize {
     let mut before_last: Vec<usize> = Vec::new();

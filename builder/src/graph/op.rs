@@ -52,6 +52,9 @@ pub struct RunOp {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// Host name, where it is not the usual one (A6.11).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
     /// Scripts of heredocs with a `#!` line (A13.5): file name under `/dev/pipes` and content.
     pub scripts: Vec<Script>,
     /// Mounts asked for by `--mount`.

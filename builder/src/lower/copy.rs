@@ -222,7 +222,11 @@ impl StageLowering<'_, '_> {
                 .state
                 .scope
                 .expand_heredoc(&heredoc.content, self.shared.escape);
-            let text = self.expanded(expanded, heredoc.span)?;
+            let (expanded, place) = match expanded {
+                Ok(expanded) => (Ok(expanded), heredoc.span),
+                Err(error) => (Err(error.source), heredoc.place(error.at)),
+            };
+            let text = self.expanded(expanded, place)?;
             self.shared.charge(text.len(), heredoc.span)?;
             text
         } else {

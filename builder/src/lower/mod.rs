@@ -292,8 +292,11 @@ fn unconsumed(file: &Dockerfile, shared: &Shared<'_>) -> Vec<Diagnostic> {
         }
     }
     let warning = |name: &str| {
-        let message =
-            format!("build argument `{name}` is not declared by any ARG and has no effect");
+        let message = if name.starts_with("BUILDKIT_") {
+            format!("build argument `{name}` means nothing to kiln and has no effect")
+        } else {
+            format!("build argument `{name}` is not declared by any ARG and has no effect")
+        };
         let warning = Diagnostic::warning("UnusedBuildArg", message, Span::default());
         match suggest(name, declared.iter().copied()) {
             Some(near) => warning.with_hint(format!("did you mean `{near}`?")),
@@ -318,6 +321,13 @@ fn is_predefined(name: &str) -> bool {
     let platform = name.strip_prefix("BUILD").or(name.strip_prefix("TARGET"));
     options::PROXIES.contains(&name.to_lowercase().as_str())
         || platform.is_some_and(|rest| PLATFORM.contains(&rest))
-        || name.starts_with("BUILDKIT_")
-        || matches!(name, "SOURCE_DATE_EPOCH" | "TARGETSTAGE")
+        || matches!(
+            name,
+            "BUILDKIT_SYNTAX"
+                | "BUILDKIT_DOCKERFILE_CHECK"
+                | run::HOSTNAME
+                | "BUILDKIT_BUILD_NAME"
+                | "SOURCE_DATE_EPOCH"
+                | "TARGETSTAGE"
+        )
 }

@@ -8,6 +8,9 @@ use super::copy::check_name;
 use super::stage::{StageLowering, Step};
 use crate::graph::{Network, Op, RunOp, Script, Vertex};
 
+/// The build argument that names the sandbox's host (A6.11).
+pub(super) const HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+
 /// Where scripts of heredocs appear while they run (A13.5).
 const SCRIPTS: &str = "/dev/pipes";
 
@@ -19,6 +22,7 @@ impl StageLowering<'_, '_> {
         let mut inputs = vec![self.state.vertex];
         let mounts = self.mounts(run, step, &mut inputs)?;
         let (args, scripts, suffix) = self.process(run)?;
+        let hostname = self.hostname(step)?;
         let prefix = self.state.scope.history_prefix();
         let created_by = format!("RUN {prefix}{} # buildkit", args.join(" "));
         let env = self.state.scope.env().to_vec();
@@ -30,6 +34,7 @@ impl StageLowering<'_, '_> {
             cwd: self.directory().to_owned(),
             user: self.state.config.config.user.clone(),
             network,
+            hostname,
             scripts,
             mounts,
         });
@@ -88,6 +93,21 @@ impl StageLowering<'_, '_> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The host name that the command line asks for (A6.11).
+    fn hostname(&self, step: &Step<'_>) -> Result<Option<String>, Diagnostic> {
+        let name = self.shared.options.build_arg(HOSTNAME);
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if name.len() > 64 || !name.bytes().all(good) {
+            let message = format!("invalid host name {name:?} in the build argument {HOSTNAME}");
+            let error = Diagnostic::error(message, step.instruction.keyword.span);
+            return Err(error.with_hint("up to 64 letters, digits, dashes and dots"));
+        }
+        Ok(Some(name.to_owned()))
     }
 
     /// The network of a step: its own word, or that of the build (B3.1).

@@ -1,6 +1,6 @@
 //! What variables are worth: `ENV` and `ARG` as one build-time environment (A5.3, A6).
 
-use kiln_grammar::word::{self, WordError};
+use kiln_grammar::word::{self, HeredocError, WordError};
 
 /// The variables that instructions see at one place of a stage, or before the first stage.
 ///
@@ -105,7 +105,7 @@ impl Scope {
         &self,
         text: &str,
         escape: char,
-    ) -> Result<Expansion<String>, WordError> {
+    ) -> Result<Expansion<String>, HeredocError> {
         let expanded = word::expand_heredoc(text, escape, &|name| self.value(name))?;
         Ok(self.checked(expanded.text, expanded.matched, expanded.unmatched))
     }

@@ -91,7 +91,9 @@ impl Scripts<'_> {
         let [heredoc] = run.heredocs.as_slice() else {
             return None;
         };
-        let body = reader.body(&heredoc.name, heredoc.chomp).ok()??;
+        let lines = heredoc.content.split_inclusive('\n');
+        let lines = lines.zip(heredoc.lines.iter().map(|start| *start as usize));
+        let body = LogicalLine::of(escape, lines);
         let first = body.text().lines().next().unwrap_or_default();
         let calls = self.found.get(before).map(|script| script.calls.as_slice());
         let shell = match (calls.unwrap_or_default(), first.strip_prefix("#!")) {
@@ -204,7 +206,8 @@ impl Scripts<'_> {
             pipefail: false,
         });
         if let (Some(inside), Shell::Posix { pipefail }) = (inside, shell) {
-            let line = LogicalLine::of(self.text.get(inside.clone())?, inside.start, escape);
+            let piece = (self.text.get(inside.clone())?, inside.start);
+            let line = LogicalLine::of(escape, std::iter::once(piece));
             self.add(&line, 1..line.marked().len(), pipefail, 1);
         }
         Some(())
