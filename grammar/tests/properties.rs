@@ -349,7 +349,6 @@ fn a_mebibyte_of_anything_is_quick() {
         "HEALTHCHECK",
         "EXPOSE",
         "ONBUILD RUN",
-        "RUN sh -c",
         "USER",
     ] {
         for piece in [
@@ -369,19 +368,16 @@ fn a_mebibyte_of_anything_is_quick() {
             "$",
             "\"a\" <<a ",
             "ONBUILD ",
-            "$(",
-            "${",
-            "`",
-            "(",
-            "a;",
-            "a|",
-            "<(",
-            "\"$(",
-            "sh -c '",
-            "sudo ",
-            "curl -k ",
         ] {
             timed(piece, &format!("FROM a\n{keyword} {}", long(piece)));
+        }
+    }
+    for keyword in ["RUN", "RUN sh -c", "ONBUILD RUN bash -c '", "RUN <<E\n"] {
+        for piece in [
+            "$(", "${", "`", "(", "a;", "a|", "<(", "\"$(", "sh -c '", "sudo ", "curl -k ", "<<a ",
+            "'", "\"", "\\",
+        ] {
+            timed(piece, &format!("FROM a\n{keyword} {}\nE\n", long(piece)));
         }
     }
 }

@@ -54,7 +54,7 @@ const NEEDY: [(&str, &str); 6] = [
     ("git", "ca-certificates"),
     ("python3-pip", "build-essential"),
     ("npm", "build-essential"),
-    ("gnupg", "dirmngr"),
+    ("gcc", "libc6-dev"),
 ];
 
 /// What can stand behind `apt-get update` without using the lists.
