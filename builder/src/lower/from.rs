@@ -1,5 +1,7 @@
 //! `FROM`: the state that a stage starts with (A7.3 to A7.8).
 
+use std::collections::HashMap;
+
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_registry::spec::{ImageConfig, Platform};
 
@@ -79,9 +81,11 @@ pub(super) fn initial(shared: &mut Shared<'_>, index: usize, total: usize) -> St
     };
     inherit(&mut state.config, &stage.platform);
     // Arguments of the stage below stay declared, its environment is what its image says (A6.4).
-    for pair in state.config.config.env.iter().flatten() {
+    let env = state.config.config.env.iter().flatten();
+    for (index, pair) in env.enumerate() {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         state.scope.set(name, value);
+        state.env_at.insert(name.to_owned(), index);
     }
     state
 }
@@ -101,6 +105,7 @@ fn start(vertex: VertexId, config: ImageConfig) -> State {
         base: None,
         history: Vec::new(),
         scope: Scope::default(),
+        env_at: HashMap::new(),
         has_cmd: false,
         workdir_set: false,
         known: true,

@@ -45,8 +45,8 @@ impl StageLowering<'_, '_> {
             let env = self.state.config.config.env.get_or_insert_default();
             let pair = format!("{name}={value}");
             text.push_str(&format!(" {pair}"));
-            let is_same = |known: &&mut String| known.split('=').next() == Some(name.as_str());
-            match env.iter_mut().find(is_same) {
+            let index = *self.state.env_at.entry(name.clone()).or_insert(env.len());
+            match env.get_mut(index) {
                 Some(known) => *known = pair,
                 None => env.push(pair),
             }

@@ -222,6 +222,7 @@ fn walk(file: &Dockerfile, options: &LowerOptions, bases: &BaseImages, mode: Mod
         done: BTreeMap::new(),
         declared: Vec::new(),
         size: 0,
+        guesses: 0,
     };
     for index in reached.stages {
         StageLowering::run(&mut shared, index);

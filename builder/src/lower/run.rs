@@ -25,7 +25,7 @@ impl StageLowering<'_, '_> {
         let hostname = self.hostname(step)?;
         let prefix = self.state.scope.history_prefix();
         let created_by = format!("RUN {prefix}{} # buildkit", args.join(" "));
-        let env = self.state.scope.env().to_vec();
+        let env = self.state.scope.env();
         self.shared
             .charge(self.state.scope.size(), step.instruction.span)?;
         let op = Op::Run(RunOp {

@@ -1,5 +1,6 @@
 //! What variables are worth: `ENV` and `ARG` as one build-time environment (A5.3, A6).
 
+use indexmap::IndexMap;
 use kiln_grammar::word::{self, HeredocError, WordError};
 
 /// The variables that instructions see at one place of a stage, or before the first stage.
@@ -8,8 +9,10 @@ use kiln_grammar::word::{self, HeredocError, WordError};
 /// an `ENV`, though the latter only at build time (A6.6).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scope {
-    env: Vec<(String, String)>,
-    args: Vec<(String, Option<String>)>,
+    env: IndexMap<String, String>,
+    args: IndexMap<String, Option<String>>,
+    /// Bytes that the environment takes.
+    size: usize,
 }
 
 /// A word after expansion.
@@ -26,17 +29,15 @@ pub(super) struct Expansion<T> {
 impl Scope {
     /// The value of a variable.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.env
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.env.get(name).map(String::as_str)
     }
 
     /// Sets a variable; one that is known keeps its place (A9.12).
     pub(super) fn set(&mut self, name: &str, value: &str) {
-        match self.env.iter_mut().find(|(known, _)| known == name) {
-            Some((_, old)) => value.clone_into(old),
-            None => self.env.push((name.to_owned(), value.to_owned())),
+        self.size += value.len();
+        match self.env.insert(name.to_owned(), value.to_owned()) {
+            Some(old) => self.size -= old.len(),
+            None => self.size += name.len(),
         }
     }
 
@@ -47,27 +48,25 @@ impl Scope {
         {
             self.set(name, value);
         }
-        let value = value.map(str::to_owned);
-        match self.args.iter_mut().find(|(known, _)| known == name) {
-            Some((_, old)) => *old = value,
-            None => self.args.push((name.to_owned(), value)),
-        }
+        self.args.insert(name.to_owned(), value.map(str::to_owned));
     }
 
     /// Whether an `ARG` declares this name.
     pub(super) fn is_declared(&self, name: &str) -> bool {
-        self.args.iter().any(|(known, _)| known == name)
+        self.args.contains_key(name)
     }
 
     /// The environment in order of definition.
-    pub(super) fn env(&self) -> &[(String, String)] {
-        &self.env
+    pub(super) fn env(&self) -> Vec<(String, String)> {
+        let pairs = self.env.iter();
+        pairs
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     /// All names that mean something here.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        let env = self.env.iter().map(|(name, _)| name.as_str());
-        env.chain(self.args.iter().map(|(name, _)| name.as_str()))
+        self.env.keys().chain(self.args.keys()).map(String::as_str)
     }
 
     /// The declared arguments with what they are worth here, as the history of `RUN` shows them:
@@ -116,11 +115,7 @@ impl Scope {
 
     /// Bytes that the environment takes.
     pub(super) fn size(&self) -> usize {
-        let sizes = self
-            .env
-            .iter()
-            .map(|(name, value)| name.len() + value.len());
-        sizes.sum()
+        self.size
     }
 
     fn checked<T>(&self, value: T, used: Vec<String>, unmatched: Vec<String>) -> Expansion<T> {

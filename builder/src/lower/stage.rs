@@ -1,7 +1,7 @@
 //! One stage at work: its config, file system and history so far, and the instructions that
 //! change them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use kiln_grammar::ast::{Instruction, Kind, Word};
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
@@ -37,6 +37,8 @@ pub(super) struct Shared<'a> {
     pub(super) declared: Vec<String>,
     /// Bytes that the plan holds besides the text of the Dockerfile.
     pub(super) size: usize,
+    /// How many undefined variables were compared with all that are defined.
+    pub(super) guesses: usize,
 }
 
 /// Where a stage stands after an instruction.
@@ -52,6 +54,8 @@ pub(super) struct State {
     pub(super) history: Vec<HistoryEntry>,
     /// The variables.
     pub(super) scope: Scope,
+    /// Where each name stands in the environment of the config.
+    pub(super) env_at: HashMap<String, usize>,
     /// Whether this stage itself has a `CMD` (A9.2).
     pub(super) has_cmd: bool,
     /// Whether a `WORKDIR` of this file has set the working directory.
@@ -85,6 +89,9 @@ pub(super) struct Step<'a> {
 
 /// The rule that says what kiln cannot do yet.
 pub(super) const UNSUPPORTED: &str = "Unsupported";
+
+/// How many slips of the pen are looked for: who has more undefined variables has not misspelt them.
+const GUESSES: usize = 100;
 
 /// Bytes that a plan may hold. A file of a few lines can ask for much more.
 const SIZE_LIMIT: usize = 128 << 20;
@@ -336,7 +343,10 @@ impl<'a, 'b> StageLowering<'a, 'b> {
             self.state.doubtful |= !self.state.known;
             let mut message = format!("Usage of undefined variable '${name}'");
             let unsaid = |other: &&str| self.state.known || *other != "PATH";
-            match suggest(&name, self.state.scope.names().filter(unsaid)) {
+            let names = self.state.scope.names().filter(unsaid);
+            self.shared.guesses += 1;
+            let near = (self.shared.guesses <= GUESSES).then(|| suggest(&name, names));
+            match near.flatten() {
                 Some(near) => message.push_str(&format!(" (did you mean ${near}?)")),
                 None if !self.state.known => continue,
                 None => {}

@@ -1,10 +1,11 @@
 //! Stages: their names and bases, what they need of each other, and which the target needs (A7).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kiln_grammar::ast::{self, Dockerfile, Instruction, Kind};
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::source::{Span, Spanned};
+use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_registry::spec::Platform;
 
 use super::globals;
@@ -73,6 +74,7 @@ pub(super) struct Reached {
     pub(super) stages: BTreeSet<usize>,
     /// Images, each once.
     pub(super) images: Vec<Wanted>,
+    known: HashSet<(String, Platform)>,
 }
 
 impl<'a> Stages<'a> {
@@ -304,7 +306,7 @@ impl<'a> Stages<'a> {
         let mut reached = Reached::default();
         let mut open = wanted;
         while let Some(index) = open.pop() {
-            if !reached.stages.insert(index) {
+            if !reached.stages.insert(index) || errors.len() >= MAX_ERRORS {
                 continue;
             }
             let stage = &self.list[index];
@@ -363,8 +365,7 @@ impl<'a> Stages<'a> {
 
 impl Reached {
     fn want(&mut self, reference: &str, platform: &Platform, span: Span) {
-        let known = |wanted: &Wanted| wanted.reference == reference && wanted.platform == *platform;
-        if !self.images.iter().any(known) {
+        if self.known.insert((reference.to_owned(), platform.clone())) {
             self.images.push(Wanted {
                 reference: reference.to_owned(),
                 platform: platform.clone(),

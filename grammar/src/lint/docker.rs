@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::ast::{Dockerfile, Instruction, Kind, Stage};
-use crate::diagnostic::{Diagnostic, Edit};
+use crate::diagnostic::Diagnostic;
 use crate::source::{Span, Spanned, comments_above};
 use crate::syntax::{self, Node, keyword};
 
@@ -108,21 +108,29 @@ fn from_casing(node: &Node, found: &mut Vec<Diagnostic>) {
 
 /// `StageNameCasing`, `ReservedStageName`, `DuplicateStageName`.
 fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
-    // The names so far, and which warning is about their case.
-    let mut seen: HashMap<&str, Option<usize>> = HashMap::new();
+    let mut seen: HashMap<&str, Span> = HashMap::new();
+    let mut bases: HashMap<String, Vec<&Spanned<String>>> = HashMap::new();
+    for base in file.stages.iter().map(|stage| &stage.base) {
+        let named = bases.entry(base.value.to_lowercase());
+        named.or_default().push(base);
+    }
     for stage in &file.stages {
-        lower_base(&stage.base, &seen, found);
         let Some(name) = &stage.name else {
             continue;
         };
         let written = text.get(name.span.range()).unwrap_or(&name.value);
-        let cased = (written != name.value).then(|| {
+        if written != name.value {
             let message = format!("Stage name '{written}' should be lowercase");
             let warning = Diagnostic::warning("StageNameCasing", message, name.span)
                 .with_edit(name.span, &name.value);
-            found.push(warning);
-            found.len() - 1
-        });
+            // Docker does not find the stage otherwise where others are built on it (A7.2).
+            let later = bases.remove(&name.value).into_iter().flatten();
+            let wrong =
+                later.filter(|base| base.span.start > name.span.start && base.value != name.value);
+            found.push(wrong.fold(warning, |warning, base| {
+                warning.with_edit(base.span, &name.value)
+            }));
+        }
         if RESERVED.contains(&name.value.as_str()) {
             let message = format!(
                 "Stage name should not use the same name as reserved stage {:?}",
@@ -130,7 +138,7 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
             );
             found.push(Diagnostic::warning("ReservedStageName", message, name.span));
         }
-        if seen.insert(&name.value, cased).is_some() {
+        if seen.insert(&name.value, name.span).is_some() {
             let message = format!(
                 "Duplicate stage name {:?}, stage names should be unique",
                 name.value
@@ -141,25 +149,6 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
                 name.span,
             ));
         }
-    }
-}
-
-/// Writes a stage's name in lower case where a later stage is built on it, too: docker does not
-/// find it there otherwise (A7.2). Of several stages of one name the latest is meant.
-fn lower_base(
-    base: &Spanned<String>,
-    seen: &HashMap<&str, Option<usize>>,
-    found: &mut [Diagnostic],
-) {
-    let lower = base.value.to_lowercase();
-    let warning = seen.get(lower.as_str()).copied().flatten();
-    if let Some(warning) = warning.and_then(|at| found.get_mut(at))
-        && base.value != lower
-    {
-        warning.fix.push(Edit {
-            span: base.span,
-            text: lower,
-        });
     }
 }
 

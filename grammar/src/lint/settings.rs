@@ -1,7 +1,5 @@
 //! Which warnings are shown, and whether they fail the build (A2.7, A2.8).
 
-use std::collections::HashMap;
-
 use crate::ast::Dockerfile;
 use crate::diagnostic::Diagnostic;
 use crate::source::{Span, comments_above};
@@ -103,26 +101,23 @@ impl Settings {
         // The directive is a comment above the first instruction, too; it has had its say.
         let directive = file.directives.check.as_ref();
         let body = directive.map_or(0, |value| value.span.end);
-        // Many warnings are of one rule, or of one instruction: each is asked for once.
-        let mut wanted: HashMap<&str, bool> = HashMap::new();
-        let mut skipped: HashMap<(u32, &str), bool> = HashMap::new();
+        warnings.sort_by_key(|warning| warning.span.start);
+        warnings.dedup();
+        // One instruction may have many warnings and a long comment.
+        let mut above = (None, Names::default());
         warnings.retain(|warning| {
             let Some(name) = warning.rule else {
                 return true;
             };
-            let wanted = wanted.entry(name).or_insert_with(|| {
-                let on = rule(name).is_none_or(|rule| rule.on) || self.enable.contains(name);
-                on && !self.skip.contains(name)
-            });
-            let skipped = start(&starts, warning.span).is_some_and(|start| {
-                *skipped
-                    .entry((start, name))
-                    .or_insert_with(|| skipped_above(text, body, start, name))
-            });
-            *wanted && !skipped
+            let next = starts.partition_point(|start| *start <= warning.span.start);
+            let instruction = next.checked_sub(1).and_then(|index| starts.get(index));
+            if above.0 != instruction {
+                let names = instruction.map(|start| skipped_above(text, body, *start));
+                above = (instruction, names.unwrap_or_default());
+            }
+            let on = rule(name).is_none_or(|rule| rule.on) || self.enable.contains(name);
+            on && !self.skip.contains(name) && !above.1.contains(name)
         });
-        warnings.sort_by_key(|warning| warning.span.start);
-        warnings.dedup();
         warnings
     }
 
@@ -154,25 +149,19 @@ fn starts(file: &Dockerfile) -> Vec<u32> {
     globals.chain(stages).map(|span| span.start).collect()
 }
 
-/// Where the instruction starts that a place belongs to.
-fn start(starts: &[u32], place: Span) -> Option<u32> {
-    let next = starts.partition_point(|start| *start <= place.start);
-    next.checked_sub(1)
-        .and_then(|index| starts.get(index))
-        .copied()
-}
-
-/// Whether the instruction that starts at a place has a comment above it that skips the rule.
-fn skipped_above(text: &str, body: u32, start: u32, rule: &str) -> bool {
-    let comments = comments_above(text, start);
-    let mut comments = comments.iter().filter(|comment| comment.span.start >= body);
-    comments.any(|comment| {
+/// The rules that the comments above an instruction skip, those of the file's top left out.
+fn skipped_above(text: &str, body: u32, start: u32) -> Names {
+    let mut skipped = Names::default();
+    for comment in comments_above(text, start) {
         let value = comment.value.strip_prefix("check").map(str::trim_start);
         let value = value.and_then(|value| value.strip_prefix('='));
-        value.is_some_and(|value| {
-            Settings::parse(value.trim()).is_ok_and(|settings| settings.skip.contains(rule))
-        })
-    })
+        if let Some(Ok(settings)) = value.map(|value| Settings::parse(value.trim()))
+            && comment.span.start >= body
+        {
+            skipped.extend(settings.skip);
+        }
+    }
+    skipped
 }
 
 #[cfg(test)]
