@@ -374,8 +374,28 @@ fn a_mebibyte_of_anything_is_quick() {
     }
     for keyword in ["RUN", "RUN sh -c", "ONBUILD RUN bash -c '", "RUN <<E\n"] {
         for piece in [
-            "$(", "${", "`", "(", "a;", "a|", "<(", "\"$(", "sh -c '", "sudo ", "curl -k ", "<<a ",
-            "'", "\"", "\\",
+            "$(",
+            "${",
+            "`",
+            "(",
+            "a;",
+            "a|",
+            "<(",
+            "\"$(",
+            "sh -c '",
+            "sudo ",
+            "curl -k ",
+            "apk add a;",
+            "pip install a;",
+            "dnf install a;",
+            "wget http://a.b;",
+            "npm ci;",
+            "apt-get update;",
+            "useradd -u 100000 a;",
+            "<<a ",
+            "'",
+            "\"",
+            "\\",
         ] {
             timed(piece, &format!("FROM a\n{keyword} {}\nE\n", long(piece)));
         }

@@ -92,7 +92,7 @@ impl<'c> Apt<'c> {
 }
 
 /// Finds what is wrong with the apt-get commands of an instruction.
-pub(super) fn check(view: &View<'_>, index: usize, step: &Step<'_>, found: &mut Vec<Diagnostic>) {
+pub(super) fn check(view: &View<'_>, step: &Step<'_>, found: &mut Vec<Diagnostic>) {
     let mut answered = false;
     for script in &step.scripts {
         for call in &script.calls {
@@ -112,7 +112,7 @@ pub(super) fn check(view: &View<'_>, index: usize, step: &Step<'_>, found: &mut 
     if view.ships && !step.onbuild {
         kept_lists(step, found);
     }
-    update_alone(view, index, step, found);
+    update_alone(step, found);
 }
 
 /// `AptGetInsteadOfApt`
@@ -242,7 +242,7 @@ fn kept_lists(step: &Step<'_>, found: &mut Vec<Diagnostic>) {
 }
 
 /// `AptGetUpdateAlone`
-fn update_alone(view: &View<'_>, index: usize, step: &Step<'_>, found: &mut Vec<Diagnostic>) {
+fn update_alone(step: &Step<'_>, found: &mut Vec<Diagnostic>) {
     if step.mounts("/var/lib/apt") {
         return;
     }
@@ -263,19 +263,10 @@ fn update_alone(view: &View<'_>, index: usize, step: &Step<'_>, found: &mut Vec<
     if step.mentions("/var/lib/apt/lists") {
         return;
     }
-    let later = view.steps.get(index + 1..).unwrap_or_default();
-    let installs = |step: &Step<'_>| {
-        let mut commands = step.calls().filter_map(Apt::of);
-        commands.any(|apt| apt.is(&["install"]))
-    };
     let message = format!(
-        "`{}` has a RUN of its own, so {} may use lists from an old cached layer",
-        update.call.title(update.subcommand),
-        if later.iter().any(installs) {
-            "the installation behind it"
-        } else {
-            "whatever installs packages later"
-        }
+        "`{}` has a RUN of its own, so installations behind it may use lists from an old cached \
+         layer",
+        update.call.title(update.subcommand)
     );
     let warning = update.warning("AptGetUpdateAlone", message);
     found.push(warning.with_hint("write apt-get update && apt-get install in one RUN"));

@@ -1,5 +1,6 @@
 //! Rules about what a build fetches.
 
+use super::MAX_FOUND;
 use super::call::{Call, Word};
 use super::script::Script;
 use super::shell::End;
@@ -28,6 +29,7 @@ const CHECKING: [&str; 14] = [
 
 /// Finds what is wrong with the downloads of an instruction.
 pub(super) fn check(step: &Step<'_>, found: &mut Vec<Diagnostic>) {
+    let checked = step.calls().any(checks);
     for script in &step.scripts {
         pipes(script, found);
         for call in &script.calls {
@@ -35,11 +37,13 @@ pub(super) fn check(step: &Step<'_>, found: &mut Vec<Diagnostic>) {
             call.words()
                 .iter()
                 .for_each(|word| credentials(&word.value, word.span, found));
-            plain_http(step, call, found);
+            if !checked {
+                plain_http(call, found);
+            }
         }
     }
     if let Kind::Add(add) = &step.instruction.kind {
-        for source in &add.files.sources {
+        for source in add.files.sources.iter().take(MAX_FOUND) {
             let Source::Path(word) = source else {
                 continue;
             };
@@ -161,21 +165,21 @@ fn over_http(url: &str, span: Span) -> Diagnostic {
 }
 
 /// `PlainHttpDownload` of curl and wget, where nothing checks what came.
-fn plain_http(step: &Step<'_>, call: &Call, found: &mut Vec<Diagnostic>) {
+fn plain_http(call: &Call, found: &mut Vec<Diagnostic>) {
     if !matches!(call.name(), "curl" | "wget") {
         return;
     }
     let Some(word) = call.args().iter().find(|word| plain(&word.value)) else {
         return;
     };
-    let checks = |call: &Call| {
-        let name = call.name();
-        name.ends_with("sum") || matches!(name, "gpg" | "gpgv" | "cosign" | "minisign" | "openssl")
-    };
-    if !step.calls().any(checks) {
-        let hint = "fetch it over https, or check a sha256 sum in the same RUN";
-        found.push(over_http(&word.value, word.span).with_hint(hint));
-    }
+    let hint = "fetch it over https, or check a sha256 sum in the same RUN";
+    found.push(over_http(&word.value, word.span).with_hint(hint));
+}
+
+/// Whether a command checks what was fetched.
+fn checks(call: &Call) -> bool {
+    let name = call.name();
+    name.ends_with("sum") || matches!(name, "gpg" | "gpgv" | "cosign" | "minisign" | "openssl")
 }
 
 /// `CredentialsInUrl`

@@ -1,5 +1,6 @@
 //! Rules about `COPY` and `ADD`.
 
+use super::MAX_FOUND;
 use super::call::{Call, operands};
 use super::stages::{Step, View};
 use crate::ast::{Add, Files, Kind, Source, Word};
@@ -139,7 +140,7 @@ fn secrets(keyword: &str, files: &Files, found: &mut Vec<Diagnostic>) {
         "/pki/",
     ];
     let public = public.iter().any(|part| destination.contains(part));
-    for source in &files.sources {
+    for source in files.sources.iter().take(MAX_FOUND) {
         let Source::Path(word) = source else {
             continue;
         };
@@ -189,16 +190,15 @@ pub(super) fn copy_before_install(view: &View<'_>, found: &mut Vec<Diagnostic>) 
         if let Some(word) = whole_context(step) {
             context.get_or_insert(word);
         }
-        for (tool, call) in step
-            .calls()
-            .filter_map(|call| Some((dependencies(call)?, call)))
-        {
-            let cached = step.run().is_some_and(|run| {
-                run.mounts
-                    .iter()
-                    .any(|mount| mount.value.contains("type=cache"))
-            });
-            if let Some(context) = context.filter(|_| !cached && !installed.contains(&tool)) {
+        let cached = step.run().is_some_and(|run| {
+            let mut mounts = run.mounts.iter();
+            mounts.any(|mount| mount.value.contains("type=cache"))
+        });
+        for call in step.calls() {
+            let Some(tool) = dependencies(call).filter(|tool| !installed.contains(tool)) else {
+                continue;
+            };
+            if let Some(context) = context.filter(|_| !cached) {
                 let message = format!(
                     "`{tool}` runs again whenever any file changes: all of the context is copied \
                      before it"

@@ -34,16 +34,16 @@ pub fn practices(text: &str, file: &Dockerfile) -> Vec<Diagnostic> {
     for view in &stages {
         images::base(view, &mut found);
         files::copy_before_install(view, &mut found);
-        for (index, step) in view.steps.iter().enumerate() {
+        for step in &view.steps {
+            if found.len() >= MAX_FOUND {
+                break;
+            }
             images::copied_from(step, &mut found);
-            apt::check(view, index, step, &mut found);
+            apt::check(view, step, &mut found);
             packages::check(view, step, &mut found);
             files::check(text, step, &mut found);
             downloads::check(step, &mut found);
             habits::check(step, &mut found);
-        }
-        if found.len() >= MAX_FOUND {
-            break;
         }
     }
     images::users(&stages, &mut found);

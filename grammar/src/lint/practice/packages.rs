@@ -57,15 +57,32 @@ const OTHER: [&str; 10] = [
     "--prefix",
 ];
 
+/// Managers that leave metadata in /var/cache.
+const MANAGERS: [&str; 6] = ["dnf", "dnf5", "yum", "microdnf", "tdnf", "zypper"];
+
 /// Finds what is wrong with the commands of package managers in an instruction.
 pub(super) fn check(view: &View<'_>, step: &Step<'_>, found: &mut Vec<Diagnostic>) {
+    let removed = step.mentions("/var/cache");
+    let ships = view.ships && !step.onbuild && !removed;
+    let apk = ships && !step.mounts("/var/cache/apk") && !step.mounts("/etc/apk/cache");
+    let others = ships && !step.mounts("/var/cache");
+    let pip = !(view.settled.pip_no_cache
+        || step.mentions(".cache")
+        || step.mounts("pip")
+        || step.mounts(".cache"));
+    let cleaned: Vec<&str> = MANAGERS
+        .into_iter()
+        .filter(|manager| step.calls().any(|call| cleans(call, manager)))
+        .collect();
     for call in step.calls() {
-        if view.ships && !step.onbuild {
-            apk_cache(step, call, found);
-            kept_cache(step, call, found);
+        if apk {
+            apk_cache(call, found);
         }
-        if !view.settled.pip_no_cache {
-            pip_cache(step, call, found);
+        if others && !cleaned.contains(&call.name()) {
+            kept_cache(call, found);
+        }
+        if pip {
+            pip_cache(call, found);
         }
         upgrade(call, found);
         unpinned(call, found);
@@ -73,18 +90,13 @@ pub(super) fn check(view: &View<'_>, step: &Step<'_>, found: &mut Vec<Diagnostic
 }
 
 /// `ApkNoCache`
-fn apk_cache(step: &Step<'_>, call: &Call, found: &mut Vec<Diagnostic>) {
+fn apk_cache(call: &Call, found: &mut Vec<Diagnostic>) {
     let Some((add, _)) = call.subcommand(&APK).filter(|_| call.name() == "apk") else {
         return;
     };
+    let mut words = call.args().iter();
     let given = call.has(&["--no-cache", "--cache-dir", "--no-network"])
-        || call
-            .args()
-            .iter()
-            .any(|word| word.expands && word.value.contains("OPT"))
-        || step.mentions("/var/cache/")
-        || step.mounts("/var/cache/apk")
-        || step.mounts("/etc/apk/cache");
+        || words.any(|word| word.expands && word.value.contains("OPT"));
     if add.value != "add" || given {
         return;
     }
@@ -94,23 +106,21 @@ fn apk_cache(step: &Step<'_>, call: &Call, found: &mut Vec<Diagnostic>) {
     found.push(add.followed_by("--no-cache", warning));
 }
 
+/// Whether a command removes the cache of a package manager.
+fn cleans(call: &Call, manager: &str) -> bool {
+    let subcommand = || call.subcommand(&OTHER).map(|(word, _)| word.value.as_str());
+    (call.name() == manager && subcommand() == Some("clean")) || call.name().contains("cleanup")
+}
+
 /// `CleanPackageCache`
-fn kept_cache(step: &Step<'_>, call: &Call, found: &mut Vec<Diagnostic>) {
+fn kept_cache(call: &Call, found: &mut Vec<Diagnostic>) {
     let program = call.name();
-    let manager = ["dnf", "dnf5", "yum", "microdnf", "tdnf", "zypper"].contains(&program);
+    let manager = MANAGERS.contains(&program);
     let Some((install, _)) = call.subcommand(&OTHER).filter(|_| manager) else {
         return;
     };
     let installs = ["install", "in", "update", "upgrade", "groupinstall"];
-    let cleans = |call: &Call| {
-        let subcommand = call.subcommand(&OTHER).map(|(word, _)| word.value.as_str());
-        (call.name() == program && subcommand == Some("clean")) || call.name().contains("cleanup")
-    };
-    if !installs.contains(&install.value.as_str())
-        || step.calls().any(cleans)
-        || step.mentions("/var/cache")
-        || step.mounts("/var/cache")
-    {
+    if !installs.contains(&install.value.as_str()) {
         return;
     }
     let message = format!("`{}` leaves its cache in the layer", call.title(install));
@@ -142,16 +152,13 @@ fn pip_install(call: &Call) -> Option<(&Word, &[Word])> {
 }
 
 /// `PipNoCacheDir`
-fn pip_cache(step: &Step<'_>, call: &Call, found: &mut Vec<Diagnostic>) {
+fn pip_cache(call: &Call, found: &mut Vec<Diagnostic>) {
     let Some((install, _)) = pip_install(call) else {
         return;
     };
-    let cleans = step.mentions(".cache") || step.mounts("pip") || step.mounts(".cache");
-    let set = call
-        .words()
-        .iter()
-        .any(|word| word.value.starts_with("PIP_NO_CACHE"));
-    if call.has(&["--no-cache-dir", "--no-cache"]) || cleans || set {
+    let mut words = call.words().iter();
+    let set = words.any(|word| word.value.starts_with("PIP_NO_CACHE"));
+    if set || call.has(&["--no-cache-dir", "--no-cache"]) {
         return;
     }
     let message = "`pip install` keeps what it downloads in the layer";
