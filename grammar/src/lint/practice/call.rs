@@ -107,6 +107,10 @@ impl Call {
             else {
                 break;
             };
+            // `command -v program` only asks where it is.
+            if *name == "command" && matches!(value(at + 1), Some("-v" | "-V")) {
+                break;
+            }
             if *name == "sudo" {
                 sudo.get_or_insert(at);
             }

@@ -146,14 +146,19 @@ fn insecure(call: &Call) -> Option<&Word> {
     })
 }
 
-/// Whether an address is of plain HTTP, and not of this machine.
+/// Whether an address is of plain HTTP, and neither of this machine nor of its network.
 fn plain(url: &str) -> bool {
     let Some(rest) = url.trim_matches(['"', '\'']).strip_prefix("http://") else {
         return false;
     };
     let host = rest.split(['/', ':']).next().unwrap_or_default();
+    let near = ["127.", "10.", "192.168.", "169.254.", "0.0.0.0"];
+    let own = [".local", ".localhost", ".internal", ".lan"];
     // A host without a dot is one of the own network.
-    host.contains('.') && !host.starts_with("127.") && !host.contains('$') && host != "0.0.0.0"
+    host.contains('.')
+        && !host.contains('$')
+        && !near.iter().any(|start| host.starts_with(start))
+        && !own.iter().any(|end| host.ends_with(end))
 }
 
 fn over_http(url: &str, span: Span) -> Diagnostic {
@@ -187,10 +192,6 @@ fn credentials(word: &str, span: Span, found: &mut Vec<Diagnostic>) {
     let Some((scheme, rest)) = word.split_once("://") else {
         return;
     };
-    let scheme = scheme
-        .rsplit(['"', '\'', '=', ' '])
-        .next()
-        .unwrap_or_default();
     let authority = rest
         .split(['/', '?', '#', '"', '\'', ' ', '|'])
         .next()
@@ -200,7 +201,7 @@ fn credentials(word: &str, span: Span, found: &mut Vec<Diagnostic>) {
     };
     // A command's output is no longer in the file.
     let computed = user.contains("$(") || user.contains('`');
-    let web = matches!(scheme, "http" | "https");
+    let web = scheme.ends_with("http") || scheme.ends_with("https");
     if !web || user.is_empty() || matches!(user, "git" | "anonymous") || computed {
         return;
     }
