@@ -218,6 +218,15 @@ impl LogicalLine {
         }
     }
 
+    /// Makes a text of pieces that stand in the file as they are: pieces, and where they start.
+    pub(crate) fn of<'p>(escape: char, pieces: impl Iterator<Item = (&'p str, usize)>) -> Self {
+        let mut line = Self::new(escape, 0, 0);
+        for (piece, start) in pieces {
+            line.append(piece, start);
+        }
+        line
+    }
+
     /// The line with the escape character before it.
     pub(crate) fn marked(&self) -> &str {
         &self.marked
@@ -255,9 +264,19 @@ impl LogicalLine {
         if kept.is_empty() {
             return;
         }
-        let start = start + piece.len() - kept.len();
-        self.pieces.push((self.marked.len(), start));
-        self.marked.push_str(kept);
+        self.append(kept, start + piece.len() - kept.len());
+    }
+
+    fn append(&mut self, piece: &str, start: usize) {
+        // Whole lines of a heredoc follow each other in the file, too.
+        let joins = self
+            .pieces
+            .last()
+            .is_some_and(|(logical, original)| original + self.marked.len() - logical == start);
+        if !joins {
+            self.pieces.push((self.marked.len(), start));
+        }
+        self.marked.push_str(piece);
     }
 
     /// Where a byte of [`Self::marked`] stands in the file.
@@ -310,6 +329,16 @@ impl<'t> Reader<'t> {
         Self {
             text,
             offset,
+            escape,
+            line: 0,
+        }
+    }
+
+    /// Starts at an instruction in the midst of a text, to read it once more.
+    pub(crate) fn at(text: &'t str, escape: char, offset: usize) -> Self {
+        Self {
+            text,
+            offset: text.floor_char_boundary(offset),
             escape,
             line: 0,
         }
