@@ -335,20 +335,28 @@ fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), Build
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = read_bytes(path)?;
+    String::from_utf8(bytes).map_err(|_| {
+        let message = "the file is not UTF-8";
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
     if file.metadata()?.is_dir() {
         return Err(rustix::io::Errno::ISDIR.into());
     }
-    let mut text = String::new();
-    if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64
-        == DOCKERFILE_LIMIT
-    {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut bytes)?;
+    if bytes.len() as u64 == DOCKERFILE_LIMIT {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    Ok(text)
+    Ok(bytes)
 }
 
-/// The ignore file beside the Dockerfile, else that of the context (A14.1).
+/// The ignore file beside the Dockerfile, else that of the context (A14.1); where there is none,
+/// nothing is excluded (A14.7).
 fn read_ignore_file(
     dockerfile: Option<&Path>,
     context: &Path,
@@ -363,8 +371,11 @@ fn read_ignore_file(
             path: path.clone(),
             source,
         };
-        match fs::read_to_string(&path) {
-            Ok(text) => {
+        match read_bytes(&path) {
+            Ok(bytes) => {
+                // A name that is no text is matched as if its odd bytes were the replacement
+                // character, so the pattern for it may be read like that too.
+                let text = String::from_utf8_lossy(&bytes);
                 let parsed: Result<_, IgnoreError> = IgnoreFile::parse(&text);
                 return Ok(Some(parsed.map_err(|error| wrong(error.into()))?));
             }

@@ -173,9 +173,6 @@ fn bytes_that_are_no_text_are_refused() {
     let answers = ask("words", b"{\"text\":\"\xff\"}\n{\"text\":\"a\"}\n".to_vec());
     assert_eq!(answers.len(), 2);
     assert!(answers[0].starts_with(r#"{"error":"invalid request: invalid utf-8"#));
-    assert_eq!(
-        answers[1],
-        r#"{"words":["a"],"matched":[],"unmatched":[]}"#
-    );
+    assert_eq!(answers[1], r#"{"words":["a"],"matched":[],"unmatched":[]}"#);
     assert!(ask("words", Vec::new()).is_empty());
 }

@@ -76,16 +76,15 @@ fn mistakes_in_the_dockerfile_are_shown_where_they_are() {
         &[
             (
                 "FROM busybox\nRUNN echo hi\n",
-                "Dockerfile:2:1: error: unknown instruction: RUNN\n  \
-                 |\n2 | RUNN echo hi\n  | ^^^^\nhint: did you mean RUN?\n",
+                "Dockerfile:2:1: error: unknown instruction: RUNN, did you mean RUN?\n  \
+                 |\n2 | RUNN echo hi\n  | ^^^^\n",
             ),
             (
                 "FROM busybox\nRUN --mont=type=tmpfs,target=/x true\nCOPY --form=x a b\n",
-                "Dockerfile:2:5: error: unknown flag: --mont\n  \
+                "Dockerfile:2:5: error: unknown flag: --mont for RUN, did you mean --mount?\n  \
                  |\n2 | RUN --mont=type=tmpfs,target=/x true\n  |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^\n\
-                 hint: did you mean --mount?\n\
-                 Dockerfile:3:6: error: unknown flag: --form\n  \
-                 |\n3 | COPY --form=x a b\n  |      ^^^^^^^^\nhint: did you mean --from?\n",
+                 Dockerfile:3:6: error: unknown flag: --form for COPY, did you mean --from?\n  \
+                 |\n3 | COPY --form=x a b\n  |      ^^^^^^^^\n",
             ),
             (
                 "RUN true\n",

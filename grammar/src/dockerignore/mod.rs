@@ -198,14 +198,17 @@ impl IgnoreFile {
     /// parents.
     #[must_use]
     pub fn excludes_text(&self, text: &str) -> bool {
-        let folder = clean(text.rsplit_once('/').map_or("", |(_, name)| {
-            text.strip_suffix(name).unwrap_or_default()
-        }));
+        let folder = clean(
+            text.rsplit_once('/')
+                .map_or("", |(_, name)| text.strip_suffix(name).unwrap_or_default()),
+        );
         let parents = match folder.as_str() {
             "." => Vec::new(),
             folder => {
                 let ends = folder.match_indices('/').map(|(at, _)| at);
-                ends.chain([folder.len()]).map(|end| &folder[..end]).collect()
+                ends.chain([folder.len()])
+                    .map(|end| &folder[..end])
+                    .collect()
             }
         };
         let matches = |pattern: &Pattern| {

@@ -52,8 +52,10 @@ fn kind(node: &Node) -> Result<Kind, Diagnostic> {
         "arg" => Kind::Arg(arg(node)?),
         "env" => Kind::Env(key_values(node)?),
         "label" => Kind::Label(key_values(node)?),
-        "cmd" => Kind::Cmd(command(node)?),
-        "entrypoint" => Kind::Entrypoint(command(node)?),
+        // An empty array is legal and clears the value (A3.2); nothing at all is an empty text for
+        // the shell.
+        "cmd" => Kind::Cmd(command_from(node, 0)),
+        "entrypoint" => Kind::Entrypoint(command_from(node, 0)),
         "shell" => Kind::Shell(shell(node)?),
         "volume" => Kind::Volume(volume(node)?),
         "expose" => Kind::Expose(at_least_one(node)?.to_vec()),
@@ -140,14 +142,6 @@ fn command_from(node: &Node, skip: usize) -> Command {
     )
 }
 
-/// `CMD` and `ENTRYPOINT`; an empty array is legal and clears the value (A3.2).
-fn command(node: &Node) -> Result<Command, Diagnostic> {
-    if !node.json {
-        at_least_one(node)?;
-    }
-    Ok(command_from(node, 0))
-}
-
 fn shell(node: &Node) -> Result<Vec<String>, Diagnostic> {
     if !node.json && !node.args.is_empty() {
         let message = "SHELL requires the arguments to be in JSON form";
@@ -189,7 +183,9 @@ fn run(node: &Node) -> Result<Run, Diagnostic> {
             }
         })?;
     }
-    at_least_one(node)?;
+    if node.json {
+        at_least_one(node)?;
+    }
     Ok(Run {
         mounts,
         network: flags.value("network"),
