@@ -9,6 +9,7 @@ use std::sync::Arc;
 use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile};
+use kiln_grammar::lint;
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
@@ -216,6 +217,7 @@ pub async fn build(
         .chain(&plan.warnings)
         .cloned()
         .collect();
+    let warnings = lint::unsilenced(&source.text, &file, warnings);
     let warnings = lower::check(&file, &request.options, warnings).map_err(wrong)?;
 
     let stat_cache = store

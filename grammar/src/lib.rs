@@ -11,8 +11,8 @@
 //!
 //! Nothing is expanded on the way, since values are known only while a build is planned: [`word`]
 //! does it, over a lookup closure. Beside them stand the small languages inside the language:
-//! [`mount`] for `RUN --mount`, [`glob`] for the wildcards of `COPY`, and [`dockerignore`] for
-//! ignore files and `COPY --exclude`.
+//! [`mount`] for `RUN --mount`, [`glob`] for the wildcards of `COPY`, [`dockerignore`] for ignore
+//! files and `COPY --exclude`, and [`lint`] for comments that silence warnings.
 //!
 //! Input is not trusted: sizes, depths and the work of patterns are bounded, and every bound has
 //! an error that names it.
@@ -29,6 +29,7 @@ pub mod diagnostic;
 mod directive;
 pub mod dockerignore;
 pub mod glob;
+pub mod lint;
 pub mod mount;
 mod parse;
 mod pattern;

@@ -282,6 +282,15 @@ fn a14_2_an_ignore_file_need_not_be_utf_8() {
 }
 
 #[test]
+fn a2_8_a_comment_silences_the_warnings_of_one_instruction() {
+    let env = test_env!().with_busybox();
+    env.dockerfile("FROM scratch\n# check=skip=undefinedvar\nENV A=$B\nENV C=$D\n");
+    let built = env.build("one").success();
+    assert!(built.stderr.contains("undefined variable '$D'"), "{built}");
+    assert!(!built.stderr.contains("'$B'"), "{built}");
+}
+
+#[test]
 fn a14_8_dockerfile_in_lower_case_is_taken_where_there_is_no_other() {
     let env = test_env!().with_busybox();
     env.file("dockerfile", "FROM scratch\nCOPY lower /\n");

@@ -6,7 +6,7 @@ use crate::ast::{
     Add, ArgPair, Command, Copy, Files, Healthcheck, Heredoc, Instruction, KeyValue, Kind, Onbuild,
     Run, Source, Word,
 };
-use crate::diagnostic::{Diagnostic, shorten};
+use crate::diagnostic::{Diagnostic, did_you_mean, shorten, suggest};
 use crate::mount;
 use crate::source::{Span, Spanned};
 use crate::syntax::{Node, keyword, split_span};
@@ -164,6 +164,31 @@ fn volume(node: &Node) -> Result<Vec<Word>, Diagnostic> {
     at_least_one(node)?.iter().map(trimmed).collect()
 }
 
+/// The values of `RUN --network` (B3.1).
+const NETWORKS: [&str; 3] = ["default", "none", "host"];
+
+/// The values of `RUN --security` (B3.2).
+const SECURITY: [&str; 2] = ["sandbox", "insecure"];
+
+/// The value of a flag that takes only some; variables are not expanded in it.
+fn one_of(
+    flags: &Flags<'_>,
+    name: &'static str,
+    wrong: &str,
+    known: &[&str],
+) -> Result<Option<Word>, Diagnostic> {
+    let value = flags.value(name);
+    match value.filter(|word| !known.contains(&word.value.as_str())) {
+        None => Ok(flags.value(name)),
+        Some(word) => {
+            let near = suggest(&word.value, known.iter().copied());
+            let message = format!("{wrong} `{}`{}", shorten(&word.value), did_you_mean(near));
+            Err(Diagnostic::error(message, word.span)
+                .with_hint(format!("possible are {}", known.join(", "))))
+        }
+    }
+}
+
 /// `RUN [flags] command` (A8.1, B1 to B3).
 fn run(node: &Node) -> Result<Run, Diagnostic> {
     let known = [
@@ -188,8 +213,8 @@ fn run(node: &Node) -> Result<Run, Diagnostic> {
     }
     Ok(Run {
         mounts,
-        network: flags.value("network"),
-        security: flags.value("security"),
+        network: one_of(&flags, "network", "unsupported network mode", &NETWORKS)?,
+        security: one_of(&flags, "security", "unsupported security mode", &SECURITY)?,
         devices: flags.values("device"),
         command: command_from(node, 0),
         heredocs: node.heredocs.iter().map(chomped).collect(),

@@ -21,18 +21,17 @@ pub(super) enum Answer {
     File { patterns: Vec<String> },
 }
 
-pub(super) fn answer(question: Question) -> Result<Answer, String> {
-    match (question.patterns, question.file) {
+pub(super) fn answer(question: &Question) -> Result<Answer, String> {
+    match (&question.patterns, &question.file) {
         (Some(patterns), None) => {
-            let file = IgnoreFile::from_patterns(&patterns).map_err(|error| error.to_string())?;
-            let path = question
-                .path
-                .ok_or("invalid request: missing field `path`")?;
-            let ignored = file.excludes_text(&path);
+            let file = IgnoreFile::from_patterns(patterns).map_err(|error| error.to_string())?;
+            let path = question.path.as_deref();
+            let path = path.ok_or("invalid request: missing field `path`")?;
+            let ignored = file.excludes_text(path);
             Ok(Answer::Path { ignored })
         }
         (None, Some(text)) => {
-            let patterns = IgnoreFile::clean_lines(&text);
+            let patterns = IgnoreFile::clean_lines(text);
             Ok(Answer::File { patterns })
         }
         _ => Err("invalid request: expected either `patterns` or `file`".to_owned()),
