@@ -147,8 +147,8 @@ pub(crate) struct LogicalLine {
     start: usize,
     /// Its first and last physical line, from 1; skipped comments and blank lines count.
     pub(crate) lines: (u32, u32),
-    /// The blank line found inside, if any (A1.7).
-    pub(crate) empty_continuation: Option<Span>,
+    /// The blank line found inside, if any, and the line before blanks at its end were cut (A1.7).
+    pub(crate) empty_continuation: Option<(Span, String)>,
 }
 
 impl LogicalLine {
@@ -311,6 +311,7 @@ impl<'t> Reader<'t> {
             let mut line = LogicalLine::new(self.escape, first.start, self.line);
             line.push(piece, first.start);
             let was_continued = continued;
+            let mut blank = None;
             while continued {
                 let Some(next) = self.physical()? else {
                     break;
@@ -320,13 +321,14 @@ impl<'t> Reader<'t> {
                     continue;
                 }
                 if content.trim().is_empty() {
-                    line.empty_continuation.get_or_insert(next.span());
+                    blank.get_or_insert(next.span());
                     continue;
                 }
                 let piece;
                 (piece, continued) = self.split_continuation(content);
                 line.push(piece, next.start);
             }
+            line.empty_continuation = blank.map(|blank| (blank, line.text().to_owned()));
             line.marked.truncate(line.marked.trim_end().len());
             line.lines.1 = self.line;
             if was_continued || !line.text().is_empty() {

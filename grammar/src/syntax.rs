@@ -148,9 +148,9 @@ fn read_nodes(directives: Directives, mut reader: Reader<'_>) -> Syntax {
 }
 
 fn read_node(line: &LogicalLine, reader: &mut Reader<'_>, syntax: &mut Syntax) {
-    if let Some(blank) = line.empty_continuation {
-        let message = format!("Empty continuation line found in: {}", line.text());
-        let warning = Diagnostic::warning("NoEmptyContinuation", message, blank);
+    if let Some((blank, text)) = &line.empty_continuation {
+        let message = format!("Empty continuation line found in: {text}");
+        let warning = Diagnostic::warning("NoEmptyContinuation", message, *blank);
         syntax
             .warnings
             .push(warning.with_hint("remove the blank line, or the continuation before it"));
@@ -504,6 +504,8 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
         fd: 0,
         span,
     };
+    // Not even quotes make it part of a word.
+    let mut has_angle = false;
     for part in pair.into_inner() {
         match part.as_rule() {
             Rule::fd if !part.as_str().is_empty() => {
@@ -511,12 +513,13 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
             }
             Rule::chomp => heredoc.chomp = !part.as_str().is_empty(),
             Rule::delimiter => {
+                has_angle = part.as_str().contains('<');
                 (heredoc.name, heredoc.expand) = unquote(part.as_str());
             }
             _ => {}
         }
     }
-    (!heredoc.name.is_empty()).then_some(heredoc)
+    (!heredoc.name.is_empty() && !has_angle).then_some(heredoc)
 }
 
 /// Takes the quotes off the word of a heredoc, and says whether there were none (A13.2).

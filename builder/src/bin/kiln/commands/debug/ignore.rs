@@ -3,6 +3,9 @@
 use kiln_grammar::dockerignore::IgnoreFile;
 use serde::{Deserialize, Serialize};
 
+/// The longest path in bytes, that of the system: each of its parents is asked for.
+const MAX_PATH: usize = 4096;
+
 #[derive(Deserialize)]
 pub(super) struct Question {
     patterns: Option<Vec<String>>,
@@ -27,6 +30,9 @@ pub(super) fn answer(question: &Question) -> Result<Answer, String> {
             let file = IgnoreFile::from_patterns(patterns).map_err(|error| error.to_string())?;
             let path = question.path.as_deref();
             let path = path.ok_or("invalid request: missing field `path`")?;
+            if path.len() > MAX_PATH {
+                return Err(format!("the path is longer than {MAX_PATH} bytes"));
+            }
             let ignored = file.excludes_text(path);
             Ok(Answer::Path { ignored })
         }
