@@ -10,6 +10,7 @@ pub mod tree;
 use kiln_grammar::ast::{Command, Dockerfile, Instruction, Kind};
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_grammar::dockerignore::IgnoreFile;
+use kiln_grammar::print::print;
 use kiln_grammar::source::{Span, comments_above, position};
 use kiln_grammar::word::{self, Options};
 use kiln_grammar::{glob, mount, parse, parse_trigger, syntax};
@@ -29,6 +30,7 @@ pub fn dockerfile(input: &[u8]) {
             tree::check_spans(text, &dockerfile);
             expand_all(&dockerfile);
             triggers(&dockerfile);
+            prints(&dockerfile);
         }
         Err(errors) => {
             assert!(!errors.is_empty() && errors.len() <= syntax::MAX_ERRORS);
@@ -131,6 +133,18 @@ fn triggers(dockerfile: &Dockerfile) {
             tree::normal_instruction(&onbuild.instruction),
         );
     });
+}
+
+/// What is printed is the same Dockerfile, and is printed the same.
+fn prints(dockerfile: &Dockerfile) {
+    let text = print(dockerfile);
+    let again = parse(&text).unwrap_or_else(|errors| panic!("{text:?}: {errors:?}"));
+    assert_eq!(
+        tree::normal(&again),
+        tree::normal(dockerfile),
+        "printed as {text:?}"
+    );
+    assert_eq!(print(&again), text);
 }
 
 fn check_expansion(text: &str, escape: char) {
