@@ -202,8 +202,8 @@ pub(crate) fn keyword(node: &Node) -> &'static str {
         .unwrap_or_default()
 }
 
-/// All instructions.
-pub(crate) const KEYWORDS: [&str; 18] = [
+/// All instructions, in lower case.
+pub const KEYWORDS: [&str; 18] = [
     "add",
     "arg",
     "cmd",

@@ -34,7 +34,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     };
     for target in targets {
         if !TARGETS.contains(&target) {
-            bail!("no fuzz target `{target}`: there are {}", TARGETS.join(", "));
+            bail!(
+                "no fuzz target `{target}`: there are {}",
+                TARGETS.join(", ")
+            );
         }
         if seconds.parse::<u32>().is_err() {
             bail!("`{seconds}` is neither a fuzz target nor a number of seconds");
@@ -76,8 +79,7 @@ fn fuzz(target: &str, seconds: &str) -> Result<()> {
 
 /// Puts the first inputs of a target into its corpus.
 fn sow(target: &str, corpus: &Path) -> Result<()> {
-    fs::create_dir_all(corpus)
-        .with_context(|| format!("cannot create `{}`", corpus.display()))?;
+    fs::create_dir_all(corpus).with_context(|| format!("cannot create `{}`", corpus.display()))?;
     let testdata = workspace::testdata();
     let inputs = seeds::seeds(target, &testdata)
         .with_context(|| format!("cannot read the inputs in `{}`", testdata.display()))?;

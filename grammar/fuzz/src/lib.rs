@@ -1,7 +1,7 @@
 //! What holds for every input, however malformed: the bodies of the fuzz targets.
 //!
 //! A target takes bytes and panics if something does not hold. Inputs that are no text are passed
-//! over, as the callers of the grammar refuse them. `grammar/tests/fuzz.rs` runs the same functions
+//! over, as the callers of the grammar refuse them. `grammar/tests/properties.rs` runs the same functions
 //! over the test data with an ordinary compiler, so that they cannot rot.
 
 pub mod seeds;
@@ -9,7 +9,7 @@ pub mod tree;
 
 use kiln_grammar::ast::{Command, Dockerfile, Instruction, Kind};
 use kiln_grammar::diagnostic::Diagnostic;
-use kiln_grammar::dockerignore::IgnoreFile;
+use kiln_grammar::dockerignore::{IgnoreFile, Pattern};
 use kiln_grammar::print::print;
 use kiln_grammar::source::{Span, comments_above, position};
 use kiln_grammar::word::{self, Options};
@@ -126,6 +126,11 @@ fn triggers(dockerfile: &Dockerfile) {
         let Kind::Onbuild(onbuild) = &instruction.kind else {
             return;
         };
+        // Before a blank that is no ASCII an escape character continues nothing; at the end of
+        // the stored line, where docker has the same line, it would.
+        if onbuild.instruction.text.ends_with(escape) {
+            return;
+        }
         let again = parse_trigger(&onbuild.trigger, escape);
         let again = again.unwrap_or_else(|errors| panic!("{onbuild:?}: {errors:?}"));
         assert_eq!(
@@ -223,12 +228,16 @@ pub fn dockerignore(input: &[u8]) {
     let Ok(file) = IgnoreFile::parse(text) else {
         return;
     };
-    // What a pattern has become is a pattern, and the same.
-    let patterns: Vec<String> = file.patterns().iter().map(written).collect();
-    let again = IgnoreFile::from_patterns(&patterns)
-        .unwrap_or_else(|error| panic!("{patterns:?}: {error}"));
-    let again: Vec<String> = again.patterns().iter().map(written).collect();
-    assert_eq!(again, patterns);
+    // What a pattern has become is a pattern, and the same; a blank at an end, beside which
+    // something was cleaned away, cannot be written so again.
+    let trimmed = |pattern: &Pattern| pattern.text.trim() == pattern.text;
+    if file.patterns().iter().all(trimmed) {
+        let patterns: Vec<String> = file.patterns().iter().map(written).collect();
+        let again = IgnoreFile::from_patterns(&patterns)
+            .unwrap_or_else(|error| panic!("{patterns:?}: {error}"));
+        let again: Vec<String> = again.patterns().iter().map(written).collect();
+        assert_eq!(again, patterns);
+    }
 
     let verdict = file.verdict(path);
     let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
@@ -248,7 +257,7 @@ pub fn dockerignore(input: &[u8]) {
     assert!(!pruned || verdict.excluded, "a walk would have missed it");
 }
 
-fn written(pattern: &kiln_grammar::dockerignore::Pattern) -> String {
+fn written(pattern: &Pattern) -> String {
     let not = if pattern.negated { "!" } else { "" };
     format!("{not}{}", pattern.text)
 }

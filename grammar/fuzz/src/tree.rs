@@ -49,7 +49,9 @@ pub fn check_spans(text: &str, dockerfile: &Dockerfile) {
 pub fn check_instruction(text: &str, instruction: &Instruction, outer: Span) {
     check_span(text, instruction.span, outer);
     let mut copy = instruction.clone();
-    spans(&mut copy, &mut |span| check_span(text, *span, instruction.span));
+    spans(&mut copy, &mut |span| {
+        check_span(text, *span, instruction.span)
+    });
     if let Kind::Onbuild(onbuild) = &instruction.kind {
         check_instruction(text, &onbuild.instruction, instruction.span);
     }
@@ -123,7 +125,9 @@ pub fn normal_instruction(instruction: &Instruction) -> Instruction {
 fn spans(instruction: &mut Instruction, visit: &mut dyn FnMut(&mut Span)) {
     visit(&mut instruction.keyword.span);
     words(&mut instruction.kind, &mut |word| visit(&mut word.span));
-    heredocs(&mut instruction.kind, &mut |heredoc| visit(&mut heredoc.span));
+    heredocs(&mut instruction.kind, &mut |heredoc| {
+        visit(&mut heredoc.span)
+    });
 }
 
 fn words(kind: &mut Kind, visit: &mut dyn FnMut(&mut Spanned<String>)) {

@@ -370,7 +370,9 @@ fn values(words: &[Word]) -> Vec<&str> {
 }
 
 fn json<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
-    let words = words.into_iter().map(|word| serde_json::Value::from(word).to_string());
+    let words = words
+        .into_iter()
+        .map(|word| serde_json::Value::from(word).to_string());
     format!("[{}]", words.collect::<Vec<_>>().join(", "))
 }
 
@@ -409,7 +411,9 @@ fn redirection(heredoc: &Heredoc) -> String {
     }
     for (at, letter) in heredoc.name.char_indices() {
         let special = if heredoc.expand {
-            letter.is_whitespace() || matches!(letter, '\\' | '\'' | '"' | '<') || (at, letter) == (0, '-')
+            letter.is_whitespace()
+                || matches!(letter, '\\' | '\'' | '"' | '<')
+                || (at, letter) == (0, '-')
         } else {
             matches!(letter, '\\' | '"' | '$')
         };
@@ -423,3 +427,6 @@ fn redirection(heredoc: &Heredoc) -> String {
     }
     word
 }
+
+#[cfg(test)]
+mod tests;
