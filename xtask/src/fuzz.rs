@@ -68,7 +68,7 @@ fn fuzz(target: &str, seconds: &str) -> Result<()> {
         .arg(target)
         .arg(&corpus)
         .args(["--", "-fork=0", "-rss_limit_mb=2048", "-timeout=5"])
-        .args(["-max_len=16384", "-print_final_stats=1"])
+        .args(["-max_len=4096", "-print_final_stats=1"])
         .arg(format!("-dict={}", dictionary.display()))
         .arg(format!("-max_total_time={seconds}"))
         // set by the cargo that runs us, and meant for stable

@@ -19,6 +19,10 @@ pub const MAX_LENGTH: usize = 1 << 20;
 /// The longest result for the body of a heredoc in bytes.
 pub const MAX_HEREDOC: usize = 32 << 20;
 
+/// How much one expansion may handle, in bytes of the values it looks up and in comparisons of
+/// patterns: a stop to many uses of a long value that leave no trace in the result.
+pub const MAX_WORK: usize = 256 << 20;
+
 /// Looks a variable up; `None` stands for unset.
 pub type Lookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
@@ -95,6 +99,9 @@ pub enum WordError {
     /// More than [`MAX_DEPTH`] substitutions inside each other.
     #[error("substitutions are nested more than {MAX_DEPTH} deep")]
     TooDeep,
+    /// The expansion handles more than [`MAX_WORK`].
+    #[error("the expansion takes too much work: the values are too long for so many uses of them")]
+    TooMuch,
     /// The result would be longer than allowed.
     #[error("the expanded text is longer than {0} bytes")]
     TooLong(usize),
@@ -221,6 +228,8 @@ struct Lexer<'t, 'e> {
     limit: usize,
     env: &'e Lookup<'e>,
     depth: usize,
+    /// What is left of [`MAX_WORK`].
+    work: usize,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
 }
@@ -240,6 +249,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
             limit,
             env,
             depth: 0,
+            work: MAX_WORK,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         }
@@ -340,7 +350,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
             if name.is_empty() {
                 return Ok("$".to_owned());
             }
-            return Ok(match self.value(&name) {
+            return Ok(match self.value(&name)? {
                 None if self.options.skip_unset => format!("${name}"),
                 value => value.unwrap_or_default(),
             });
@@ -367,7 +377,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         }
         let modifier = self.letters.next().ok_or(WordError::MissingBrace)?;
         match modifier {
-            '}' => Ok(match self.value(&name) {
+            '}' => Ok(match self.value(&name)? {
                 None if self.options.skip_unset => format!("${{{name}}}"),
                 value => value.unwrap_or_default(),
             }),
@@ -395,7 +405,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         raw_escapes: bool,
     ) -> Result<String, WordError> {
         let word = self.until(Some('}'), raw_escapes)?.text;
-        let value = self.value(name);
+        let value = self.value(name)?;
         if value.is_none() && self.options.skip_unset {
             let colon = if colon { ":" } else { "" };
             return Ok(format!("${{{name}{colon}{modifier}{word}}}"));
@@ -423,7 +433,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
     fn trimmed(&mut self, name: &str, modifier: char) -> Result<String, WordError> {
         let longest = self.letters.next_if_eq(&modifier).is_some();
         let written = self.until(Some('}'), true)?.text;
-        let Some(value) = self.value(name) else {
+        let Some(value) = self.value(name)? else {
             if self.options.skip_unset {
                 let twice = if longest { 2 } else { 1 };
                 let modifier = modifier.to_string().repeat(twice);
@@ -433,15 +443,12 @@ impl<'t, 'e> Lexer<'t, 'e> {
             return Ok(String::new());
         };
         let pattern = pattern(&written)?;
-        let wrap = |source| WordError::Pattern {
-            pattern: written.clone(),
-            source,
-        };
-        if modifier == '#' {
-            pattern.without_prefix(&value, longest).map_err(wrap)
+        self.spend(pattern.work(&value))?;
+        Ok(if modifier == '#' {
+            pattern.without_prefix(&value, longest)
         } else {
-            pattern.without_suffix(&value, longest).map_err(wrap)
-        }
+            pattern.without_suffix(&value, longest)
+        })
     }
 
     /// `${name/pattern/replacement}` and `${name//pattern/replacement}`.
@@ -449,7 +456,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         let all = self.letters.next_if_eq(&'/').is_some();
         let written = self.until(Some('/'), true)?.text;
         let replacement = self.until(Some('}'), true)?.text;
-        let Some(value) = self.value(name) else {
+        let Some(value) = self.value(name)? else {
             if self.options.skip_unset {
                 let slash = if all { "//" } else { "/" };
                 return Ok(format!("${{{name}{slash}{written}/{replacement}}}"));
@@ -457,15 +464,11 @@ impl<'t, 'e> Lexer<'t, 'e> {
             pattern(&written)?;
             return Ok(String::new());
         };
-        let limit = self.limit;
-        match pattern(&written)?.replace(&value, &replacement, all, limit) {
-            Ok(Some(value)) => Ok(value),
-            Ok(None) => Err(WordError::TooLong(limit)),
-            Err(source) => Err(WordError::Pattern {
-                pattern: written,
-                source,
-            }),
-        }
+        let pattern = pattern(&written)?;
+        self.spend(pattern.work(&value))?;
+        pattern
+            .replace(&value, &replacement, all, self.limit)
+            .ok_or(WordError::TooLong(self.limit))
     }
 
     /// Takes the name of a variable: letters, digits and `_`; or digits alone; or one of the
@@ -494,8 +497,9 @@ impl<'t, 'e> Lexer<'t, 'e> {
         name
     }
 
-    fn value(&mut self, name: &str) -> Option<String> {
+    fn value(&mut self, name: &str) -> Result<Option<String>, WordError> {
         let value = (self.env)(name);
+        self.spend(value.as_ref().map_or(0, String::len))?;
         let looked_up = match value {
             Some(_) => &mut self.matched,
             None => &mut self.unmatched,
@@ -503,7 +507,12 @@ impl<'t, 'e> Lexer<'t, 'e> {
         if !looked_up.contains(name) {
             looked_up.insert(name.to_owned());
         }
-        value
+        Ok(value)
+    }
+
+    fn spend(&mut self, work: usize) -> Result<(), WordError> {
+        self.work = self.work.checked_sub(work).ok_or(WordError::TooMuch)?;
+        Ok(())
     }
 }
 
