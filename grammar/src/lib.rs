@@ -9,6 +9,8 @@
 //! 3. [`parse()`] types each instruction ([`ast`]) and puts the stages together. What is wrong comes
 //!    back as [`diagnostic`]s with their places, several at once.
 //!
+//! [`print`] turns the typed Dockerfile into text again.
+//!
 //! Nothing is expanded on the way, since values are known only while a build is planned: [`word`]
 //! does it, over a lookup closure. Beside them stand the small languages inside the language:
 //! [`mount`] for `RUN --mount`, [`glob`] for the wildcards of `COPY`, [`dockerignore`] for ignore
@@ -33,6 +35,7 @@ pub mod lint;
 pub mod mount;
 mod parse;
 mod pattern;
+pub mod print;
 pub mod source;
 pub mod syntax;
 pub mod word;

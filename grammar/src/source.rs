@@ -300,12 +300,16 @@ impl LogicalLine {
 
     /// Where a range of [`Self::marked`] stands in the file.
     pub(crate) fn span(&self, range: Range<usize>) -> Span {
-        let start = self.origin(range.start);
-        // The end belongs to the last byte: what follows may be on another line.
-        let end = if range.is_empty() {
-            start
+        // The end belongs to the last byte: what follows may be on another line. So does what is
+        // empty, except at the very start.
+        let end = match range.end {
+            0 | 1 => self.origin(range.end),
+            end => self.origin(end - 1) + 1,
+        };
+        let start = if range.is_empty() {
+            end
         } else {
-            self.origin(range.end - 1) + 1
+            self.origin(range.start)
         };
         Span::from_range(start..end.max(start))
     }
@@ -512,6 +516,12 @@ mod tests {
         assert_eq!(&text[line.span(at..at + 3).range()], "two");
         assert_eq!(&text[line.span(1..4).range()], "RUN");
         assert_eq!(&text[line.whole().range()], "RUN one \\\n# c\n  two");
+        let joint = line.span(at - 2..at - 2);
+        assert_eq!(
+            &text[..joint.range().end],
+            "# x\nRUN one ",
+            "before the joint"
+        );
         let tail = line.tail(5);
         let at = tail.marked().find("two").unwrap();
         assert_eq!(&text[tail.span(at..at + 3).range()], "two");

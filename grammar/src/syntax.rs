@@ -153,7 +153,7 @@ fn read_node(line: &LogicalLine, reader: &mut Reader<'_>, syntax: &mut Syntax) {
         Ok(node) => node,
         Err(error) => return syntax.errors.push(error),
     };
-    if let Err(error) = read_heredocs(line, reader, &mut node) {
+    if let Err(error) = read_heredocs(reader, &mut node) {
         return syntax.errors.push(error);
     }
     syntax.nodes.push(node);
@@ -215,6 +215,9 @@ fn node(line: &LogicalLine, depth: usize) -> Result<Node, Diagnostic> {
         }
         _ => {}
     }
+    if matches!(keyword(&node), "run" | "copy" | "add") && !node.json {
+        node.heredocs = redirections(line, start);
+    }
     Ok(node)
 }
 
@@ -227,8 +230,8 @@ pub(crate) fn keyword(node: &Node) -> &'static str {
         .unwrap_or_default()
 }
 
-/// All instructions.
-pub(crate) const KEYWORDS: [&str; 18] = [
+/// All instructions, in lower case.
+pub const KEYWORDS: [&str; 18] = [
     "add",
     "arg",
     "cmd",
@@ -442,20 +445,15 @@ fn old_key_value(line: &LogicalLine, node: &Node, start: usize) -> Result<Vec<Wo
     ])
 }
 
-/// Finds the heredocs of a line and reads their bodies.
-fn read_heredocs(
-    line: &LogicalLine,
-    reader: &mut Reader<'_>,
-    node: &mut Node,
-) -> Result<(), Diagnostic> {
-    // What `ONBUILD ONBUILD` holds is refused anyhow.
-    let inner = node.sub.as_deref().unwrap_or(node);
-    let takes_heredocs = matches!(keyword(inner), "run" | "copy" | "add") && !inner.json;
-    if !takes_heredocs || !line.text().contains("<<") {
+/// Reads the bodies of the heredocs that a line opens.
+fn read_heredocs(reader: &mut Reader<'_>, node: &mut Node) -> Result<(), Diagnostic> {
+    if let Some(sub) = &mut node.sub {
+        read_heredocs(reader, sub)?;
+        node.span = node.span.join(sub.span);
+        node.lines.1 = sub.lines.1;
         return Ok(());
     }
-    let mut heredocs = redirections(line);
-    for heredoc in &mut heredocs {
+    for heredoc in &mut node.heredocs {
         let Some(body) = reader.heredoc(&heredoc.name, heredoc.chomp)? else {
             let message = format!("unterminated heredoc `{}`", shorten(&heredoc.name));
             let hint = format!("end it with a line that is exactly {:?}", heredoc.name);
@@ -463,29 +461,25 @@ fn read_heredocs(
         };
         (heredoc.content, heredoc.lines) = body;
     }
-    if !heredocs.is_empty() {
+    if !node.heredocs.is_empty() {
         let end = reader.end();
-        attach(node, heredocs, Span::from_range(end..end), reader.line());
+        node.span = node.span.join(Span::from_range(end..end));
+        node.lines.1 = reader.line();
     }
     Ok(())
 }
 
-fn attach(node: &mut Node, heredocs: Vec<Heredoc>, end: Span, last_line: u32) {
-    node.span = node.span.join(end);
-    node.lines.1 = last_line;
-    match &mut node.sub {
-        Some(sub) => attach(sub, heredocs, end, last_line),
-        None => node.heredocs = heredocs,
+/// Finds the `<<NAME` words in the arguments of an instruction; the bodies are still empty.
+fn redirections(line: &LogicalLine, start: usize) -> Vec<Heredoc> {
+    let arguments = &line.marked()[start..];
+    if !arguments.contains("<<") {
+        return Vec::new();
     }
-}
-
-/// Finds the `<<NAME` words of a line; the bodies are still empty.
-fn redirections(line: &LogicalLine) -> Vec<Heredoc> {
-    let Ok(pairs) = Grammar::parse(Rule::redirections, line.marked()) else {
+    let Ok(pairs) = Grammar::parse(Rule::redirections, arguments) else {
         return Vec::new();
     };
     let mut heredocs = Vec::new();
-    let mut seen = 1;
+    let mut seen = 0;
     let mut open = 0_usize;
     for pair in pairs.flat_map(Pair::into_inner) {
         if pair.as_rule() != Rule::heredoc {
@@ -493,12 +487,15 @@ fn redirections(line: &LogicalLine) -> Vec<Heredoc> {
         }
         let span = pair.as_span();
         // `<<` in an arithmetic expression shifts.
-        let before = &line.marked()[seen..span.start()];
+        let before = &arguments[seen..span.start()];
         open += before.matches("((").count();
         open = open.saturating_sub(before.matches("))").count());
         seen = span.start();
         if open == 0 {
-            heredocs.extend(heredoc(pair, line.span(span.start()..span.end())));
+            // Parentheses in the name of a heredoc open nothing.
+            seen = span.end();
+            let place = line.span(start + span.start()..start + span.end());
+            heredocs.extend(heredoc(pair, place));
         }
     }
     heredocs

@@ -1,59 +1,38 @@
-//! What holds for every input: nothing panics, every place lies in the text, nothing takes long.
+//! What holds for every input: the claims of the fuzz targets (`grammar/fuzz`), over the test data
+//! and over random texts, with an ordinary compiler.
 
-use std::time::{Duration, Instant};
+#[expect(
+    unreachable_pub,
+    reason = "the library of the fuzz targets, in this test a module"
+)]
+#[path = "../fuzz/src/lib.rs"]
+mod checks;
 
-use kiln_grammar::ast::Dockerfile;
-use kiln_grammar::diagnostic::Diagnostic;
-use kiln_grammar::dockerignore::IgnoreFile;
-use kiln_grammar::lint::{self, Settings};
+use std::path::Path;
+
+use checks::seeds::{TARGETS, seeds};
+use kiln_grammar::dockerignore::{self, IgnoreError, IgnoreFile};
+use kiln_grammar::lint;
 use kiln_grammar::source::Span;
-use kiln_grammar::{glob, mount, parse, parse_trigger, syntax, word};
+use kiln_grammar::word::{self, WordError};
+use kiln_grammar::{glob, parse, syntax};
 use proptest::prelude::*;
 
-fn check_span(text: &str, span: Span) {
-    assert!(text.get(span.range()).is_some(), "{span:?} of {text:?}");
-}
-
-fn check_all(text: &str, list: &[Diagnostic]) {
-    for item in list {
-        check_span(text, item.span);
-        for edit in &item.fix {
-            check_span(text, edit.span);
-        }
-    }
-}
-
-/// What all rules find, as `kiln check` looks for it.
-fn lints(text: &str, dockerfile: &Dockerfile) -> Vec<Diagnostic> {
-    let mut found = lint::lint(text, dockerfile);
-    found.extend(lint::practices(text, dockerfile));
-    check_all(text, &found);
-    Settings::default().filter(text, dockerfile, found)
-}
-
-fn check_nodes(text: &str, nodes: &[syntax::Node]) {
-    for node in nodes {
-        check_span(text, node.span);
-        check_span(text, node.keyword.span);
-        for word in &node.args {
-            check_span(text, word.span);
-        }
-        for flag in &node.flags {
-            check_span(text, flag.span);
-            flag.value
-                .iter()
-                .for_each(|value| check_span(text, value.span));
-        }
-        let (first, last) = node.lines;
-        let lines = text.split('\n').count();
-        assert!(1 <= first && first <= last && last as usize <= lines);
-        for heredoc in &node.heredocs {
-            check_span(text, heredoc.span);
-            // A body stands in the file as it is, on the lines of its instruction.
-            assert!(text.contains(&heredoc.content) && first < last);
-        }
-        if let Some(sub) = &node.sub {
-            check_nodes(text, std::slice::from_ref(sub));
+#[test]
+fn the_fuzz_targets_hold_for_the_test_data() {
+    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata");
+    for target in TARGETS {
+        let check = match target {
+            "dockerfile" => checks::dockerfile,
+            "word" => checks::word,
+            "dockerignore" => checks::dockerignore,
+            "glob" => checks::glob,
+            other => panic!("no test of the fuzz target {other}"),
+        };
+        let seeds = seeds(target, &testdata).unwrap();
+        assert!(seeds.len() > 20, "{target} has hardly any seeds");
+        for seed in seeds {
+            check(&seed);
         }
     }
 }
@@ -107,6 +86,17 @@ fn piece() -> impl Strategy<Value = String> {
         "/",
         "{",
         "((",
+        "-- ",
+        "[\"[1]\", \"b c\"]",
+        "--link",
+        "--chown=",
+        " AS x",
+        "<<\"E\"",
+        "3<<E",
+        "CMD",
+        "NONE",
+        ":",
+        "%%*",
         "))",
         "\\u00",
         "\0",
@@ -119,6 +109,63 @@ fn piece() -> impl Strategy<Value = String> {
 
 fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece(), 0..40).prop_map(|pieces| pieces.concat())
+}
+
+/// One instruction in a stage, perhaps with bodies of heredocs: of these, many are right.
+fn instruction() -> impl Strategy<Value = String> {
+    let top = prop::sample::select(vec!["", "", "# escape=`\n"]);
+    let onbuild = prop::sample::select(vec!["", "", "", "ONBUILD "]);
+    let keyword = prop::sample::select(syntax::KEYWORDS.to_vec());
+    let rest = prop::collection::vec(piece(), 0..8);
+    let end = prop::sample::select(vec!["", "", "", "E\n", "\t$A\nE\n", "EOF\n", "EOF\nE\n"]);
+    (top, onbuild, keyword, rest, end).prop_map(|(top, onbuild, keyword, rest, end)| {
+        let rest = rest.concat();
+        format!("{top}FROM a\n{onbuild}{keyword} {rest}\n{end}")
+    })
+}
+
+/// What a pattern of an ignore file says, word for word from its description (A14.3).
+fn naive(pattern: &[u8], path: &[u8]) -> bool {
+    match pattern {
+        [] => path.is_empty(),
+        [b'*', b'*', rest @ ..] => {
+            let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+            let mut tails = (0..path.len()).filter(|at| path[*at] == b'/');
+            rest.is_empty() || naive(rest, path) || tails.any(|at| naive(rest, &path[at + 1..]))
+        }
+        [b'*', rest @ ..] => {
+            let name = path.iter().take_while(|byte| **byte != b'/').count();
+            (0..=name).any(|at| naive(rest, &path[at..]))
+        }
+        [b'?', rest @ ..] => path
+            .split_first()
+            .is_some_and(|(first, after)| *first != b'/' && naive(rest, after)),
+        [letter, rest @ ..] => path
+            .split_first()
+            .is_some_and(|(first, after)| first == letter && naive(rest, after)),
+    }
+}
+
+/// The same for a list, of which the last pattern that matches a path or a parent decides (A14.4).
+fn naive_excludes(lines: &[String], path: &str) -> bool {
+    let path = path.as_bytes();
+    let parents = (0..path.len()).filter(|at| path[*at] == b'/');
+    let paths: Vec<&[u8]> = parents.map(|at| &path[..at]).chain([path]).collect();
+    let mut excluded = false;
+    for line in lines {
+        let pattern = line.trim_start_matches('!').trim_start_matches('/');
+        let plain = |text: &&str| !text.contains(['*', '?']);
+        // Docker's shortcut: plain text behind `**` is a suffix, in the middle of a name too.
+        let suffix = pattern.strip_prefix("**").filter(plain);
+        let matches = |path: &&[u8]| {
+            naive(pattern.as_bytes(), path)
+                || suffix.is_some_and(|suffix| path.ends_with(suffix.as_bytes()))
+        };
+        if paths.iter().any(matches) {
+            excluded = !line.starts_with('!');
+        }
+    }
+    excluded
 }
 
 /// Pieces of shell, so that random scripts come near to what rules look for.
@@ -190,220 +237,92 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn parsing_ends_well(text in text()) {
-        match parse(&text) {
-            Ok(dockerfile) => {
-                check_all(&text, &dockerfile.warnings);
-                drop(lints(&text, &dockerfile));
-                for stage in &dockerfile.stages {
-                    check_span(&text, stage.span);
-                }
-            }
-            Err(errors) => {
-                prop_assert!(!errors.is_empty());
-                check_all(&text, &errors);
-            }
-        }
-        if let Ok(syntax) = syntax::parse(&text) {
-            check_nodes(&text, &syntax.nodes);
-        }
-        if let Err(errors) = parse_trigger(&text, '`') {
-            check_all(&text, &errors);
-        }
+    fn random_texts(text in text()) {
+        checks::dockerfile(text.as_bytes());
     }
 
     #[test]
-    fn scripts_are_looked_at(
+    fn random_scripts(
         head in prop::sample::select(vec!["RUN ", "ONBUILD RUN ", "RUN <<E\n", "RUN sh <<-E\n", "RUN [\"sh\", \"-c\", \""]),
         body in script(),
     ) {
         let tail = if head.contains("<<") { "\nE\n" } else if head.contains('[') { "\"]\n" } else { "\n" };
         let text = format!("FROM a\n{head}{body}{tail}");
+        checks::dockerfile(text.as_bytes());
         let Ok(dockerfile) = parse(&text) else { return Ok(()) };
-        drop(lints(&text, &dockerfile));
-        let found = lint::practices(&text, &dockerfile);
-        check_all(&text, &found);
         // What rules point at lies in the instruction that they are about.
         let known = |span: Span| dockerfile.stages[0].instructions.iter().any(|instruction| {
             instruction.span.start <= span.start && span.end <= instruction.span.end
         });
-        for warning in found {
+        for warning in lint::practices(&text, &dockerfile) {
             let base = warning.span == dockerfile.stages[0].base.span;
             prop_assert!(base || known(warning.span), "{warning:?} of {text:?}");
         }
     }
 
     #[test]
-    fn a_trigger_parses_again(body in text()) {
-        let text = format!("FROM a\nONBUILD {body}");
-        let Ok(dockerfile) = parse(&text) else { return Ok(()) };
-        let escape = dockerfile.directives.escape;
-        for instruction in &dockerfile.stages[0].instructions {
-            if let kiln_grammar::ast::Kind::Onbuild(onbuild) = &instruction.kind {
-                // Before a blank that is no ASCII an escape character continues nothing; at the
-                // end of the stored line it would.
-                if onbuild.instruction.text.ends_with(escape) {
-                    continue;
-                }
-                let again = parse_trigger(&onbuild.trigger, escape).unwrap();
-                prop_assert_eq!(&again.text, &onbuild.instruction.text);
-            }
-        }
+    fn random_instructions(text in instruction()) {
+        checks::dockerfile(text.as_bytes());
     }
 
     #[test]
-    fn expansion_ends_well(text in text(), value in any::<String>()) {
-        let lookup = |name: &str| (name != "é").then(|| value.clone());
-        for escape in ['\\', '`'] {
-            drop(word::expand(&text, escape, &lookup));
-            drop(word::expand_words(&text, escape, &lookup));
-            drop(word::expand_heredoc(&text, escape, &lookup));
-        }
+    fn random_words(text in text(), how in "([+](quotes|escapes|skip|plain|backtick)){0,3}", value in "[^;\n]*") {
+        checks::word(format!("{how}\nA={value}\n{text}").as_bytes());
     }
 
     #[test]
-    fn mounts_and_globs_end_well(text in text(), name in any::<Vec<u8>>()) {
-        drop(mount::parse_mount(&text));
+    fn random_globs(name in any::<Vec<u8>>(), pattern in any::<Vec<u8>>(), text in "[ab*?\\[\\]^\\\\/-]*") {
+        checks::glob(&[&name, b"\n".as_slice(), &pattern].concat());
+        checks::glob(format!("ab/-\n{text}").as_bytes());
         let _: Result<bool, _> = glob::matches(text.as_bytes(), &name);
     }
 
     #[test]
-    fn a_walk_finds_what_a_question_finds(
+    fn random_ignore_files(text in "([!#]?[ab./*?\\[\\]\\\\ -]{0,8}\n){0,6}", path in "[ab]{1,2}(/[ab]{1,2}){0,4}") {
+        checks::dockerignore(format!("{path}\n{text}").as_bytes());
+    }
+
+    #[test]
+    fn patterns_mean_what_they_say(
         lines in prop::collection::vec("!?(\\*\\*/|/)?[ab*?]{1,3}(/[ab*]{1,2}){0,2}(/\\*\\*)?", 1..6),
         path in "[ab]{1,2}(/[ab]{1,2}){0,4}",
     ) {
-        let Ok(file) = IgnoreFile::parse(&lines.join("\n")) else { return Ok(()) };
-        let mut state = file.root_state();
-        let mut pruned = false;
-        for (at, _) in path.match_indices('/') {
-            let directory = &path.as_bytes()[..at];
-            let (children, verdict) = file.enter(&state, directory);
-            pruned |= verdict.excluded && !file.may_include_below(directory);
-            state = children;
-        }
-        let verdict = file.check(&state, path.as_bytes());
-        prop_assert_eq!(verdict, file.verdict(path.as_bytes()));
-        prop_assert_eq!(verdict.excluded, file.excludes_text(&path));
-        prop_assert!(!pruned || verdict.excluded, "a walk would have missed {}", path);
+        checks::dockerignore(format!("{path}\n{}", lines.join("\n")).as_bytes());
+        let file = IgnoreFile::from_patterns(&lines).unwrap();
+        prop_assert_eq!(file.excludes(&path), naive_excludes(&lines, &path));
     }
-}
-
-/// A mebibyte of anything parses or fails within a second of one core. The limit leaves room for
-/// a busy machine; what grows with the square of the length takes minutes. Without optimisation the
-/// texts are smaller.
-const SIZE: usize = if cfg!(debug_assertions) {
-    1 << 16
-} else {
-    1 << 20
-};
-const LIMIT: Duration = Duration::from_secs(10);
-
-fn timed(name: &str, text: &str) {
-    let start = Instant::now();
-    if let Ok(dockerfile) = parse(text) {
-        drop(lints(text, &dockerfile));
-    }
-    let took = start.elapsed();
-    assert!(took < LIMIT, "{name:?} took {took:?}");
 }
 
 #[test]
-fn a_mebibyte_of_anything_is_quick() {
-    let fill = |piece: &str| piece.repeat(SIZE / piece.len());
-    for piece in [
-        "a",
-        "\n",
-        " ",
-        "\\",
-        "\\\n",
-        "x \\\n",
-        "x\\\n\n",
-        "RUN a\n",
-        "RUN <<A\n",
-        "FROM a\n",
-        "ENV a=b\n",
-        "RUN --mount=target=/a b\n",
-        "RUN <<A\nA\n",
-        "ONBUILD ",
-        "a\\\n",
-        "# a\n",
-        "RUN \"\\\n",
-        "FROM A AS A\n",
-        "FROM a AS A\n",
-        "COPY --from=a a a\n",
-        "RUN apt-get update\n",
-        "ENV token=a\n",
-        "RUN cd a;\n",
-    ] {
-        timed(piece, &fill(piece));
-        timed(piece, &format!("FROM a\n{}", fill(piece)));
-    }
-    // One instruction over many lines: the limit of a line does not hold these short.
-    let long = |piece: &str| {
-        let line = piece.repeat(1000 / piece.len());
-        (line + "\\\n").repeat(SIZE / 1000)
-    };
-    for keyword in [
-        "RUN",
-        "CMD",
-        "COPY",
-        "ENV",
-        "LABEL",
-        "ARG",
-        "FROM",
-        "VOLUME",
-        "HEALTHCHECK",
-        "EXPOSE",
-        "ONBUILD RUN",
-        "USER",
-    ] {
-        for piece in [
-            "a ",
-            "a=b ",
-            "<<a ",
-            "<< ",
-            "\"",
-            "'",
-            "--a=b ",
-            "--mount=target=/a ",
-            "[",
-            "[\"a\",",
-            "(( ",
-            " ",
-            "\\a",
-            "$",
-            "\"a\" <<a ",
-            "ONBUILD ",
-        ] {
-            timed(piece, &format!("FROM a\n{keyword} {}", long(piece)));
-        }
-    }
-    for keyword in ["RUN", "RUN sh -c", "ONBUILD RUN bash -c '", "RUN <<E\n"] {
-        for piece in [
-            "$(",
-            "${",
-            "`",
-            "(",
-            "a;",
-            "a|",
-            "<(",
-            "\"$(",
-            "sh -c '",
-            "sudo ",
-            "curl -k ",
-            "apk add a;",
-            "pip install a;",
-            "dnf install a;",
-            "wget http://a.b;",
-            "npm ci;",
-            "apt-get update;",
-            "useradd -u 100000 a;",
-            "<<a ",
-            "'",
-            "\"",
-            "\\",
-        ] {
-            timed(piece, &format!("FROM a\n{keyword} {}\nE\n", long(piece)));
-        }
-    }
+fn limits_hold() {
+    let errors = |text: &str| parse(text).unwrap_err();
+    let large = " ".repeat(syntax::MAX_SIZE + 1);
+    assert!(errors(&large)[0].message.contains("larger than"));
+    let wrong = "FROM a\n".to_owned() + &"NOPE\n".repeat(1000);
+    assert_eq!(errors(&wrong).len(), syntax::MAX_ERRORS);
+    let chain = "FROM a\n".to_owned() + &"ONBUILD ".repeat(5000) + "RUN b";
+    assert!(errors(&chain)[0].message.contains("isn't allowed"), "A7.12");
+
+    let unset = |_: &str| None;
+    let nested = |depth: usize| "${a:-".repeat(depth) + "x" + &"}".repeat(depth);
+    let expand = |depth| word::expand(&nested(depth), '\\', &unset);
+    assert_eq!(expand(word::MAX_DEPTH).unwrap().text, "x");
+    assert_eq!(expand(word::MAX_DEPTH + 1), Err(WordError::TooDeep));
+    assert_eq!(expand(1_000_000), Err(WordError::TooDeep));
+    let half = "x".repeat(word::MAX_LENGTH / 2);
+    let half = |_: &str| Some(half.clone());
+    assert!(word::expand("$a$a", '\\', &half).is_ok());
+    let long = word::expand("$a$a.", '\\', &half);
+    assert_eq!(long, Err(WordError::TooLong(word::MAX_LENGTH)));
+
+    let many = "a\n".repeat(dockerignore::MAX_PATTERNS + 1);
+    assert!(matches!(
+        IgnoreFile::parse(&many),
+        Err(IgnoreError::TooMany)
+    ));
+    let long = "a".repeat(dockerignore::MAX_PATTERN + 1);
+    assert!(matches!(
+        IgnoreFile::parse(&long),
+        Err(IgnoreError::TooLong { line: 1 })
+    ));
 }

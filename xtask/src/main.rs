@@ -1,7 +1,7 @@
 //! Set-up and chores of kiln: `cargo xtask VERB`.
 //!
-//! One file per verb: [`demo`], [`mod@test`], [`bases`], [`mod@bench`], [`dist`], [`deny`]. The rest
-//! are the things they hold: [`kiln`] (the binary under test), [`registry`] (a docker-registry on loopback),
+//! One file per verb: [`demo`], [`mod@test`], [`bases`], [`mod@bench`], [`dist`], [`deny`],
+//! [`fuzz`]. The rest are the things they hold: [`kiln`] (the binary under test), [`registry`] (a docker-registry on loopback),
 //! [`scratch`] (a directory that goes away), [`peers`] (programs of the host).
 #![expect(
     clippy::print_stdout,
@@ -14,6 +14,7 @@ mod bench;
 mod demo;
 mod deny;
 mod dist;
+mod fuzz;
 mod hold;
 mod kiln;
 mod peers;
@@ -37,6 +38,8 @@ usage: cargo xtask VERB [ARGUMENT...]
                     measures kiln against buildah and docker
   dist              builds the static binaries into target/dist
   deny              checks the dependencies' licences, bans and sources against deny.toml
+  fuzz [TARGET] [SECONDS]
+                    feeds the grammar with inputs that no person would write
 
 environment: KILN=FILE uses that kiln instead of building one";
 
@@ -62,6 +65,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         "bench" => bench::run(rest),
         "dist" => dist::run(rest),
         "deny" => deny::run(rest),
+        "fuzz" => fuzz::run(rest),
         "help" | "-h" | "--help" => {
             println!("{HELP}");
             Ok(())

@@ -318,8 +318,9 @@ fn sources(node: &Node, words: &[Word], destination: &Word) -> Result<Vec<Source
             let message = format!("{} cannot accept a heredoc as a destination", name(node));
             return Err(Diagnostic::error(message, heredoc.span));
         }
-        // `<< EOF` is two words, a quoted name with blanks is several.
-        if heredoc.span.end > word.span.end {
+        // `<< EOF` is two words, a quoted name with blanks is several; a blank that is no ASCII
+        // divides the words of a shell, but not those of `COPY`.
+        if heredoc.span != word.span {
             let message = format!("a heredoc of {} is written without blanks", name(node));
             return Err(Diagnostic::error(message, heredoc.span));
         }

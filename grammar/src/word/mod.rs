@@ -19,9 +19,9 @@ pub const MAX_LENGTH: usize = 1 << 20;
 /// The longest result for the body of a heredoc in bytes.
 pub const MAX_HEREDOC: usize = 32 << 20;
 
-/// What one expansion may cost in bytes looked up and searched: values that are looked up again and
-/// again cost time though they need not make the result long.
-const MAX_WORK: usize = 1 << 30;
+/// How much one expansion may handle, in bytes of the values it looks up and in comparisons of
+/// patterns: a stop to many uses of a long value that leave no trace in the result.
+pub const MAX_WORK: usize = 256 << 20;
 
 /// Looks a variable up; `None` stands for unset.
 pub type Lookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
@@ -99,9 +99,9 @@ pub enum WordError {
     /// More than [`MAX_DEPTH`] substitutions inside each other.
     #[error("substitutions are nested more than {MAX_DEPTH} deep")]
     TooDeep,
-    /// Long values are looked up or searched too often.
-    #[error("the expansion takes too long: long values are used too often")]
-    TooMuchWork,
+    /// The expansion handles more than [`MAX_WORK`].
+    #[error("the expansion takes too much work: the values are too long for so many uses of them")]
+    TooMuch,
     /// The result would be longer than allowed.
     #[error("the expanded text is longer than {0} bytes")]
     TooLong(usize),
@@ -249,6 +249,7 @@ struct Lexer<'t, 'e> {
     depth: usize,
     /// Offset of the last `$` that stands in no other substitution.
     dollar: usize,
+    /// What is left of [`MAX_WORK`].
     work: usize,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
@@ -297,7 +298,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
             env,
             depth: 0,
             dollar: 0,
-            work: 0,
+            work: MAX_WORK,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         }
@@ -494,18 +495,12 @@ impl<'t, 'e> Lexer<'t, 'e> {
             return Ok(String::new());
         };
         let pattern = pattern(&written)?;
-        let work = pattern.work(&value);
-        let trimmed = if modifier == '#' {
+        self.spend(pattern.work(&value))?;
+        Ok(if modifier == '#' {
             pattern.without_prefix(&value, longest)
         } else {
             pattern.without_suffix(&value, longest)
-        };
-        let trimmed = trimmed.map_err(|source| WordError::Pattern {
-            pattern: written,
-            source,
-        })?;
-        self.spend(work)?;
-        Ok(trimmed)
+        })
     }
 
     /// `${name/pattern/replacement}` and `${name//pattern/replacement}`.
@@ -521,15 +516,11 @@ impl<'t, 'e> Lexer<'t, 'e> {
             pattern(&written)?;
             return Ok(String::new());
         };
-        let limit = self.limit;
         let pattern = pattern(&written)?;
-        let replaced = pattern.replace(&value, &replacement, all, limit);
-        let replaced = replaced.map_err(|source| WordError::Pattern {
-            pattern: written,
-            source,
-        })?;
         self.spend(pattern.work(&value))?;
-        replaced.ok_or(WordError::TooLong(limit))
+        pattern
+            .replace(&value, &replacement, all, self.limit)
+            .ok_or(WordError::TooLong(self.limit))
     }
 
     /// Takes the name of a variable: letters, digits and `_`; or digits alone; or one of the
@@ -558,14 +549,6 @@ impl<'t, 'e> Lexer<'t, 'e> {
         name
     }
 
-    fn spend(&mut self, work: usize) -> Result<(), WordError> {
-        self.work = self.work.saturating_add(work);
-        if self.work > MAX_WORK {
-            return Err(WordError::TooMuchWork);
-        }
-        Ok(())
-    }
-
     fn value(&mut self, name: &str) -> Result<Option<String>, WordError> {
         let value = (self.env)(name);
         self.spend(value.as_ref().map_or(0, String::len))?;
@@ -577,6 +560,11 @@ impl<'t, 'e> Lexer<'t, 'e> {
             looked_up.insert(name.to_owned());
         }
         Ok(value)
+    }
+
+    fn spend(&mut self, work: usize) -> Result<(), WordError> {
+        self.work = self.work.checked_sub(work).ok_or(WordError::TooMuch)?;
+        Ok(())
     }
 }
 
