@@ -119,6 +119,7 @@ fn text() -> impl Strategy<Value = String> {
 /// Pieces of shell, so that random scripts come near to what rules look for.
 fn script() -> impl Strategy<Value = String> {
     let pieces = [
+        "apt-get install ",
         "apt-get ",
         "apt ",
         "install ",
@@ -223,6 +224,14 @@ proptest! {
             instruction.span.start <= span.start && span.end <= instruction.span.end
         });
         for warning in found {
+            for edit in &warning.fix {
+                let mut fixed = text.clone();
+                fixed.replace_range(edit.span.range(), &edit.text);
+                let again = parse(&fixed);
+                prop_assert!(again.is_ok(), "{edit:?} of {text:?}: {again:?}");
+                let count = |file: &Dockerfile| file.stages[0].instructions.len();
+                prop_assert_eq!(count(&again.unwrap()), count(&dockerfile));
+            }
             let base = warning.span == dockerfile.stages[0].base.span;
             prop_assert!(base || known(warning.span), "{warning:?} of {text:?}");
         }
