@@ -75,16 +75,67 @@ pub struct Position {
     pub column: u32,
 }
 
-/// Gives line and column of a byte offset; an offset behind the text stands for its end.
+/// Gives line and column of a byte offset; an offset behind the text stands for its end. It reads
+/// all that stands before: who asks more than once asks [`Lines`].
 #[must_use]
 pub fn position(text: &str, at: u32) -> Position {
-    let before = &text[..text.floor_char_boundary(at as usize)];
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-    let column = strip_bom(&before[line_start..]).chars().count() + 1;
-    Position {
-        line: offset(line),
-        column: offset(column),
+    Lines::new(text).position(at)
+}
+
+/// The lines of a text, found once for many questions.
+#[derive(Clone, Debug)]
+pub struct Lines<'t> {
+    text: &'t str,
+    /// Where each line starts.
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    /// Finds the lines of a text.
+    #[must_use]
+    pub fn new(text: &'t str) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let starts = std::iter::once(0).chain(ends.map(|(end, _)| end + 1));
+        let starts = starts.collect();
+        Self { text, starts }
+    }
+
+    /// Line and column of a byte offset; an offset behind the text stands for its end.
+    #[must_use]
+    pub fn position(&self, at: u32) -> Position {
+        let at = self.text.floor_char_boundary(at as usize);
+        let line = self.starts.partition_point(|start| *start <= at);
+        let start = self.start(line);
+        let column = strip_bom(&self.text[start..at]).chars().count() + 1;
+        Position {
+            line: offset(line),
+            column: offset(column),
+        }
+    }
+
+    /// The lines that a span touches, without the end of the last one, at most `limit` of them; and
+    /// where they start.
+    #[must_use]
+    pub fn around(&self, span: Span, limit: usize) -> (usize, &'t str) {
+        let line = |at: u32| {
+            let at = at as usize;
+            self.starts.partition_point(|start| *start <= at)
+        };
+        let first = line(span.start);
+        // A span that takes the end of a line with it does not touch the next one.
+        let last = line(span.end.saturating_sub(1).max(span.start));
+        let start = self.start(first);
+        let end = match self.starts.get(last.min(first + limit.max(1) - 1)) {
+            Some(next) => next - 1,
+            None => self.text.len(),
+        };
+        (start, self.text[start..end].trim_end_matches('\r'))
+    }
+
+    /// Where a line starts, counted from 1.
+    fn start(&self, line: usize) -> usize {
+        let index = line.saturating_sub(1);
+        self.starts.get(index).copied().unwrap_or_default()
     }
 }
 
@@ -134,6 +185,11 @@ impl<'t> PhysicalLine<'t> {
     pub(crate) fn span(&self) -> Span {
         Span::from_range(self.start..self.start + self.content().len())
     }
+
+    /// Where the line stands, with its end.
+    fn whole(&self) -> Span {
+        Span::from_range(self.start..self.start + self.raw.len())
+    }
 }
 
 /// One instruction as one line.
@@ -147,8 +203,10 @@ pub(crate) struct LogicalLine {
     start: usize,
     /// Its first and last physical line, from 1; skipped comments and blank lines count.
     pub(crate) lines: (u32, u32),
-    /// The blank line found inside, if any (A1.7).
-    pub(crate) empty_continuation: Option<Span>,
+    /// The blank lines found inside, with their ends (A1.7).
+    pub(crate) empty_continuations: Vec<Span>,
+    /// The line before blanks at its end were cut, where blank lines were found inside.
+    pub(crate) joined: Option<String>,
 }
 
 impl LogicalLine {
@@ -158,7 +216,8 @@ impl LogicalLine {
             pieces: Vec::new(),
             start,
             lines: (line, line),
-            empty_continuation: None,
+            empty_continuations: Vec::new(),
+            joined: None,
         }
     }
 
@@ -189,7 +248,8 @@ impl LogicalLine {
             pieces: Vec::new(),
             start: self.origin(from),
             lines: self.lines,
-            empty_continuation: None,
+            empty_continuations: Vec::new(),
+            joined: None,
         };
         tail.marked.push_str(&self.marked[from..]);
         tail.pieces.push((1, self.origin(from)));
@@ -349,13 +409,15 @@ impl<'t> Reader<'t> {
                     continue;
                 }
                 if content.trim().is_empty() {
-                    line.empty_continuation.get_or_insert(next.span());
+                    line.empty_continuations.push(next.whole());
                     continue;
                 }
                 let piece;
                 (piece, continued) = self.split_continuation(content);
                 line.push(piece, next.start);
             }
+            let blanks = !line.empty_continuations.is_empty();
+            line.joined = blanks.then(|| line.text().to_owned());
             line.marked.truncate(line.marked.trim_end().len());
             line.lines.1 = self.line;
             if was_continued || !line.text().is_empty() {
@@ -463,6 +525,21 @@ mod tests {
         assert_eq!(at("é"), Position { line: 1, column: 2 });
         assert_eq!(at("c"), Position { line: 2, column: 3 });
         assert_eq!(position(text, 999), Position { line: 3, column: 1 });
+    }
+
+    #[test]
+    fn finds_the_lines_around_a_place() {
+        let text = "one\r\ntwo\nthree\nfour";
+        let lines = Lines::new(text);
+        let around = |range, limit| lines.around(Span::from_range(range), limit);
+        assert_eq!(around(1..2, 9), (0, "one"));
+        assert_eq!(around(5..8, 9), (5, "two"));
+        assert_eq!(around(5..9, 9), (5, "two"), "the end belongs to its line");
+        assert_eq!(around(1..10, 9), (0, "one\r\ntwo\nthree"));
+        assert_eq!(around(1..19, 2), (0, "one\r\ntwo"));
+        assert_eq!(around(19..19, 9), (15, "four"));
+        assert_eq!(Lines::new("").around(Span::default(), 1), (0, ""));
+        assert_eq!(Lines::new("a\n").around(Span::from_range(2..2), 1), (2, ""));
     }
 
     #[test]

@@ -148,13 +148,7 @@ fn read_nodes(directives: Directives, mut reader: Reader<'_>) -> Syntax {
 }
 
 fn read_node(line: &LogicalLine, reader: &mut Reader<'_>, syntax: &mut Syntax) {
-    if let Some(blank) = line.empty_continuation {
-        let message = format!("Empty continuation line found in: {}", line.text());
-        let warning = Diagnostic::warning("NoEmptyContinuation", message, blank);
-        syntax
-            .warnings
-            .push(warning.with_hint("remove the blank line, or the continuation before it"));
-    }
+    syntax.warnings.extend(empty_continuation(line));
     let mut node = match node(line, 0) {
         Ok(node) => node,
         Err(error) => return syntax.errors.push(error),
@@ -163,6 +157,21 @@ fn read_node(line: &LogicalLine, reader: &mut Reader<'_>, syntax: &mut Syntax) {
         return syntax.errors.push(error);
     }
     syntax.nodes.push(node);
+}
+
+/// Warns once of all blank lines in an instruction (A1.7).
+fn empty_continuation(line: &LogicalLine) -> Option<Diagnostic> {
+    let first = line.empty_continuations.first()?;
+    let joined = line.joined.as_deref().unwrap_or_default();
+    let message = format!("Empty continuation line found in: {joined}");
+    let place = Span {
+        end: first.start,
+        ..*first
+    };
+    let warning = Diagnostic::warning("NoEmptyContinuation", message, place)
+        .with_hint("remove the blank line, or the continuation before it");
+    let blanks = line.empty_continuations.iter();
+    Some(blanks.fold(warning, |warning, blank| warning.with_edit(*blank, "")))
 }
 
 /// Parses one line.
@@ -505,6 +514,8 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
         span,
         lines: Vec::new(),
     };
+    // Not even quotes make it part of a word.
+    let mut has_angle = false;
     for part in pair.into_inner() {
         match part.as_rule() {
             Rule::fd if !part.as_str().is_empty() => {
@@ -512,12 +523,13 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
             }
             Rule::chomp => heredoc.chomp = !part.as_str().is_empty(),
             Rule::delimiter => {
+                has_angle = part.as_str().contains('<');
                 (heredoc.name, heredoc.expand) = unquote(part.as_str());
             }
             _ => {}
         }
     }
-    (!heredoc.name.is_empty()).then_some(heredoc)
+    (!heredoc.name.is_empty() && !has_angle).then_some(heredoc)
 }
 
 /// Takes the quotes off the word of a heredoc, and says whether there were none (A13.2).

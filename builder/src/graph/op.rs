@@ -128,6 +128,17 @@ pub struct CopyOp {
     pub keep_owner: bool,
 }
 
+impl CopyOp {
+    /// Whether the result depends on what is copied onto. With `--link` it does not (A11.9),
+    /// unless names of users are looked up there.
+    #[must_use]
+    pub fn reads_root(&self) -> bool {
+        let known = |id: &str| id == "root" || id.parse::<u32>().is_ok();
+        let names = |owner: &String| !owner.split(':').all(known);
+        !self.link || self.chown.as_ref().is_some_and(names)
+    }
+}
+
 /// One source of a [`CopyOp`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum CopySource {

@@ -10,6 +10,7 @@
 //! - `from` starts a stage, `stage` walks its instructions, `run`, `mounts`, `copy` and `meta`
 //!   lower them, `history` words them;
 //! - `onbuild` reads triggers, `frontend` judges `# syntax=`, `advice` holds lints of their own size;
+//! - `outline` tells what a Dockerfile takes and offers, without lowering it;
 //! - `expose`, `signal`, `chmod` and `path` are small languages of their own.
 
 mod advice;
@@ -24,6 +25,7 @@ mod meta;
 mod mounts;
 mod onbuild;
 mod options;
+mod outline;
 mod path;
 mod plan;
 mod run;
@@ -41,6 +43,7 @@ use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 pub use options::{BaseImage, BaseImages, LowerOptions};
+pub use outline::{Argument, Need, Outline, Target, outline, targets};
 pub use plan::{HistoryEntry, Plan, Wanted};
 
 use crate::graph::Graph;

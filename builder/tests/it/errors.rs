@@ -40,18 +40,18 @@ fn a_missing_dockerfile_or_context_is_named() {
         (
             &["empty"],
             format!(
-                "error: failed to read dockerfile: open empty/Dockerfile: No such file or directory\n{hint}"
+                "error: failed to read dockerfile: open empty/Dockerfile: no such file or directory\n{hint}"
             ),
         ),
         (
             &["-f", "other", "empty"],
             format!(
-                "error: failed to read dockerfile: open other: No such file or directory\n{hint}"
+                "error: failed to read dockerfile: open other: no such file or directory\n{hint}"
             ),
         ),
         (
             &["folder"],
-            "error: failed to read dockerfile: open folder/Dockerfile: Is a directory\n".to_owned(),
+            "error: failed to read dockerfile: open folder/Dockerfile: is a directory\n".to_owned(),
         ),
         (
             &["nowhere"],
@@ -76,23 +76,31 @@ fn mistakes_in_the_dockerfile_are_shown_where_they_are() {
         &[
             (
                 "FROM busybox\nRUNN echo hi\n",
-                "Dockerfile:2:1: error: unknown instruction: RUNN\n  \
-                 |\n2 | RUNN echo hi\n  | ^^^^\nhint: did you mean RUN?\n",
+                "Dockerfile:2:1: unknown instruction: RUNN, did you mean RUN?\n  \
+                 |\n2 | RUNN echo hi\n  | ^^^^\n",
             ),
             (
                 "FROM busybox\nRUN --mont=type=tmpfs,target=/x true\nCOPY --form=x a b\n",
-                "Dockerfile:2:5: error: unknown flag: --mont\n  \
-                 |\n2 | RUN --mont=type=tmpfs,target=/x true\n  |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^\n\
-                 hint: did you mean --mount?\n\
-                 Dockerfile:3:6: error: unknown flag: --form\n  \
-                 |\n3 | COPY --form=x a b\n  |      ^^^^^^^^\nhint: did you mean --from?\n",
+                "Dockerfile:2:5: unknown flag: --mont for RUN, did you mean --mount?\n  \
+                 |\n2 | RUN --mont=type=tmpfs,target=/x true\n  |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^\n\n\
+                 Dockerfile:3:6: unknown flag: --form for COPY, did you mean --from?\n  \
+                 |\n3 | COPY --form=x a b\n  |      ^^^^^^^^\n\n2 errors found\n",
+            ),
+            (
+                "# check=error=true\nFROM busybox as a\n",
+                "1 warning found:\n\n\
+                 WARNING: FromAsCasing - https://docs.docker.com/go/dockerfile/rule/from-as-casing/\n\
+                 'as' and 'FROM' keywords' casing do not match\n\
+                 Dockerfile:2:14\n  |\n2 | FROM busybox as a\n  |              ^^\n\n\
+                 Dockerfile:1:9: lint violation found for rules: FromAsCasing\n  \
+                 |\n1 | # check=error=true\n  |         ^^^^^^^^^^\n",
             ),
             (
                 "RUN true\n",
-                "Dockerfile:1:1: error: no build stage in current context\n  \
+                "Dockerfile:1:1: no build stage in current context\n  \
                  |\n1 | RUN true\n  | ^^^^^^^^\nhint: only ARG can stand before the first FROM\n",
             ),
-            ("", "Dockerfile: error: the Dockerfile cannot be empty\n"),
+            ("", "Dockerfile: the Dockerfile cannot be empty\n"),
         ],
     );
 }
@@ -146,7 +154,7 @@ fn a_misspelt_stage_is_recognised() {
         .failure(1);
     assert_eq!(
         target.stderr,
-        "Dockerfile: error: target stage \"biuld\" could not be found (did you mean build?)\n"
+        "Dockerfile: target stage \"biuld\" could not be found (did you mean build?)\n"
     );
     for (line, place) in [("COPY --from=biuld /a /b", "3:13"), ("FROM biuld", "3:6")] {
         let output = env
@@ -287,7 +295,7 @@ fn a_registry_out_of_reach_is_the_environment_s_failure() {
     let address = format!("127.0.0.1:{}", free_port());
     let name = format!("{address}/some/app:1");
     env.kiln(["tag", "busybox", &name]).success();
-    let cannot = format!("cannot connect to `http://{address}/v2/`: Connection refused\n");
+    let cannot = format!("cannot connect to `http://{address}/v2/`: connection refused\n");
     let hint = format!(
         "hint: nothing listens at `http://{address}/v2/`: is the server running, and the port right?\n"
     );

@@ -6,6 +6,12 @@ use crate::ast::{Dockerfile, Instruction, Kind, Stage};
 use crate::diagnostic::Diagnostic;
 use crate::source::{Span, Spanned, comments_above};
 use crate::syntax::{self, Node, keyword};
+use crate::word;
+
+use super::pair;
+
+/// The label that took the place of `MAINTAINER`.
+const AUTHORS: &str = "org.opencontainers.image.authors";
 
 /// Names that stand for something else where a stage can be named.
 const RESERVED: [&str; 2] = ["context", "scratch"];
@@ -35,13 +41,13 @@ pub fn lint(text: &str, file: &Dockerfile) -> Vec<Diagnostic> {
         casing(&syntax.nodes, &mut found);
         for node in &syntax.nodes {
             from_casing(node, &mut found);
-            key_values(node, &mut found);
+            key_values(text, file.directives.escape, node, &mut found);
         }
     }
     stage_names(text, file, &mut found);
     descriptions(text, file, &mut found);
     for instruction in instructions(file) {
-        maintainer(instruction, &mut found);
+        maintainer(text, file.directives.escape, instruction, &mut found);
         secrets(instruction, &mut found);
     }
     for stage in &file.stages {
@@ -153,26 +159,38 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
 }
 
 /// `MaintainerDeprecated`.
-fn maintainer(instruction: &Instruction, found: &mut Vec<Diagnostic>) {
+fn maintainer(text: &str, escape: char, instruction: &Instruction, found: &mut Vec<Diagnostic>) {
     if let Kind::Maintainer(author) = &instruction.kind {
         let message = "Maintainer instruction is deprecated in favor of using label";
-        let label = format!(
-            "LABEL org.opencontainers.image.authors={}",
-            quote(&author.value)
-        );
-        found.push(
-            Diagnostic::warning("MaintainerDeprecated", message, instruction.keyword.span)
-                .with_edit(instruction.span, label),
-        );
+        let span = instruction.keyword.span;
+        let warning = Diagnostic::warning("MaintainerDeprecated", message, span);
+        found.push(match label(text, escape, instruction, &author.value) {
+            Some(label) => warning.with_edit(instruction.span, label),
+            None => warning,
+        });
     }
 }
 
+/// The label that says what a `MAINTAINER` did. One that goes over several lines takes a person,
+/// since there may be comments between them.
+fn label(text: &str, escape: char, instruction: &Instruction, author: &str) -> Option<String> {
+    let whole = text.get(instruction.span.range())?;
+    let value = quote(author, escape);
+    let expanded = word::expand(&value, escape, &|_| None).ok()?;
+    if whole.contains('\n') || expanded.text != author {
+        return None;
+    }
+    let upper = instruction.keyword.value != instruction.keyword.value.to_lowercase();
+    let keyword = if upper { "LABEL" } else { "label" };
+    Some(format!("{keyword} {AUTHORS}={value}"))
+}
+
 /// A text in double quotes, so that expansion gives it back.
-fn quote(text: &str) -> String {
+fn quote(text: &str, escape: char) -> String {
     let mut quoted = String::from('"');
     for letter in text.chars() {
-        if matches!(letter, '"' | '$' | '\\') {
-            quoted.push('\\');
+        if matches!(letter, '"' | '$') || letter == escape {
+            quoted.push(escape);
         }
         quoted.push(letter);
     }
@@ -181,9 +199,15 @@ fn quote(text: &str) -> String {
 }
 
 /// `LegacyKeyValueFormat`.
-fn key_values(node: &Node, found: &mut Vec<Diagnostic>) {
+fn key_values(text: &str, escape: char, node: &Node, found: &mut Vec<Diagnostic>) {
     if let Some(sub) = &node.sub {
-        return key_values(sub, found);
+        let known = found.len();
+        key_values(text, escape, sub, found);
+        // The image that keeps the trigger does not say which escape character it was written with.
+        for warning in found.iter_mut().skip(known).filter(|_| escape != '\\') {
+            warning.fix.clear();
+        }
+        return;
     }
     let ("env" | "label", [key, value, sign]) = (keyword(node), node.args.as_slice()) else {
         return;
@@ -196,7 +220,11 @@ fn key_values(node: &Node, found: &mut Vec<Diagnostic>) {
         "\"{name} key=value\" should be used instead of legacy \"{name} key value\" format"
     );
     let span = key.span.join(value.span);
-    found.push(Diagnostic::warning("LegacyKeyValueFormat", message, span));
+    let mut warning = Diagnostic::warning("LegacyKeyValueFormat", message, span);
+    if let Some(edits) = pair::edits(text, escape, key, value) {
+        warning.fix = edits;
+    }
+    found.push(warning);
 }
 
 /// `SecretsUsedInArgOrEnv`.

@@ -51,6 +51,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
     Build(BuildArgs),
+    /// Check a Dockerfile without building it
+    Check(CheckArgs),
     /// List images
     Images(ImagesArgs),
     /// Give an image another name
@@ -147,9 +149,92 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_enum, env = "BUILDKIT_PROGRESS", default_value_t = ProgressArg::Auto)]
     pub(crate) progress: ProgressArg,
 
+    /// Ask instead of building: METHOD[,format=json][,ignorestatus=true], where METHOD is build, check,
+    /// outline, targets or subrequests.describe
+    #[arg(
+        long,
+        value_name = "METHOD",
+        default_value = "build",
+        hide_default_value = true
+    )]
+    pub(crate) call: String,
+
+    /// Check the Dockerfile by docker's rules instead of building, as --call=check
+    #[arg(long, conflicts_with = "call")]
+    pub(crate) check: bool,
+
     /// Folder of the build context
     #[arg(value_name = "CONTEXT")]
     pub(crate) context: PathBuf,
+}
+
+/// `kiln check`
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = CheckFormat::Text)]
+    pub(crate) format: CheckFormat,
+
+    /// Fix what can be fixed without a person, in the file; with `-f -` on standard output
+    #[arg(long)]
+    pub(crate) fix: bool,
+
+    /// Show what --fix would change, as a unified diff
+    #[arg(long, requires = "fix")]
+    pub(crate) dry_run: bool,
+
+    /// Rules to leave out, RULE[,RULE], or all; may be repeated
+    #[arg(long, value_name = "RULES")]
+    pub(crate) skip: Vec<String>,
+
+    /// Rules to look at that are off by default, RULE[,RULE], or all; may be repeated
+    #[arg(long, value_name = "RULES")]
+    pub(crate) enable: Vec<String>,
+
+    /// Fail when there are warnings
+    #[arg(long)]
+    pub(crate) error: bool,
+
+    /// Look at what this stage needs [default: all stages]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+
+    /// Value of an ARG; a name alone takes it from the environment; may be repeated
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub(crate) build_args: Vec<String>,
+
+    /// Platform to look at it for, OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+
+    /// Show the page of a rule: what is bad, what is good, and why
+    #[arg(long, value_name = "RULE", conflicts_with_all = ["list", "fix"])]
+    pub(crate) explain: Option<String>,
+
+    /// List all rules
+    #[arg(long, conflicts_with = "fix")]
+    pub(crate) list: bool,
+
+    /// Folder of the build context
+    #[arg(value_name = "CONTEXT", default_value = ".")]
+    pub(crate) context: PathBuf,
+}
+
+/// Forms of the report of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CheckFormat {
+    /// For people
+    Text,
+    /// docker's JSON
+    Json,
+    /// SARIF 2.1.0, for code hosts and editors
+    Sarif,
+    /// Annotations of GitHub Actions
+    Github,
 }
 
 /// Networks of `RUN` steps.

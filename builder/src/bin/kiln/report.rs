@@ -7,12 +7,14 @@ use kiln_builder::pipeline::{BuildError, Source};
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::step::StepError;
 use kiln_builder::store::StoreError;
+use kiln_grammar::diagnostic::{Diagnostic, Severity};
 use kiln_grammar::source::Span;
 use kiln_registry::blob::BlobError;
 use kiln_registry::client::ClientError;
 
 use crate::hint;
-use crate::render::{self, excerpt, text};
+use crate::render::excerpt::Excerpts;
+use crate::render::{self, text};
 
 /// The build failed, or an image is not there: what docker says 1 to.
 const FAILED: u8 = 1;
@@ -59,13 +61,40 @@ pub(crate) struct NotPushed {
 
 /// Prints what clap found, on the right stream.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    // A closed stream is nobody's failure.
-    drop(error.print());
+    match requires(error) {
+        Some(text) => render::err(text.trim_end()),
+        // A closed stream is nobody's failure.
+        None => drop(error.print()),
+    }
     if error.use_stderr() {
         ExitCode::from(USAGE)
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// Missing arguments in the words that docker's users know (A18.1).
+fn requires(error: &clap::Error) -> Option<String> {
+    let text = error.render().to_string();
+    let said = "the following required arguments were not provided:";
+    let (start, rest) = text.split_once(said)?;
+    let (missing, usage) = rest.split_once("\n\n")?;
+    let missing: Vec<&str> = missing.split_whitespace().collect();
+    let verb = usage.strip_prefix("Usage: ")?.split(' ');
+    let verb: Vec<&str> = verb
+        .take_while(|word| !word.starts_with(['-', '<', '[']))
+        .collect();
+    let (count, verb) = (missing.len(), verb.join(" "));
+    let least = if text.contains("...") {
+        "at least "
+    } else {
+        ""
+    };
+    let plural = if count == 1 { "" } else { "s" };
+    let missing = missing.join(" ");
+    Some(format!(
+        "{start}\"{verb}\" requires {least}{count} argument{plural}: {missing}\n\n{usage}"
+    ))
 }
 
 /// Says that kiln itself is at fault, and where; not what was being worked on, which may be secret.
@@ -91,9 +120,14 @@ pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
             source_file,
             diagnostics,
         }) => {
-            for diagnostic in diagnostics {
-                render::err(&excerpt::render(source_file, diagnostic));
+            let warning = |one: &Diagnostic| one.severity == Severity::Warning;
+            let (warnings, errors): (Vec<_>, Vec<_>) =
+                diagnostics.iter().cloned().partition(warning);
+            let excerpts = Excerpts::of(source_file);
+            if !warnings.is_empty() {
+                render::err(&format!("{}\n", excerpts.warnings(&warnings)));
             }
+            render::err(&excerpts.errors(&errors));
         }
         Some(BuildError::Step {
             name,
@@ -135,7 +169,7 @@ fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
 /// Shows the place in the Dockerfile.
 fn at((source, span): &(Source, Option<Span>)) {
     if let Some(span) = span {
-        render::err(&excerpt::place(source, *span));
+        render::err(&Excerpts::of(source).place(*span));
     }
 }
 
@@ -169,14 +203,18 @@ fn sources(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// An error's text without the number that Rust puts behind the system's messages.
+/// An error's text without the number that Rust puts behind the system's messages, and those in
+/// lower case as docker's users know them (A18.1).
 fn plain(error: &(dyn std::error::Error + 'static)) -> String {
-    let text = error.to_string();
-    let number = text.rfind(" (os error ").filter(|_| text.ends_with(')'));
-    match number {
-        Some(start) => text[..start].to_owned(),
-        None => text,
+    let mut text = error.to_string();
+    if let Some(end) = text.rfind(" (os error ").filter(|_| text.ends_with(')')) {
+        text.truncate(end);
+        let start = text.rfind(": ").map_or(0, |colon| colon + 2);
+        if let Some(first) = text.get_mut(start..=start) {
+            first.make_ascii_lowercase();
+        }
     }
+    text
 }
 
 /// The exit code of an error.

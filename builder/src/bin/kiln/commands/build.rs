@@ -1,7 +1,7 @@
 //! `kiln build`
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,12 +12,14 @@ use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time}
 use kiln_builder::runtime::Cancel;
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::step::Settings;
+use kiln_grammar::syntax::MAX_SIZE;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::{Setup, block_on, platform, push};
+use super::{Setup, block_on, call, platform, push};
 use crate::args::{BuildArgs, NetworkArg};
-use crate::render::{self, excerpt};
+use crate::render;
+use crate::render::excerpt::Excerpts;
 use crate::report::{NotPushed, UsageError};
 
 /// Where systems keep the bundle of certificate authorities that they trust.
@@ -38,6 +40,9 @@ const PROXIES: [&str; 5] = [
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let request = request(args)?;
+    if let Some(call) = call::of(args)? {
+        return call::run(setup, &call, request, args);
+    }
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
@@ -98,15 +103,9 @@ fn remove(file: &Path) -> anyhow::Result<()> {
 }
 
 fn warnings(outcome: &Outcome) {
-    let count = outcome.warnings.len();
-    if count > 0 {
-        render::err(&format!(
-            "{count} warning{} found:",
-            if count == 1 { "" } else { "s" }
-        ));
-    }
-    for warning in &outcome.warnings {
-        render::err(&excerpt::render(&outcome.source, warning));
+    if !outcome.warnings.is_empty() {
+        let excerpts = Excerpts::of(&outcome.source);
+        render::err(&format!("{}\n", excerpts.warnings(&outcome.warnings)));
     }
 }
 
@@ -159,7 +158,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
 }
 
 /// The context's folder; other kinds of contexts are named in the refusal.
-fn context(path: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn context(path: &Path) -> anyhow::Result<PathBuf> {
     let text = path.to_string_lossy();
     if text == "-" {
         return Err(UsageError::new(
@@ -177,14 +176,22 @@ fn context(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-fn dockerfile(file: Option<&Path>) -> anyhow::Result<DockerfileFrom> {
+pub(super) fn dockerfile(file: Option<&Path>) -> anyhow::Result<DockerfileFrom> {
     match file {
         None => Ok(DockerfileFrom::Context),
         Some(path) if path == "-" => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("reading the Dockerfile from standard input")?;
+            // One byte more than a Dockerfile may have: then it is refused as too large.
+            let mut bytes = Vec::new();
+            let mut stdin = std::io::stdin().take(MAX_SIZE as u64 + 1);
+            let read = stdin.read_to_end(&mut bytes).map(drop);
+            let text = read.and_then(|()| match String::from_utf8(bytes) {
+                Ok(text) => Ok(text),
+                Err(error) if error.as_bytes().len() > MAX_SIZE => {
+                    Ok(String::from_utf8_lossy(error.as_bytes()).into_owned())
+                }
+                Err(error) => Err(std::io::Error::new(ErrorKind::InvalidData, error)),
+            });
+            let text = text.context("reading the Dockerfile from standard input")?;
             Ok(DockerfileFrom::Text(text))
         }
         Some(path) => Ok(DockerfileFrom::Path(path.to_owned())),
@@ -208,7 +215,7 @@ fn tag(text: &str) -> anyhow::Result<Reference> {
 }
 
 /// `NAME=VALUE`, or `NAME` for the environment's value (A6.8).
-fn build_arg(text: &str) -> anyhow::Result<(String, Option<String>)> {
+pub(super) fn build_arg(text: &str) -> anyhow::Result<(String, Option<String>)> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, std::env::var(text).ok()),

@@ -1,7 +1,10 @@
 //! One file per verb: each reads its arguments, calls the library, and prints the result.
 
 mod build;
+mod call;
+mod check;
 mod debug;
+mod fix;
 mod history;
 mod images;
 mod inspect;
@@ -87,6 +90,7 @@ impl Setup {
 pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Build(args) => build::run(setup, &args),
+        Command::Check(args) => check::run(setup, &args),
         Command::Images(args) => images::run(setup, &args),
         Command::Tag(args) => tag::run(setup, &args),
         Command::Rmi(args) => rmi::run(setup, &args),

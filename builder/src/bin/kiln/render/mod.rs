@@ -1,5 +1,8 @@
 //! What people see.
 
+pub(crate) mod call;
+pub(crate) mod check;
+pub(crate) mod diff;
 pub(crate) mod excerpt;
 pub(crate) mod plain;
 pub(crate) mod table;
@@ -16,6 +19,16 @@ use crate::args::ProgressArg;
 /// Prints data: one line on standard output. Whoever closed it wants no more.
 pub(crate) fn out(line: &str) {
     drop(writeln!(io::stdout().lock(), "{line}"));
+}
+
+/// Prints data as it is.
+pub(crate) fn out_raw(text: &str) {
+    let mut stdout = io::stdout().lock();
+    drop(
+        stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush()),
+    );
 }
 
 /// Prints a line for people, on standard error.

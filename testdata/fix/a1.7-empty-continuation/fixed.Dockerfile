@@ -1,0 +1,10 @@
+FROM alpine
+RUN a \
+    # comment
+    b
+RUN <<E
+a \
+
+b
+E
+RUN c \

@@ -1,0 +1,4 @@
+FROM alpine
+MAINTAINER Ann \
+# who
+  A

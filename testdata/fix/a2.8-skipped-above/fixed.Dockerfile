@@ -1,0 +1,4 @@
+FROM alpine AS a
+# check=skip=LegacyKeyValueFormat
+ENV a b
+ENV c=d

@@ -1,0 +1,6 @@
+FROM alpine
+
+
+  # text  
+  RUN a \
+  b   
