@@ -11,6 +11,7 @@ mod checks;
 use std::path::Path;
 
 use checks::seeds::{TARGETS, seeds};
+use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::dockerignore::{self, IgnoreError, IgnoreFile};
 use kiln_grammar::lint;
 use kiln_grammar::source::Span;
@@ -171,6 +172,7 @@ fn naive_excludes(lines: &[String], path: &str) -> bool {
 /// Pieces of shell, so that random scripts come near to what rules look for.
 fn script() -> impl Strategy<Value = String> {
     let pieces = [
+        "apt-get install ",
         "apt-get ",
         "apt ",
         "install ",
@@ -255,6 +257,14 @@ proptest! {
             instruction.span.start <= span.start && span.end <= instruction.span.end
         });
         for warning in lint::practices(&text, &dockerfile) {
+            for edit in &warning.fix {
+                let mut fixed = text.clone();
+                fixed.replace_range(edit.span.range(), &edit.text);
+                let again = parse(&fixed);
+                prop_assert!(again.is_ok(), "{edit:?} of {text:?}: {again:?}");
+                let count = |file: &Dockerfile| file.stages[0].instructions.len();
+                prop_assert_eq!(count(&again.unwrap()), count(&dockerfile));
+            }
             let base = warning.span == dockerfile.stages[0].base.span;
             prop_assert!(base || known(warning.span), "{warning:?} of {text:?}");
         }

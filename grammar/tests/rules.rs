@@ -11,10 +11,10 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kiln_grammar::diagnostic::{Diagnostic, Edit};
-use kiln_grammar::lint::{self, Rule, Set, Settings};
+use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::lint::{self, Looked, Rule, Set, Settings, fix_all};
 use kiln_grammar::parse;
-use kiln_grammar::source::{Span, position};
+use kiln_grammar::source::position;
 
 /// Rules that need the values of variables, base images or options: builder's tests see to them.
 const PLANNED: [&str; 14] = [
@@ -59,25 +59,6 @@ fn findings(text: &str, enable: &str) -> Vec<Diagnostic> {
     settings.filter(text, &file, found)
 }
 
-/// The text with its edits made, last to first. Of two rules that change one place the first one
-/// does, and the other the next time.
-fn fix(text: &str, found: &[Diagnostic]) -> String {
-    let mut edits: Vec<&Edit> = Vec::new();
-    for edit in found.iter().flat_map(|finding| &finding.fix) {
-        let Span { start, end } = edit.span;
-        let apart = |other: &&Edit| end <= other.span.start || other.span.end <= start;
-        if edits.iter().all(apart) {
-            edits.push(edit);
-        }
-    }
-    edits.sort_by_key(|edit| std::cmp::Reverse((edit.span.start, edit.span.end)));
-    let mut fixed = text.to_owned();
-    for edit in edits {
-        fixed.replace_range(edit.span.range(), &edit.text);
-    }
-    fixed
-}
-
 /// Findings as the cases hold them.
 fn show(text: &str, found: &[Diagnostic]) -> String {
     let mut out = String::new();
@@ -90,11 +71,11 @@ fn show(text: &str, found: &[Diagnostic]) -> String {
             writeln!(out, "    hint: {hint}").unwrap();
         }
     }
-    let mut mended = fix(text, found);
-    for _ in 0..3 {
-        mended = fix(&mended, &findings(&mended, ""));
-    }
-    if mended != text && found.iter().any(|finding| !finding.fix.is_empty()) {
+    if found.iter().any(|finding| !finding.fix.is_empty()) {
+        let mended = fix_all(text, &mut |text| Looked {
+            errors: 0,
+            warnings: findings(text, ""),
+        });
         let again = findings(&mended, "");
         let left = again.iter().find(|finding| !finding.fix.is_empty());
         assert!(left.is_none(), "{left:?} is not fixed:\n{mended}");

@@ -8,6 +8,9 @@
 //!
 //! A rule is on by default only where it is nearly always right; what depends on taste is off. An
 //! edit changes nothing but what its rule is about.
+//!
+//! A new rule is a row in the table of rules, a page in `docs/rules` with its row in the index, and
+//! cases in `testdata/lint`, above all of what it must leave alone. `tests/rules.rs` asks for them.
 
 mod apt;
 mod call;

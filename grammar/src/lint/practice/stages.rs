@@ -7,8 +7,9 @@ use super::script::{self, Script, Shell};
 use crate::ast::{Dockerfile, Instruction, Kind, Run, Stage};
 use crate::source::Span;
 
-/// How many bytes of scripts are read; what comes after is not looked at.
-const MAX_SCRIPTS: usize = 1 << 20;
+/// How many bytes of `RUN` instructions are read, more than any file has that a person wrote; what comes
+/// after is not looked at.
+const MAX_SCRIPTS: usize = 256 << 10;
 
 /// A stage.
 #[derive(Debug)]
