@@ -205,6 +205,8 @@ pub(crate) struct LogicalLine {
     pub(crate) lines: (u32, u32),
     /// The blank lines found inside, with their ends (A1.7).
     pub(crate) empty_continuations: Vec<Span>,
+    /// The line before blanks at its end were cut, where blank lines were found inside.
+    pub(crate) joined: Option<String>,
 }
 
 impl LogicalLine {
@@ -215,6 +217,7 @@ impl LogicalLine {
             start,
             lines: (line, line),
             empty_continuations: Vec::new(),
+            joined: None,
         }
     }
 
@@ -246,6 +249,7 @@ impl LogicalLine {
             start: self.origin(from),
             lines: self.lines,
             empty_continuations: Vec::new(),
+            joined: None,
         };
         tail.marked.push_str(&self.marked[from..]);
         tail.pieces.push((1, self.origin(from)));
@@ -412,6 +416,8 @@ impl<'t> Reader<'t> {
                 (piece, continued) = self.split_continuation(content);
                 line.push(piece, next.start);
             }
+            let blanks = !line.empty_continuations.is_empty();
+            line.joined = blanks.then(|| line.text().to_owned());
             line.marked.truncate(line.marked.trim_end().len());
             line.lines.1 = self.line;
             if was_continued || !line.text().is_empty() {

@@ -44,8 +44,13 @@ fn check_nodes(text: &str, nodes: &[syntax::Node]) {
                 .iter()
                 .for_each(|value| check_span(text, value.span));
         }
+        let (first, last) = node.lines;
+        let lines = text.split('\n').count();
+        assert!(1 <= first && first <= last && last as usize <= lines);
         for heredoc in &node.heredocs {
             check_span(text, heredoc.span);
+            // A body stands in the file as it is, on the lines of its instruction.
+            assert!(text.contains(&heredoc.content) && first < last);
         }
         if let Some(sub) = &node.sub {
             check_nodes(text, std::slice::from_ref(sub));
@@ -278,6 +283,7 @@ proptest! {
         }
         let verdict = file.check(&state, path.as_bytes());
         prop_assert_eq!(verdict, file.verdict(path.as_bytes()));
+        prop_assert_eq!(verdict.excluded, file.excludes_text(&path));
         prop_assert!(!pruned || verdict.excluded, "a walk would have missed {}", path);
     }
 }

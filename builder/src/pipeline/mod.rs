@@ -371,17 +371,24 @@ fn read_dockerfile(
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = read_bytes(path)?;
+    String::from_utf8(bytes).map_err(|_| {
+        let message = "the file is not UTF-8";
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
     if file.metadata()?.is_dir() {
         return Err(rustix::io::Errno::ISDIR.into());
     }
-    let mut text = String::new();
-    if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64
-        == DOCKERFILE_LIMIT
-    {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut bytes)?;
+    if bytes.len() as u64 == DOCKERFILE_LIMIT {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// The ignore file beside the Dockerfile, else that of the context (A14.1).
@@ -402,11 +409,13 @@ fn read_ignore_file(
     let Some(path) = ignore_file(dockerfile, context) else {
         return Ok(None);
     };
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    let bytes = match read_bytes(&path) {
+        Ok(bytes) => bytes,
         Err(source) => return Err(BuildError::NoIgnoreFile { path, source }),
     };
-    let parsed = IgnoreFile::parse(&text);
+    // A name that is no text is matched as if its odd bytes were the replacement character, so the
+    // pattern for it may be read like that too.
+    let parsed = IgnoreFile::parse(&String::from_utf8_lossy(&bytes));
     let parsed = parsed.map_err(|source| BuildError::IgnoreFile { path, source })?;
     Ok(Some(parsed))
 }
