@@ -133,7 +133,8 @@ impl CopyOp {
     /// unless names of users are looked up there.
     #[must_use]
     pub fn reads_root(&self) -> bool {
-        let known = |id: &str| id == "root" || id.parse::<u32>().is_ok();
+        let number = |id: &str| id.parse().is_ok_and(|id: u32| id < u32::MAX);
+        let known = |id: &str| id == "root" || number(id);
         let names = |owner: &String| !owner.split(':').all(known);
         !self.link || self.chown.as_ref().is_some_and(names)
     }

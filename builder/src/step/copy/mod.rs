@@ -185,9 +185,13 @@ impl CopyError {
                 "remove the directory in a step before, or choose another destination".to_owned(),
             ),
             Self::Owner {
-                source: UserError::NoUser(_) | UserError::NoGroup(_),
+                source: UserError::NoUser(name) | UserError::NoGroup(name),
                 ..
-            } => Some("add it to the image in a step before, or give a number".to_owned()),
+            } => Some(if name.bytes().all(|byte| byte.is_ascii_digit()) {
+                format!("the largest number of a user or group is {}", u32::MAX - 1)
+            } else {
+                "add it to the image in a step before, or give a number".to_owned()
+            }),
             _ => None,
         }
     }

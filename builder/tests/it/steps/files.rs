@@ -6,8 +6,9 @@
 //!
 //! Kinds: `file`, `dir`, `symlink`, `hardlink` (TARGET is a path in the context), `fifo`, `socket`,
 //! `char` and `block` (`device=MAJOR:MINOR`), `tar` (indented lines below are its entries), and
-//! `remove`. Names: `mode` (octal), `owner` (`UID:GID`), `mtime` (seconds since 1970), `size` (of a
-//! file of zeros), `compress` (`gz`, `bz2`, `xz` or `zst`), and any other is an extended attribute.
+//! `remove`. Names: `mode` (octal), `owner` (`UID:GID`), `mtime` (seconds since 1970), `size` (to
+//! which a file is cut, or filled with zeros), `compress` (`gz`, `bz2`, `xz` or `zst`), and any
+//! other is an extended attribute.
 //! A path may be in double quotes; CONTENT and attributes know `\n`, `\t`, `\\`, `\0` to `\2`.
 
 use std::collections::BTreeMap;
@@ -108,10 +109,6 @@ impl Context {
             "file" => {
                 let file = fs::File::create(&path).unwrap();
                 compress(line.compress.as_deref(), &line.content, file);
-                if let Some(size) = line.size {
-                    let file = fs::File::options().write(true).open(&path).unwrap();
-                    file.set_len(size).unwrap();
-                }
             }
             "dir" => fs::create_dir_all(&path).unwrap(),
             "symlink" => symlink(&line.target, &path).unwrap(),
@@ -125,6 +122,10 @@ impl Context {
                 compress(line.compress.as_deref(), &archive(&line.below), file);
             }
             kind => panic!("`{kind}` is no kind of file"),
+        }
+        if let Some(size) = line.size {
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_len(size).unwrap();
         }
         if let Some((uid, gid)) = line.owner {
             std::os::unix::fs::lchown(&path, Some(uid), Some(gid)).unwrap();
