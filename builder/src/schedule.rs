@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt as _;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all, try_join};
 use futures_util::stream::FuturesUnordered;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::cache::{CacheKey, content_key, definition_key};
 use crate::event::Event;
-use crate::graph::{Graph, ImageOp, Op, VertexId};
+use crate::graph::{Graph, ImageOp, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{self, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
@@ -66,7 +66,10 @@ type Seal = JoinHandle<Result<(DiffId, u64), StepError>>;
 /// What is known of a vertex before anything runs.
 #[derive(Clone, Debug)]
 struct Defined {
+    /// Names its layer.
     key: CacheKey,
+    /// Names its layer and those below, for what stands on it. They differ with `--link` only.
+    stack: CacheKey,
     /// The files it copies, where they are known already, and their digest.
     selected: Option<(Arc<Selections>, Digest)>,
 }
@@ -200,28 +203,33 @@ impl Schedule {
         let keys: Vec<CacheKey> = vertex
             .inputs
             .iter()
-            .map(|input| self.defined[input].key)
+            .map(|input| self.defined[input].stack)
             .collect();
         let local =
             |input: &VertexId| matches!(self.graph.vertex(*input).op, Op::Context | Op::Fetch(_));
-        match &vertex.op {
+        // What is selected in local files stands for them; other inputs have keys.
+        let (inputs, selected) = match &vertex.op {
             Op::Copy(_) if vertex.inputs[1..].iter().all(local) => {
                 let stacks = vertex.inputs[1..]
                     .iter()
                     .map(|input| self.finished(*input))
                     .collect();
-                let (selections, digest) = self.select(id, stacks).await?;
-                let key = definition_key(vertex, &keys[..1], Some(&digest));
-                Ok(Defined {
-                    key,
-                    selected: Some((selections, digest)),
-                })
+                (&keys[..1], Some(self.select(id, stacks).await?))
             }
-            _ => Ok(Defined {
-                key: definition_key(vertex, &keys, None),
-                selected: None,
-            }),
-        }
+            _ => (&keys[..], None),
+        };
+        let digest = selected.as_ref().map(|(_, digest)| digest);
+        let stack = definition_key(vertex, inputs, digest);
+        let key = if reads_root(vertex) {
+            stack
+        } else {
+            definition_key(vertex, &inputs[1..], digest)
+        };
+        Ok(Defined {
+            key,
+            stack,
+            selected,
+        })
     }
 
     /// The result of a vertex that has one already; nothing for the context.
@@ -314,10 +322,18 @@ impl Schedule {
             self.start_seal(id, &layer).await;
             return Ok(root.with(layer));
         }
-        let mut stacks = join_all(vertex.inputs.iter().map(|&input| self.result(input))).await;
-        let inputs = stacks.split_off(1);
-        let root = stacks.pop().unwrap_or_default();
-        let layer = self.made(id, root.clone(), inputs).await.map_err(fail)?;
+        let root = self.result(vertex.inputs[0]);
+        let others = join_all(vertex.inputs[1..].iter().map(|&input| self.result(input)));
+        let made = if reads_root(vertex) {
+            let (root, others) = join(root, others).await;
+            let layer = self.made(id, root.clone(), others).await;
+            layer.map(|layer| (root, layer))
+        } else {
+            let root = async { Ok(root.await) };
+            let layer = async { self.made(id, Stack::default(), others.await).await };
+            try_join(root, layer).await
+        };
+        let (root, layer) = made.map_err(fail)?;
         self.start_seal(id, &layer).await;
         Ok(root.with(layer))
     }
@@ -473,9 +489,20 @@ impl Schedule {
             .await
             .entry(layer.clone())
             .or_insert_with(|| {
-                tokio::task::spawn_blocking(move || Ok(worker.snapshots.seal(&snapshot)?))
+                tokio::task::spawn_blocking(move || {
+                    let sealed = worker.snapshots.seal_telling(&snapshot, |text| {
+                        let step = Some(id.index());
+                        worker.observer.tell(Event::Note { step, text });
+                    });
+                    Ok(sealed?)
+                })
             });
     }
+}
+
+/// Whether the result of a vertex depends on its first input (A11.9).
+fn reads_root(vertex: &Vertex) -> bool {
+    !matches!(&vertex.op, Op::Copy(op) if !op.reads_root())
 }
 
 /// Runs work that blocks on a thread for such work.

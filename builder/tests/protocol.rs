@@ -169,6 +169,18 @@ fn a_line_that_is_too_long_is_refused_and_passed_over() {
 }
 
 #[test]
+fn a_path_that_is_too_long_is_refused() {
+    let asked = |length: usize| {
+        let path = "a/".repeat(length / 2) + &"b".repeat(length % 2);
+        let request = format!("{{\"patterns\":[\"**/b\"],\"path\":\"{path}\"}}");
+        ask("ignore", request.into_bytes())
+    };
+    assert_eq!(asked(4095), [r#"{"ignored":true}"#]);
+    let refused = r#"{"error":"the path is longer than 4096 bytes"}"#;
+    assert_eq!(asked(4097), [refused]);
+}
+
+#[test]
 fn bytes_that_are_no_text_are_refused() {
     let answers = ask("words", b"{\"text\":\"\xff\"}\n{\"text\":\"a\"}\n".to_vec());
     assert_eq!(answers.len(), 2);

@@ -11,8 +11,8 @@
 //!
 //! Nothing is expanded on the way, since values are known only while a build is planned: [`word`]
 //! does it, over a lookup closure. Beside them stand the small languages inside the language:
-//! [`mount`] for `RUN --mount`, [`glob`] for the wildcards of `COPY`, and [`dockerignore`] for
-//! ignore files and `COPY --exclude`.
+//! [`mount`] for `RUN --mount`, [`glob`] for the wildcards of `COPY`, [`dockerignore`] for ignore
+//! files and `COPY --exclude`. [`lint`] finds what is legal and yet probably not meant.
 //!
 //! Input is not trusted: sizes, depths and the work of patterns are bounded, and every bound has
 //! an error that names it.

@@ -63,8 +63,13 @@ impl Pattern {
         Ok(Self { parts })
     }
 
+    /// What a search in a value can cost.
+    pub(crate) fn work(&self, value: &str) -> usize {
+        self.parts.len().saturating_mul(value.len())
+    }
+
     fn check_work(&self, value: &str) -> Result<(), PatternError> {
-        if self.parts.len().saturating_mul(value.len()) > MAX_WORK {
+        if self.work(value) > MAX_WORK {
             return Err(PatternError::TooLong);
         }
         Ok(())

@@ -205,6 +205,8 @@ pub(crate) struct LogicalLine {
     pub(crate) lines: (u32, u32),
     /// The blank lines found inside, with their ends (A1.7).
     pub(crate) empty_continuations: Vec<Span>,
+    /// The line before blanks at its end were cut, where blank lines were found inside.
+    pub(crate) joined: Option<String>,
 }
 
 impl LogicalLine {
@@ -215,7 +217,17 @@ impl LogicalLine {
             start,
             lines: (line, line),
             empty_continuations: Vec::new(),
+            joined: None,
         }
+    }
+
+    /// Makes a text of pieces that stand in the file as they are: pieces, and where they start.
+    pub(crate) fn of<'p>(escape: char, pieces: impl Iterator<Item = (&'p str, usize)>) -> Self {
+        let mut line = Self::new(escape, 0, 0);
+        for (piece, start) in pieces {
+            line.append(piece, start);
+        }
+        line
     }
 
     /// The line with the escape character before it.
@@ -237,6 +249,7 @@ impl LogicalLine {
             start: self.origin(from),
             lines: self.lines,
             empty_continuations: Vec::new(),
+            joined: None,
         };
         tail.marked.push_str(&self.marked[from..]);
         tail.pieces.push((1, self.origin(from)));
@@ -255,9 +268,19 @@ impl LogicalLine {
         if kept.is_empty() {
             return;
         }
-        let start = start + piece.len() - kept.len();
-        self.pieces.push((self.marked.len(), start));
-        self.marked.push_str(kept);
+        self.append(kept, start + piece.len() - kept.len());
+    }
+
+    fn append(&mut self, piece: &str, start: usize) {
+        // Whole lines of a heredoc follow each other in the file, too.
+        let joins = self
+            .pieces
+            .last()
+            .is_some_and(|(logical, original)| original + self.marked.len() - logical == start);
+        if !joins {
+            self.pieces.push((self.marked.len(), start));
+        }
+        self.marked.push_str(piece);
     }
 
     /// Where a byte of [`Self::marked`] stands in the file.
@@ -310,6 +333,16 @@ impl<'t> Reader<'t> {
         Self {
             text,
             offset,
+            escape,
+            line: 0,
+        }
+    }
+
+    /// Starts at an instruction in the midst of a text, to read it once more.
+    pub(crate) fn at(text: &'t str, escape: char, offset: usize) -> Self {
+        Self {
+            text,
+            offset: text.floor_char_boundary(offset),
             escape,
             line: 0,
         }
@@ -383,6 +416,8 @@ impl<'t> Reader<'t> {
                 (piece, continued) = self.split_continuation(content);
                 line.push(piece, next.start);
             }
+            let blanks = !line.empty_continuations.is_empty();
+            line.joined = blanks.then(|| line.text().to_owned());
             line.marked.truncate(line.marked.trim_end().len());
             line.lines.1 = self.line;
             if was_continued || !line.text().is_empty() {

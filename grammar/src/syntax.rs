@@ -162,7 +162,8 @@ fn read_node(line: &LogicalLine, reader: &mut Reader<'_>, syntax: &mut Syntax) {
 /// Warns once of all blank lines in an instruction (A1.7).
 fn empty_continuation(line: &LogicalLine) -> Option<Diagnostic> {
     let first = line.empty_continuations.first()?;
-    let message = format!("Empty continuation line found in: {}", line.text());
+    let joined = line.joined.as_deref().unwrap_or_default();
+    let message = format!("Empty continuation line found in: {joined}");
     let place = Span {
         end: first.start,
         ..*first
@@ -513,6 +514,8 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
         span,
         lines: Vec::new(),
     };
+    // Not even quotes make it part of a word.
+    let mut has_angle = false;
     for part in pair.into_inner() {
         match part.as_rule() {
             Rule::fd if !part.as_str().is_empty() => {
@@ -520,12 +523,13 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
             }
             Rule::chomp => heredoc.chomp = !part.as_str().is_empty(),
             Rule::delimiter => {
+                has_angle = part.as_str().contains('<');
                 (heredoc.name, heredoc.expand) = unquote(part.as_str());
             }
             _ => {}
         }
     }
-    (!heredoc.name.is_empty()).then_some(heredoc)
+    (!heredoc.name.is_empty() && !has_angle).then_some(heredoc)
 }
 
 /// Takes the quotes off the word of a heredoc, and says whether there were none (A13.2).

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_grammar::dockerignore::IgnoreFile;
+use kiln_grammar::lint::{self, Settings};
 use kiln_grammar::source::Span;
 use kiln_grammar::{glob, mount, parse, parse_trigger, syntax, word};
 use proptest::prelude::*;
@@ -15,7 +17,18 @@ fn check_span(text: &str, span: Span) {
 fn check_all(text: &str, list: &[Diagnostic]) {
     for item in list {
         check_span(text, item.span);
+        for edit in &item.fix {
+            check_span(text, edit.span);
+        }
     }
+}
+
+/// What all rules find, as `kiln check` looks for it.
+fn lints(text: &str, dockerfile: &Dockerfile) -> Vec<Diagnostic> {
+    let mut found = lint::lint(text, dockerfile);
+    found.extend(lint::practices(text, dockerfile));
+    check_all(text, &found);
+    Settings::default().filter(text, dockerfile, found)
 }
 
 fn check_nodes(text: &str, nodes: &[syntax::Node]) {
@@ -31,8 +44,13 @@ fn check_nodes(text: &str, nodes: &[syntax::Node]) {
                 .iter()
                 .for_each(|value| check_span(text, value.span));
         }
+        let (first, last) = node.lines;
+        let lines = text.split('\n').count();
+        assert!(1 <= first && first <= last && last as usize <= lines);
         for heredoc in &node.heredocs {
             check_span(text, heredoc.span);
+            // A body stands in the file as it is, on the lines of its instruction.
+            assert!(text.contains(&heredoc.content) && first < last);
         }
         if let Some(sub) = &node.sub {
             check_nodes(text, std::slice::from_ref(sub));
@@ -103,6 +121,71 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece(), 0..40).prop_map(|pieces| pieces.concat())
 }
 
+/// Pieces of shell, so that random scripts come near to what rules look for.
+fn script() -> impl Strategy<Value = String> {
+    let pieces = [
+        "apt-get ",
+        "apt ",
+        "install ",
+        "update ",
+        "apk add ",
+        "pip install ",
+        "-y ",
+        "-o ",
+        "curl -k ",
+        "wget http://a.b ",
+        "https://a:b@c ",
+        "| sh",
+        "|",
+        "||",
+        "&&",
+        ";",
+        "&",
+        "(",
+        ")",
+        "$(",
+        "`",
+        "\"",
+        "'",
+        "$((",
+        "${A",
+        "}",
+        "<<X",
+        "<<-X",
+        "X",
+        "\nX\n",
+        "\n",
+        "\\\n",
+        " \\\n# c\n",
+        "\\",
+        " #",
+        ">",
+        "2>&1",
+        "<(",
+        "sudo ",
+        "env A=b ",
+        "xargs -n 1 ",
+        "sh -c ",
+        "sh -c 'cd /a'",
+        "bash -c \"a\"",
+        "cd /a",
+        "export A=b",
+        "chmod 777 ",
+        "useradd -u 1000000 ",
+        "if ",
+        "! ",
+        "{ ",
+        "a",
+        "é",
+        "\t",
+        "#!/bin/sh\n",
+        "set -o pipefail",
+        "--mount=type=cache,target=/var/lib/apt ",
+    ];
+    let piece = prop::sample::select(pieces.to_vec());
+    prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -111,6 +194,7 @@ proptest! {
         match parse(&text) {
             Ok(dockerfile) => {
                 check_all(&text, &dockerfile.warnings);
+                drop(lints(&text, &dockerfile));
                 for stage in &dockerfile.stages {
                     check_span(&text, stage.span);
                 }
@@ -125,6 +209,27 @@ proptest! {
         }
         if let Err(errors) = parse_trigger(&text, '`') {
             check_all(&text, &errors);
+        }
+    }
+
+    #[test]
+    fn scripts_are_looked_at(
+        head in prop::sample::select(vec!["RUN ", "ONBUILD RUN ", "RUN <<E\n", "RUN sh <<-E\n", "RUN [\"sh\", \"-c\", \""]),
+        body in script(),
+    ) {
+        let tail = if head.contains("<<") { "\nE\n" } else if head.contains('[') { "\"]\n" } else { "\n" };
+        let text = format!("FROM a\n{head}{body}{tail}");
+        let Ok(dockerfile) = parse(&text) else { return Ok(()) };
+        drop(lints(&text, &dockerfile));
+        let found = lint::practices(&text, &dockerfile);
+        check_all(&text, &found);
+        // What rules point at lies in the instruction that they are about.
+        let known = |span: Span| dockerfile.stages[0].instructions.iter().any(|instruction| {
+            instruction.span.start <= span.start && span.end <= instruction.span.end
+        });
+        for warning in found {
+            let base = warning.span == dockerfile.stages[0].base.span;
+            prop_assert!(base || known(warning.span), "{warning:?} of {text:?}");
         }
     }
 
@@ -178,6 +283,7 @@ proptest! {
         }
         let verdict = file.check(&state, path.as_bytes());
         prop_assert_eq!(verdict, file.verdict(path.as_bytes()));
+        prop_assert_eq!(verdict.excluded, file.excludes_text(&path));
         prop_assert!(!pruned || verdict.excluded, "a walk would have missed {}", path);
     }
 }
@@ -194,7 +300,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 fn timed(name: &str, text: &str) {
     let start = Instant::now();
-    drop(parse(text));
+    if let Ok(dockerfile) = parse(text) {
+        drop(lints(text, &dockerfile));
+    }
     let took = start.elapsed();
     assert!(took < LIMIT, "{name:?} took {took:?}");
 }
@@ -220,6 +328,12 @@ fn a_mebibyte_of_anything_is_quick() {
         "a\\\n",
         "# a\n",
         "RUN \"\\\n",
+        "FROM A AS A\n",
+        "FROM a AS A\n",
+        "COPY --from=a a a\n",
+        "RUN apt-get update\n",
+        "ENV token=a\n",
+        "RUN cd a;\n",
     ] {
         timed(piece, &fill(piece));
         timed(piece, &format!("FROM a\n{}", fill(piece)));
@@ -262,6 +376,34 @@ fn a_mebibyte_of_anything_is_quick() {
             "ONBUILD ",
         ] {
             timed(piece, &format!("FROM a\n{keyword} {}", long(piece)));
+        }
+    }
+    for keyword in ["RUN", "RUN sh -c", "ONBUILD RUN bash -c '", "RUN <<E\n"] {
+        for piece in [
+            "$(",
+            "${",
+            "`",
+            "(",
+            "a;",
+            "a|",
+            "<(",
+            "\"$(",
+            "sh -c '",
+            "sudo ",
+            "curl -k ",
+            "apk add a;",
+            "pip install a;",
+            "dnf install a;",
+            "wget http://a.b;",
+            "npm ci;",
+            "apt-get update;",
+            "useradd -u 100000 a;",
+            "<<a ",
+            "'",
+            "\"",
+            "\\",
+        ] {
+            timed(piece, &format!("FROM a\n{keyword} {}\nE\n", long(piece)));
         }
     }
 }

@@ -52,6 +52,21 @@ pub enum ReferenceError {
         /// The whole text.
         reference: String,
     },
+    /// Its digest has not the length or the digits of its algorithm.
+    #[error(
+        "invalid checksum digest {problem} in `{reference}`: {algorithm} has {digits} lower-case \
+         hexadecimal digits"
+    )]
+    Checksum {
+        /// The whole text.
+        reference: String,
+        /// What is wrong, its `length` or its `format`.
+        problem: &'static str,
+        /// The algorithm of the digest.
+        algorithm: String,
+        /// How many digits it has.
+        digits: usize,
+    },
     /// Its digest is malformed or of an algorithm that cannot be used.
     #[error("cannot use the digest of `{reference}`")]
     Digest {
@@ -196,24 +211,7 @@ impl Parts {
         if text.is_empty() {
             return Err(ReferenceError::Empty);
         }
-        let Some(parts) = Self::split(text) else {
-            let lower = text.to_lowercase();
-            return Err(if lower != text && Self::split(&lower).is_some() {
-                ReferenceError::UppercaseText(text.to_owned())
-            } else {
-                ReferenceError::Malformed(text.to_owned())
-            });
-        };
-        if parts.path.len() > REPOSITORY_MAX {
-            return Err(ReferenceError::TooLong(parts.path));
-        }
-        if let Some(digest) = &parts.digest {
-            check_digest(digest).map_err(|source| ReferenceError::Digest {
-                reference: text.to_owned(),
-                source,
-            })?;
-        }
-        Ok(parts)
+        Self::read(text, text)
     }
 
     /// Parses a reference and adds docker's default registry and `library/` (D1.2-D1.4).
@@ -234,15 +232,7 @@ impl Parts {
         if path.to_lowercase() != path {
             return Err(ReferenceError::Uppercase(path.to_owned()));
         }
-        Self::raw(&format!("{domain}/{rest}")).map_err(|error| match error {
-            // The user's own text is what the message should show.
-            ReferenceError::Malformed(_) => ReferenceError::Malformed(text.to_owned()),
-            ReferenceError::Digest { source, .. } => ReferenceError::Digest {
-                reference: text.to_owned(),
-                source,
-            },
-            other => other,
-        })
+        Self::read(&format!("{domain}/{rest}"), text)
     }
 
     /// Parses a normalized reference, or a whole image id or digest, which gives a digest alone.
@@ -252,7 +242,7 @@ impl Parts {
     pub fn any(text: &str) -> Result<Self, ReferenceError> {
         let digest = if is_image_id(text) {
             format!("sha256:{text}")
-        } else if check_digest(text).is_ok() {
+        } else if check_digest(text, text).is_ok() {
             text.to_owned()
         } else {
             return Self::normalized(text);
@@ -282,6 +272,25 @@ impl Parts {
     #[must_use]
     pub fn familiar_name(&self) -> String {
         familiar(&self.domain, &self.path)
+    }
+
+    /// Parses a reference; messages show what the user wrote.
+    fn read(text: &str, written: &str) -> Result<Self, ReferenceError> {
+        let Some(parts) = Self::split(text) else {
+            let lower = text.to_lowercase();
+            return Err(if lower != text && Self::split(&lower).is_some() {
+                ReferenceError::UppercaseText(written.to_owned())
+            } else {
+                ReferenceError::Malformed(written.to_owned())
+            });
+        };
+        if parts.path.len() > REPOSITORY_MAX {
+            return Err(ReferenceError::TooLong(parts.path));
+        }
+        if let Some(digest) = &parts.digest {
+            check_digest(digest, written)?;
+        }
+        Ok(parts)
     }
 
     /// Splits by the grammar alone; `None` when it is not followed.
@@ -424,22 +433,37 @@ fn is_digest(text: &str) -> bool {
     })
 }
 
-/// Checks a digest of one of the registered algorithms.
-fn check_digest(text: &str) -> Result<(), DigestError> {
-    let malformed = || DigestError::Malformed(text.to_owned());
-    let (algorithm, hex) = text.split_once(':').ok_or_else(malformed)?;
-    let length = match algorithm {
+/// Checks the digest of a reference: its algorithm must be a registered one, and its digits that
+/// algorithm's.
+fn check_digest(digest: &str, reference: &str) -> Result<(), ReferenceError> {
+    let unusable = |source| ReferenceError::Digest {
+        reference: reference.to_owned(),
+        source,
+    };
+    let malformed = || unusable(DigestError::Malformed(digest.to_owned()));
+    let (algorithm, hex) = digest.split_once(':').ok_or_else(malformed)?;
+    let digits = match algorithm {
         "sha256" => 64,
         "sha384" => 96,
         "sha512" => 128,
-        _ if is_digest(text) => return Err(DigestError::Unsupported(algorithm.to_owned())),
+        _ if is_digest(digest) => {
+            return Err(unusable(DigestError::Unsupported(algorithm.to_owned())));
+        }
         _ => return Err(malformed()),
     };
-    if hex.len() == length && hex.bytes().all(is_lower_hex) {
-        Ok(())
+    let problem = if hex.len() != digits {
+        "length"
+    } else if !hex.bytes().all(is_lower_hex) {
+        "format"
     } else {
-        Err(malformed())
-    }
+        return Ok(());
+    };
+    Err(ReferenceError::Checksum {
+        reference: reference.to_owned(),
+        problem,
+        algorithm: algorithm.to_owned(),
+        digits,
+    })
 }
 
 #[cfg(test)]

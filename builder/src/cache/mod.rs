@@ -14,6 +14,9 @@
 //! | `WORKDIR` | path, user; key of the root | with the identity of the root's layers |
 //! | `ADD URL` | digest of the body: it is fetched first, then copied | |
 //!
+//! `COPY --link` stands on nothing: the root is in neither of its keys, unless `--chown` names users
+//! of it (A11.9).
+//!
 //! Content of files means: path relative to the selection, type, mode, owner (0:0 for context
 //! files), bytes, link target, device numbers and extended attributes (A15.1).
 //!

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// What a vertex does. A closed set: `ENV`, `LABEL`, `CMD` and the like make no vertex, they edit
 /// the config that lowering carries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Op {
     /// An empty root; no inputs.
     Scratch,
@@ -26,7 +26,7 @@ pub enum Op {
 }
 
 /// The layers of an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ImageOp {
     /// The full name as the user may read it; not part of the operation's identity.
     #[serde(skip)]
@@ -39,7 +39,7 @@ pub struct ImageOp {
 }
 
 /// A process to run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct RunOp {
     /// Program and arguments.
     pub args: Vec<String>,
@@ -62,7 +62,7 @@ pub struct RunOp {
 }
 
 /// A file that exists only while a process runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Script {
     /// Its name under `/dev/pipes`.
     pub name: String,
@@ -71,7 +71,7 @@ pub struct Script {
 }
 
 /// A mount of `RUN --mount` (B2).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum MountOp {
     /// A view of a directory or file of an input.
     Bind {
@@ -94,7 +94,7 @@ pub enum MountOp {
 }
 
 /// The network a process sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum Network {
     /// The host's.
     #[default]
@@ -104,7 +104,7 @@ pub enum Network {
 }
 
 /// A `COPY` or `ADD`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct CopyOp {
     /// What is copied, in order.
     pub sources: Vec<CopySource>,
@@ -128,8 +128,19 @@ pub struct CopyOp {
     pub keep_owner: bool,
 }
 
+impl CopyOp {
+    /// Whether the result depends on what is copied onto. With `--link` it does not (A11.9),
+    /// unless names of users are looked up there.
+    #[must_use]
+    pub fn reads_root(&self) -> bool {
+        let known = |id: &str| id == "root" || id.parse::<u32>().is_ok();
+        let names = |owner: &String| !owner.split(':').all(known);
+        !self.link || self.chown.as_ref().is_some_and(names)
+    }
+}
+
 /// One source of a [`CopyOp`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum CopySource {
     /// A path, perhaps with wildcards, in an input.
     Path {
@@ -148,7 +159,7 @@ pub enum CopySource {
 }
 
 /// A working directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct MkdirOp {
     /// Absolute path.
     pub path: String,
@@ -157,7 +168,7 @@ pub struct MkdirOp {
 }
 
 /// A download.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct FetchOp {
     /// Where from.
     pub url: String,

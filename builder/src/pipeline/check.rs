@@ -54,10 +54,10 @@ pub struct Checked {
 /// The context, the Dockerfile or the ignore file cannot be read, or the store. Mistakes in the
 /// Dockerfile are in the result.
 pub fn check(request: &CheckRequest, store: Option<&Store>) -> Result<Checked, BuildError> {
-    let context = open_folder(&request.context)?;
+    open_folder(&request.context)?;
     let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
     let mut options = request.options.clone();
-    options.ignore = read_ignore_file(path.as_deref(), &context)?.map(Arc::new);
+    options.ignore = read_ignore_file(path.as_deref(), &request.context)?.map(Arc::new);
     let mut checked = Checked {
         source,
         path,

@@ -107,13 +107,21 @@ pub enum BuildError {
         /// Why.
         source: io::Error,
     },
-    /// The ignore file cannot be read or understood.
+    /// The ignore file cannot be read.
     #[error("cannot read ignore file `{}`", path.display())]
-    Ignore {
+    NoIgnoreFile {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: io::Error,
+    },
+    /// The ignore file is wrong (A14.2).
+    #[error("invalid ignore file `{}`", path.display())]
+    IgnoreFile {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: IgnoreError,
     },
     /// The Dockerfile is wrong.
     #[error("the Dockerfile has errors")]
@@ -201,7 +209,7 @@ pub async fn build(
     };
     let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
     let settings = lint_settings(&file, &request.options).map_err(|error| wrong(vec![error]))?;
-    let ignore = read_ignore_file(path.as_deref(), &context)?.map(Arc::new);
+    let ignore = read_ignore_file(path.as_deref(), &request.context)?.map(Arc::new);
     request.options.ignore.clone_from(&ignore);
     // Most mistakes show without the base images: no reason to fetch anything first.
     let early = lower::check(&file, &request.options, &BaseImages::default(), false).refusals();
@@ -233,7 +241,14 @@ pub async fn build(
         .root()
         .join("cache")
         .join(Digest::of(context.as_os_str().as_encoded_bytes()).hex());
-    let tree = Arc::new(Tree::context(&context, ignore, Some(&stat_cache))?);
+    let mut tree = Tree::context(&context, ignore, Some(&stat_cache))?;
+    if let Some(name) = ignore_file(path.as_deref(), &context)
+        .as_deref()
+        .and_then(Path::file_name)
+    {
+        tree = tree.ignored_by(name.to_string_lossy());
+    }
+    let tree = Arc::new(tree);
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
@@ -332,6 +347,8 @@ fn read_dockerfile(
         }
         DockerfileFrom::Path(path) => path.clone(),
         DockerfileFrom::Context => {
+            // What users know is `open Dockerfile`, without `./` (A18.1).
+            let context = context.strip_prefix(".").unwrap_or(context);
             let usual = context.join("Dockerfile");
             let fallback = context.join("dockerfile");
             if !usual.exists() && fallback.exists() {
@@ -354,44 +371,53 @@ fn read_dockerfile(
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
+    let bytes = read_bytes(path)?;
+    String::from_utf8(bytes).map_err(|_| {
+        let message = "the file is not UTF-8";
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
     if file.metadata()?.is_dir() {
         return Err(rustix::io::Errno::ISDIR.into());
     }
-    let mut text = String::new();
-    if io::Read::read_to_string(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut text)? as u64
-        == DOCKERFILE_LIMIT
-    {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, DOCKERFILE_LIMIT), &mut bytes)?;
+    if bytes.len() as u64 == DOCKERFILE_LIMIT {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// The ignore file beside the Dockerfile, else that of the context (A14.1).
-fn read_ignore_file(
-    dockerfile: Option<&Path>,
-    context: &Path,
-) -> Result<Option<IgnoreFile>, BuildError> {
+fn ignore_file(dockerfile: Option<&Path>, context: &Path) -> Option<PathBuf> {
     let specific = dockerfile.map(|path| {
         let mut name = path.as_os_str().to_owned();
         name.push(".dockerignore");
         PathBuf::from(name)
     });
-    for path in specific.into_iter().chain([context.join(".dockerignore")]) {
-        let wrong = |source: Box<dyn std::error::Error + Send + Sync>| BuildError::Ignore {
-            path: path.clone(),
-            source,
-        };
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let parsed: Result<_, IgnoreError> = IgnoreFile::parse(&text);
-                return Ok(Some(parsed.map_err(|error| wrong(error.into()))?));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(wrong(error.into())),
-        }
-    }
-    Ok(None)
+    let mut files = specific.into_iter().chain([context.join(".dockerignore")]);
+    files.find(|path| path.exists())
+}
+
+fn read_ignore_file(
+    dockerfile: Option<&Path>,
+    context: &Path,
+) -> Result<Option<IgnoreFile>, BuildError> {
+    let Some(path) = ignore_file(dockerfile, context) else {
+        return Ok(None);
+    };
+    let bytes = match read_bytes(&path) {
+        Ok(bytes) => bytes,
+        Err(source) => return Err(BuildError::NoIgnoreFile { path, source }),
+    };
+    // A name that is no text is matched as if its odd bytes were the replacement character, so the
+    // pattern for it may be read like that too.
+    let parsed = IgnoreFile::parse(&String::from_utf8_lossy(&bytes));
+    let parsed = parsed.map_err(|source| BuildError::IgnoreFile { path, source })?;
+    Ok(Some(parsed))
 }
 
 fn step_error(failure: Failure, plan: &Plan, source: &Source) -> BuildError {

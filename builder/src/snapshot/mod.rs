@@ -5,6 +5,7 @@
 //! a process, or as a detached, read-only view for kiln itself, which leaves nothing behind even
 //! when kiln is killed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -141,15 +142,17 @@ impl Snapshots {
         Ok(id)
     }
 
-    /// The directories of a stack, lowest first, as overlayfs wants them: topmost first, and
-    /// without layers that hold nothing.
+    /// The directories of a stack, lowest first, as overlayfs wants them: topmost first, without
+    /// layers that hold nothing, and each once. Of a layer that is there twice, as a repeated
+    /// `COPY --link` makes it, the lower one shows nothing that the upper one does not.
     ///
     /// # Errors
     /// When a snapshot is missing.
     pub fn lowers(&self, stack: &[SnapshotId]) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut lowers = Vec::with_capacity(stack.len());
+        let mut seen = BTreeSet::new();
         for id in stack.iter().rev() {
-            if self.store.snapshot(id)?.entries > 0 {
+            if seen.insert(id.name()) && self.store.snapshot(id)?.entries > 0 {
                 lowers.push(self.store.snapshot_path(id));
             }
             // overlayfs takes no notice of the mark on a layer's own root (D5.8).
@@ -180,12 +183,26 @@ impl Snapshots {
     /// # Errors
     /// When the layer cannot be packed or recorded.
     pub fn seal(&self, id: &SnapshotId) -> Result<(DiffId, u64), SnapshotError> {
+        self.seal_telling(id, drop)
+    }
+
+    /// Like [`Self::seal`], and tells what of the snapshot the layer cannot hold, where it is packed.
+    ///
+    /// # Errors
+    /// When the layer cannot be packed or recorded.
+    pub fn seal_telling(
+        &self,
+        id: &SnapshotId,
+        tell: impl FnMut(String),
+    ) -> Result<(DiffId, u64), SnapshotError> {
         if let Some(known) = self.store.snapshot(id)?.layer {
             return Ok(known);
         }
-        let (diff_id, size) = self.pack(id)?;
-        self.store.seal_snapshot(id, diff_id, size)?;
-        Ok((diff_id, size))
+        let (diff_id, packed) = self.pack(id)?;
+        let warnings = packed.warnings.iter().map(ToString::to_string);
+        warnings.for_each(tell);
+        self.store.seal_snapshot(id, diff_id, packed.size)?;
+        Ok((diff_id, packed.size))
     }
 
     /// Whether a snapshot can be used. One that an earlier boot may have left half written is
@@ -207,8 +224,7 @@ impl Snapshots {
     /// When the store cannot be read or written.
     pub fn verify(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
         let facts = self.store.snapshot(id)?;
-        let whole =
-            matches!((facts.layer, self.pack(id)), (Some(known), Ok(found)) if known == found);
+        let whole = matches!((facts.layer, self.pack(id)), (Some(known), Ok((diff_id, packed))) if known == (diff_id, packed.size));
         if whole {
             self.store.settle_snapshot(id)?;
         } else {
@@ -217,12 +233,9 @@ impl Snapshots {
         Ok(whole)
     }
 
-    fn pack(&self, id: &SnapshotId) -> Result<(DiffId, u64), SnapshotError> {
-        let (diff_id, packed) = layer::diff_id(
-            &self.store.snapshot_path(id),
-            &layer::PackOptions::default(),
-        )?;
-        Ok((diff_id, packed.size))
+    fn pack(&self, id: &SnapshotId) -> Result<(DiffId, layer::Packed), SnapshotError> {
+        let path = self.store.snapshot_path(id);
+        Ok(layer::diff_id(&path, &layer::PackOptions::default())?)
     }
 }
 
@@ -303,6 +316,9 @@ mod tests {
             1,
             "an empty layer is left out"
         );
+        let twice = [stack[0].clone(), stack[2].clone(), stack[0].clone()];
+        assert_eq!(names(&twice), 2, "a layer is mounted once");
+        assert!(snapshots.view(&twice).unwrap().is_some());
         assert!(snapshots.view(&[empty]).unwrap().is_none());
         let view = snapshots.view(&stack).unwrap().unwrap();
         assert!(

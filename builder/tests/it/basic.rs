@@ -1,6 +1,8 @@
 //! Basic builds on busybox: what each instruction and flag leaves in the image.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 
 use serde_json::json;
 
@@ -262,6 +264,41 @@ fn a14_1_the_ignore_file_beside_the_dockerfile_replaces_that_of_the_context() {
     let file = env.context().join("my.dockerfile");
     env.build("mine").arg("-f").arg(file).success();
     assert_eq!(env.saved("mine").top_paths(), ["a", "c"]);
+}
+
+#[test]
+fn a14_2_an_ignore_file_need_not_be_utf_8() {
+    let env = test_env!().with_busybox();
+    env.file("a", "").file("b", "");
+    let odd = OsStr::from_bytes(b"caf\xe9");
+    fs::write(env.context().join(odd), "").unwrap();
+    fs::write(
+        env.context().join(".dockerignore"),
+        b"# d\xe9j\xe0 vu\nb\ncaf\xe9\n*ocker*\n",
+    )
+    .unwrap();
+    env.built("odd", "FROM scratch\nCOPY . /\n");
+    assert_eq!(env.saved("odd").top_paths(), ["a"]);
+}
+
+#[test]
+fn a2_8_a_comment_silences_the_warnings_of_one_instruction() {
+    let env = test_env!().with_busybox();
+    env.dockerfile("FROM scratch\n# check=skip=undefinedvar\nENV A=$B\nENV C=$D\n");
+    let built = env.build("one").success();
+    assert!(built.stderr.contains("undefined variable '$D'"), "{built}");
+    assert!(!built.stderr.contains("'$B'"), "{built}");
+}
+
+#[test]
+fn a14_8_dockerfile_in_lower_case_is_taken_where_there_is_no_other() {
+    let env = test_env!().with_busybox();
+    env.file("dockerfile", "FROM scratch\nCOPY lower /\n");
+    env.file("lower", "").file("upper", "");
+    env.build("lower").success();
+    assert_eq!(env.saved("lower").top_paths(), ["lower"]);
+    env.built("upper", "FROM scratch\nCOPY upper /\n");
+    assert_eq!(env.saved("upper").top_paths(), ["upper"]);
 }
 
 #[test]

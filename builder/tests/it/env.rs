@@ -196,7 +196,7 @@ impl TestEnv {
 }
 
 /// An archive of the busybox image, built by kiln once for all tests of this process.
-fn busybox() -> &'static [u8] {
+pub(crate) fn busybox() -> &'static [u8] {
     static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
         let env = TestEnv::new();

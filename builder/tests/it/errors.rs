@@ -40,18 +40,18 @@ fn a_missing_dockerfile_or_context_is_named() {
         (
             &["empty"],
             format!(
-                "error: failed to read dockerfile: open empty/Dockerfile: No such file or directory\n{hint}"
+                "error: failed to read dockerfile: open empty/Dockerfile: no such file or directory\n{hint}"
             ),
         ),
         (
             &["-f", "other", "empty"],
             format!(
-                "error: failed to read dockerfile: open other: No such file or directory\n{hint}"
+                "error: failed to read dockerfile: open other: no such file or directory\n{hint}"
             ),
         ),
         (
             &["folder"],
-            "error: failed to read dockerfile: open folder/Dockerfile: Is a directory\n".to_owned(),
+            "error: failed to read dockerfile: open folder/Dockerfile: is a directory\n".to_owned(),
         ),
         (
             &["nowhere"],
@@ -295,7 +295,7 @@ fn a_registry_out_of_reach_is_the_environment_s_failure() {
     let address = format!("127.0.0.1:{}", free_port());
     let name = format!("{address}/some/app:1");
     env.kiln(["tag", "busybox", &name]).success();
-    let cannot = format!("cannot connect to `http://{address}/v2/`: Connection refused\n");
+    let cannot = format!("cannot connect to `http://{address}/v2/`: connection refused\n");
     let hint = format!(
         "hint: nothing listens at `http://{address}/v2/`: is the server running, and the port right?\n"
     );

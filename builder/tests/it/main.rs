@@ -22,3 +22,4 @@ mod interop;
 mod interrupt;
 mod push_pull;
 mod standalone;
+mod steps;

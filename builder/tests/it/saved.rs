@@ -30,6 +30,9 @@ pub(crate) struct Entry {
     pub(crate) mtime: u64,
     /// Target of a link.
     pub(crate) target: Option<String>,
+    /// Major and minor number of a device.
+    pub(crate) device: Option<(u32, u32)>,
+    pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
     pub(crate) content: Vec<u8>,
 }
 
@@ -93,12 +96,25 @@ pub(crate) fn entries(tar: &[u8]) -> Layer {
         let path = entry.path().unwrap().to_string_lossy().into_owned();
         let mut content = Vec::new();
         entry.read_to_end(&mut content).unwrap();
+        let xattrs = entry
+            .pax_extensions()
+            .unwrap()
+            .map_or_else(BTreeMap::new, |pairs| {
+                let pairs = pairs.map(|pair| pair.unwrap());
+                let named = pairs.filter_map(|pair| {
+                    let name = pair.key().unwrap().strip_prefix("SCHILY.xattr.")?;
+                    Some((name.to_owned(), pair.value_bytes().to_vec()))
+                });
+                named.collect()
+            });
         let header = entry.header();
         let read = Entry {
             kind: header.entry_type(),
             mode: header.mode().unwrap(),
             owner: (header.uid().unwrap(), header.gid().unwrap()),
             mtime: header.mtime().unwrap(),
+            device: device(header),
+            xattrs,
             target: entry
                 .link_name()
                 .unwrap()
@@ -108,4 +124,14 @@ pub(crate) fn entries(tar: &[u8]) -> Layer {
         (path.trim_matches('/').to_owned(), read)
     };
     archive.entries().unwrap().map(read).collect()
+}
+
+/// The numbers of a device; other entries have none.
+fn device(header: &tar::Header) -> Option<(u32, u32)> {
+    let kind = header.entry_type();
+    if !kind.is_character_special() && !kind.is_block_special() {
+        return None;
+    }
+    let major = header.device_major().unwrap();
+    major.zip(header.device_minor().unwrap())
 }

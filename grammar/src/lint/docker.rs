@@ -293,7 +293,9 @@ fn descriptions(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
             continue;
         };
         let first = comment.value.split_whitespace().next().unwrap_or_default();
-        if first.eq_ignore_ascii_case(name) || comment.value.starts_with("check=") {
+        let directive = ["check=", "syntax=", "escape="];
+        let directive = directive.iter().any(|name| comment.value.starts_with(name));
+        if first.eq_ignore_ascii_case(name) || directive {
             continue;
         }
         let message =

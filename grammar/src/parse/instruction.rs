@@ -6,7 +6,7 @@ use crate::ast::{
     Add, ArgPair, Command, Copy, Files, Healthcheck, Heredoc, Instruction, KeyValue, Kind, Onbuild,
     Run, Source, Word,
 };
-use crate::diagnostic::{Diagnostic, shorten};
+use crate::diagnostic::{Diagnostic, did_you_mean, shorten, suggest};
 use crate::mount;
 use crate::source::{Span, Spanned};
 use crate::syntax::{Node, keyword, split_span};
@@ -52,8 +52,10 @@ fn kind(node: &Node) -> Result<Kind, Diagnostic> {
         "arg" => Kind::Arg(arg(node)?),
         "env" => Kind::Env(key_values(node)?),
         "label" => Kind::Label(key_values(node)?),
-        "cmd" => Kind::Cmd(command(node)?),
-        "entrypoint" => Kind::Entrypoint(command(node)?),
+        // An empty array is legal and clears the value (A3.2); nothing at all is an empty text for
+        // the shell.
+        "cmd" => Kind::Cmd(command_from(node, 0)),
+        "entrypoint" => Kind::Entrypoint(command_from(node, 0)),
         "shell" => Kind::Shell(shell(node)?),
         "volume" => Kind::Volume(volume(node)?),
         "expose" => Kind::Expose(at_least_one(node)?.to_vec()),
@@ -140,14 +142,6 @@ fn command_from(node: &Node, skip: usize) -> Command {
     )
 }
 
-/// `CMD` and `ENTRYPOINT`; an empty array is legal and clears the value (A3.2).
-fn command(node: &Node) -> Result<Command, Diagnostic> {
-    if !node.json {
-        at_least_one(node)?;
-    }
-    Ok(command_from(node, 0))
-}
-
 fn shell(node: &Node) -> Result<Vec<String>, Diagnostic> {
     if !node.json && !node.args.is_empty() {
         let message = "SHELL requires the arguments to be in JSON form";
@@ -170,6 +164,31 @@ fn volume(node: &Node) -> Result<Vec<Word>, Diagnostic> {
     at_least_one(node)?.iter().map(trimmed).collect()
 }
 
+/// The values of `RUN --network` (B3.1).
+const NETWORKS: [&str; 3] = ["default", "none", "host"];
+
+/// The values of `RUN --security` (B3.2).
+const SECURITY: [&str; 2] = ["sandbox", "insecure"];
+
+/// The value of a flag that takes only some; variables are not expanded in it.
+fn one_of(
+    flags: &Flags<'_>,
+    name: &'static str,
+    wrong: &str,
+    known: &[&str],
+) -> Result<Option<Word>, Diagnostic> {
+    let value = flags.value(name);
+    match value.filter(|word| !known.contains(&word.value.as_str())) {
+        None => Ok(flags.value(name)),
+        Some(word) => {
+            let near = suggest(&word.value, known.iter().copied());
+            let message = format!("{wrong} `{}`{}", shorten(&word.value), did_you_mean(near));
+            Err(Diagnostic::error(message, word.span)
+                .with_hint(format!("possible are {}", known.join(", "))))
+        }
+    }
+}
+
 /// `RUN [flags] command` (A8.1, B1 to B3).
 fn run(node: &Node) -> Result<Run, Diagnostic> {
     let known = [
@@ -189,11 +208,13 @@ fn run(node: &Node) -> Result<Run, Diagnostic> {
             }
         })?;
     }
-    at_least_one(node)?;
+    if node.json {
+        at_least_one(node)?;
+    }
     Ok(Run {
         mounts,
-        network: flags.value("network"),
-        security: flags.value("security"),
+        network: one_of(&flags, "network", "unsupported network mode", &NETWORKS)?,
+        security: one_of(&flags, "security", "unsupported security mode", &SECURITY)?,
         devices: flags.values("device"),
         command: command_from(node, 0),
         heredocs: node.heredocs.iter().map(chomped).collect(),

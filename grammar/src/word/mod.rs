@@ -19,6 +19,10 @@ pub const MAX_LENGTH: usize = 1 << 20;
 /// The longest result for the body of a heredoc in bytes.
 pub const MAX_HEREDOC: usize = 32 << 20;
 
+/// What one expansion may cost in bytes looked up and searched: values that are looked up again and
+/// again cost time though they need not make the result long.
+const MAX_WORK: usize = 1 << 30;
+
 /// Looks a variable up; `None` stands for unset.
 pub type Lookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
 
@@ -95,6 +99,9 @@ pub enum WordError {
     /// More than [`MAX_DEPTH`] substitutions inside each other.
     #[error("substitutions are nested more than {MAX_DEPTH} deep")]
     TooDeep,
+    /// Long values are looked up or searched too often.
+    #[error("the expansion takes too long: long values are used too often")]
+    TooMuchWork,
     /// The result would be longer than allowed.
     #[error("the expanded text is longer than {0} bytes")]
     TooLong(usize),
@@ -242,6 +249,7 @@ struct Lexer<'t, 'e> {
     depth: usize,
     /// Offset of the last `$` that stands in no other substitution.
     dollar: usize,
+    work: usize,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
 }
@@ -289,6 +297,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
             env,
             depth: 0,
             dollar: 0,
+            work: 0,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         }
@@ -392,7 +401,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
             if name.is_empty() {
                 return Ok("$".to_owned());
             }
-            return Ok(match self.value(&name) {
+            return Ok(match self.value(&name)? {
                 None if self.options.skip_unset => format!("${name}"),
                 value => value.unwrap_or_default(),
             });
@@ -419,7 +428,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         }
         let modifier = self.letters.next().ok_or(WordError::MissingBrace)?;
         match modifier {
-            '}' => Ok(match self.value(&name) {
+            '}' => Ok(match self.value(&name)? {
                 None if self.options.skip_unset => format!("${{{name}}}"),
                 value => value.unwrap_or_default(),
             }),
@@ -447,7 +456,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         raw_escapes: bool,
     ) -> Result<String, WordError> {
         let word = self.until(Some('}'), raw_escapes)?.text;
-        let value = self.value(name);
+        let value = self.value(name)?;
         if value.is_none() && self.options.skip_unset {
             let colon = if colon { ":" } else { "" };
             return Ok(format!("${{{name}{colon}{modifier}{word}}}"));
@@ -475,7 +484,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
     fn trimmed(&mut self, name: &str, modifier: char) -> Result<String, WordError> {
         let longest = self.letters.next_if_eq(modifier).is_some();
         let written = self.until(Some('}'), true)?.text;
-        let Some(value) = self.value(name) else {
+        let Some(value) = self.value(name)? else {
             if self.options.skip_unset {
                 let twice = if longest { 2 } else { 1 };
                 let modifier = modifier.to_string().repeat(twice);
@@ -485,15 +494,18 @@ impl<'t, 'e> Lexer<'t, 'e> {
             return Ok(String::new());
         };
         let pattern = pattern(&written)?;
-        let wrap = |source| WordError::Pattern {
-            pattern: written.clone(),
-            source,
-        };
-        if modifier == '#' {
-            pattern.without_prefix(&value, longest).map_err(wrap)
+        let work = pattern.work(&value);
+        let trimmed = if modifier == '#' {
+            pattern.without_prefix(&value, longest)
         } else {
-            pattern.without_suffix(&value, longest).map_err(wrap)
-        }
+            pattern.without_suffix(&value, longest)
+        };
+        let trimmed = trimmed.map_err(|source| WordError::Pattern {
+            pattern: written,
+            source,
+        })?;
+        self.spend(work)?;
+        Ok(trimmed)
     }
 
     /// `${name/pattern/replacement}` and `${name//pattern/replacement}`.
@@ -501,7 +513,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         let all = self.letters.next_if_eq('/').is_some();
         let written = self.until(Some('/'), true)?.text;
         let replacement = self.until(Some('}'), true)?.text;
-        let Some(value) = self.value(name) else {
+        let Some(value) = self.value(name)? else {
             if self.options.skip_unset {
                 let slash = if all { "//" } else { "/" };
                 return Ok(format!("${{{name}{slash}{written}/{replacement}}}"));
@@ -510,14 +522,14 @@ impl<'t, 'e> Lexer<'t, 'e> {
             return Ok(String::new());
         };
         let limit = self.limit;
-        match pattern(&written)?.replace(&value, &replacement, all, limit) {
-            Ok(Some(value)) => Ok(value),
-            Ok(None) => Err(WordError::TooLong(limit)),
-            Err(source) => Err(WordError::Pattern {
-                pattern: written,
-                source,
-            }),
-        }
+        let pattern = pattern(&written)?;
+        let replaced = pattern.replace(&value, &replacement, all, limit);
+        let replaced = replaced.map_err(|source| WordError::Pattern {
+            pattern: written,
+            source,
+        })?;
+        self.spend(pattern.work(&value))?;
+        replaced.ok_or(WordError::TooLong(limit))
     }
 
     /// Takes the name of a variable: letters, digits and `_`; or digits alone; or one of the
@@ -546,8 +558,17 @@ impl<'t, 'e> Lexer<'t, 'e> {
         name
     }
 
-    fn value(&mut self, name: &str) -> Option<String> {
+    fn spend(&mut self, work: usize) -> Result<(), WordError> {
+        self.work = self.work.saturating_add(work);
+        if self.work > MAX_WORK {
+            return Err(WordError::TooMuchWork);
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, name: &str) -> Result<Option<String>, WordError> {
         let value = (self.env)(name);
+        self.spend(value.as_ref().map_or(0, String::len))?;
         let looked_up = match value {
             Some(_) => &mut self.matched,
             None => &mut self.unmatched,
@@ -555,7 +576,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         if !looked_up.contains(name) {
             looked_up.insert(name.to_owned());
         }
-        value
+        Ok(value)
     }
 }
 

@@ -48,6 +48,16 @@ fn bounds_the_work_of_patterns() {
 }
 
 #[test]
+fn bounds_the_work_of_one_expansion() {
+    let long = |_: &str| Some("a".repeat(1 << 20));
+    let refused = expand(&"${A:+}".repeat(10_000), '\\', &long);
+    assert_eq!(refused, Err(WordError::TooMuchWork));
+    let refused = expand(&"${A##a*}".repeat(1_000), '\\', &long);
+    assert_eq!(refused, Err(WordError::TooMuchWork));
+    assert!(expand(&"${A:+}".repeat(1_000), '\\', &long).is_ok());
+}
+
+#[test]
 fn errors_keep_their_cause() {
     use std::error::Error as _;
     let error = expand(r"${A#\x}", '\\', &nothing).unwrap_err();

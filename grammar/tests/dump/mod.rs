@@ -6,7 +6,7 @@ use kiln_grammar::ast::{
     Command, Dockerfile, Files, Healthcheck, Heredoc, Instruction, KeyValue, Kind, Source, Word,
 };
 use kiln_grammar::diagnostic::{Diagnostic, Severity};
-use kiln_grammar::source::{Span, position};
+use kiln_grammar::source::{Span, comments_above, position};
 
 pub(crate) fn dockerfile(text: &str, dockerfile: &Dockerfile) -> String {
     let mut out = String::new();
@@ -20,7 +20,8 @@ pub(crate) fn dockerfile(text: &str, dockerfile: &Dockerfile) -> String {
         }
     }
     for arg in &dockerfile.global_args {
-        writeln!(out, "{}", instruction(text, arg)).unwrap();
+        let above = comments(text, arg.span);
+        writeln!(out, "{}{above}", instruction(text, arg)).unwrap();
     }
     for stage in &dockerfile.stages {
         write!(
@@ -32,9 +33,10 @@ pub(crate) fn dockerfile(text: &str, dockerfile: &Dockerfile) -> String {
         .unwrap();
         option(&mut out, text, "platform", stage.platform.as_ref());
         option(&mut out, text, "as", stage.name.as_ref());
-        out.push('\n');
+        writeln!(out, "{}", comments(text, stage.span)).unwrap();
         for inner in &stage.instructions {
-            writeln!(out, "  {}", instruction(text, inner)).unwrap();
+            let above = comments(text, inner.span);
+            writeln!(out, "  {}{above}", instruction(text, inner)).unwrap();
         }
     }
     out + &diagnostics(text, &dockerfile.warnings)
@@ -58,6 +60,15 @@ pub(crate) fn diagnostics(text: &str, list: &[Diagnostic]) -> String {
         }
     }
     out
+}
+
+/// The comments above an instruction (A1.12).
+fn comments(text: &str, span: Span) -> String {
+    let above = comments_above(text, span.start);
+    let above = above.iter();
+    above
+        .map(|comment| format!(" # {:?}", comment.value))
+        .collect()
 }
 
 fn place(text: &str, span: Span) -> String {

@@ -61,13 +61,40 @@ pub(crate) struct NotPushed {
 
 /// Prints what clap found, on the right stream.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    // A closed stream is nobody's failure.
-    drop(error.print());
+    match requires(error) {
+        Some(text) => render::err(text.trim_end()),
+        // A closed stream is nobody's failure.
+        None => drop(error.print()),
+    }
     if error.use_stderr() {
         ExitCode::from(USAGE)
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// Missing arguments in the words that docker's users know (A18.1).
+fn requires(error: &clap::Error) -> Option<String> {
+    let text = error.render().to_string();
+    let said = "the following required arguments were not provided:";
+    let (start, rest) = text.split_once(said)?;
+    let (missing, usage) = rest.split_once("\n\n")?;
+    let missing: Vec<&str> = missing.split_whitespace().collect();
+    let verb = usage.strip_prefix("Usage: ")?.split(' ');
+    let verb: Vec<&str> = verb
+        .take_while(|word| !word.starts_with(['-', '<', '[']))
+        .collect();
+    let (count, verb) = (missing.len(), verb.join(" "));
+    let least = if text.contains("...") {
+        "at least "
+    } else {
+        ""
+    };
+    let plural = if count == 1 { "" } else { "s" };
+    let missing = missing.join(" ");
+    Some(format!(
+        "{start}\"{verb}\" requires {least}{count} argument{plural}: {missing}\n\n{usage}"
+    ))
 }
 
 /// Says that kiln itself is at fault, and where; not what was being worked on, which may be secret.
@@ -176,14 +203,18 @@ fn sources(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// An error's text without the number that Rust puts behind the system's messages.
+/// An error's text without the number that Rust puts behind the system's messages, and those in
+/// lower case as docker's users know them (A18.1).
 fn plain(error: &(dyn std::error::Error + 'static)) -> String {
-    let text = error.to_string();
-    let number = text.rfind(" (os error ").filter(|_| text.ends_with(')'));
-    match number {
-        Some(start) => text[..start].to_owned(),
-        None => text,
+    let mut text = error.to_string();
+    if let Some(end) = text.rfind(" (os error ").filter(|_| text.ends_with(')')) {
+        text.truncate(end);
+        let start = text.rfind(": ").map_or(0, |colon| colon + 2);
+        if let Some(first) = text.get_mut(start..=start) {
+            first.make_ascii_lowercase();
+        }
     }
+    text
 }
 
 /// The exit code of an error.

@@ -138,6 +138,14 @@ pub enum CopyError {
     /// A directory is copied to what is none (A11.6).
     #[error("cannot copy to non-directory: /{}", .0.display())]
     NotDirectory(PathBuf),
+    /// A directory is made where something else is (A9.9).
+    #[error("cannot create directory {}: /{} is not a directory", path.display(), obstacle.display())]
+    Obstructed {
+        /// The directory, as it was named.
+        path: PathBuf,
+        /// What is in the way, in the image.
+        obstacle: PathBuf,
+    },
     /// A file is copied to a directory of that exact name (A11.6).
     #[error("cannot replace to directory /{} with file", .0.display())]
     IsDirectory(PathBuf),
@@ -173,9 +181,13 @@ impl CopyError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Select(error) => error.hint(),
-            Self::IsDirectory(_) => {
-                Some("end the destination with a `/` to copy into that directory".to_owned())
-            }
+            Self::IsDirectory(_) => Some(
+                "remove the directory in a step before, or choose another destination".to_owned(),
+            ),
+            Self::Owner {
+                source: UserError::NoUser(_) | UserError::NoGroup(_),
+                ..
+            } => Some("add it to the image in a step before, or give a number".to_owned()),
             _ => None,
         }
     }
@@ -252,7 +264,10 @@ pub fn make_directory(
     let path = match place.end {
         End::Found(crate::context::resolve::Seen::Directory) => return Ok(()),
         End::Missing(rest) => place.path.join(rest),
-        End::Found(_) | End::NotDirectory => return Err(CopyError::NotDirectory(place.path)),
+        End::Found(_) | End::NotDirectory => {
+            let (path, obstacle) = (path.to_owned(), place.path);
+            return Err(CopyError::Obstructed { path, obstacle });
+        }
         End::Loop => return Err(CopyError::Loop(path.display().to_string())),
     };
     destination.directory(&path)?;

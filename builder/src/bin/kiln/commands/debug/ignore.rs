@@ -3,6 +3,9 @@
 use kiln_grammar::dockerignore::IgnoreFile;
 use serde::{Deserialize, Serialize};
 
+/// The longest path in bytes, that of the system: each of its parents is asked for.
+const MAX_PATH: usize = 4096;
+
 #[derive(Deserialize)]
 pub(super) struct Question {
     patterns: Option<Vec<String>>,
@@ -21,18 +24,20 @@ pub(super) enum Answer {
     File { patterns: Vec<String> },
 }
 
-pub(super) fn answer(question: Question) -> Result<Answer, String> {
-    match (question.patterns, question.file) {
+pub(super) fn answer(question: &Question) -> Result<Answer, String> {
+    match (&question.patterns, &question.file) {
         (Some(patterns), None) => {
-            let file = IgnoreFile::from_patterns(&patterns).map_err(|error| error.to_string())?;
-            let path = question
-                .path
-                .ok_or("invalid request: missing field `path`")?;
-            let ignored = file.excludes_text(&path);
+            let file = IgnoreFile::from_patterns(patterns).map_err(|error| error.to_string())?;
+            let path = question.path.as_deref();
+            let path = path.ok_or("invalid request: missing field `path`")?;
+            if path.len() > MAX_PATH {
+                return Err(format!("the path is longer than {MAX_PATH} bytes"));
+            }
+            let ignored = file.excludes_text(path);
             Ok(Answer::Path { ignored })
         }
         (None, Some(text)) => {
-            let patterns = IgnoreFile::clean_lines(&text);
+            let patterns = IgnoreFile::clean_lines(text);
             Ok(Answer::File { patterns })
         }
         _ => Err("invalid request: expected either `patterns` or `file`".to_owned()),

@@ -39,13 +39,13 @@ pub(crate) fn run(command: &DebugCommand) -> anyhow::Result<()> {
 
 /// Answers every line of standard input.
 fn serve<Q: DeserializeOwned, A: Serialize>(
-    answer: fn(Q) -> Result<A, String>,
+    answer: fn(&Q) -> Result<A, String>,
 ) -> anyhow::Result<()> {
     let mut input = io::stdin().lock();
     let mut output = io::stdout().lock();
     let mut line = Vec::new();
     while read_line(&mut input, &mut line).context("reading standard input")? {
-        let result = question(&line).and_then(answer);
+        let result = question(&line).and_then(|question| answer(&question));
         let text = match result {
             Ok(answer) => serde_json::to_string(&answer),
             Err(error) => serde_json::to_string(&Refusal { error }),

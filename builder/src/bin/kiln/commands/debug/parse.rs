@@ -39,7 +39,7 @@ struct Node {
     json: bool,
     line: (u32, u32),
     heredocs: Vec<Heredoc>,
-    sub: Option<Box<Node>>,
+    sub: Option<Box<Self>>,
 }
 
 #[derive(Serialize)]
@@ -51,7 +51,7 @@ struct Heredoc {
     fd: u32,
 }
 
-pub(super) fn answer(question: Question) -> Result<Answer, String> {
+pub(super) fn answer(question: &Question) -> Result<Answer, String> {
     let text = &question.dockerfile;
     if question.level == Level::Instructions {
         kiln_grammar::parse(text).map_err(|errors| first(&errors))?;

@@ -38,7 +38,7 @@ pub(super) enum Answer {
     Id { digest: String, string: String },
 }
 
-pub(super) fn answer(question: Question) -> Result<Answer, String> {
+pub(super) fn answer(question: &Question) -> Result<Answer, String> {
     let text = &question.reference;
     let parts = match question.reading {
         Reading::Raw => Parts::raw(text),

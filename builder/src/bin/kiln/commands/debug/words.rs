@@ -44,7 +44,7 @@ pub(super) struct Answer {
     unmatched: Vec<String>,
 }
 
-pub(super) fn answer(question: Question) -> Result<Answer, String> {
+pub(super) fn answer(question: &Question) -> Result<Answer, String> {
     let env: HashMap<&str, &str> = question
         .env
         .iter()

@@ -1,0 +1,219 @@
+//! Builds the cases under `testdata/steps`, one folder a case, with the real binary:
+//!
+//! - `Dockerfile`, which is put in the build context where the case has one;
+//! - `context/` and `context.txt`, both optional: the files of the build context; the second holds
+//!   what git cannot (see `files.rs`);
+//! - `options.json`, optional: see [`Options`];
+//! - `expect.txt` with what the image adds to its base (see `describe.rs`), or `error.txt` with the
+//!   exit code and all that is said of a build that fails.
+//!
+//! Bases are `scratch`, `busybox`, and `system`, which `testdata/steps/system.Dockerfile` makes.
+//! Cases share a store, so that what several need is built once; one with a store `of its own`
+//! is about the cache or about times, which the cache does not look at.
+//!
+//! `KILN_UPDATE=1` writes the expectations anew; `KILN_CASE=text` picks the cases with that name.
+//! Names of cases cite the numbers of SPEC.
+
+mod describe;
+mod files;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+
+use serde::Deserialize;
+
+use crate::env::{Output, TestEnv, test_env};
+use describe::{Base, Show};
+
+/// Cases that are built at once.
+const THREADS: usize = 4;
+
+/// How a case is built.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// The builds, one after the other; none is one without flags.
+    builds: Vec<Build>,
+    /// What is compared; nothing is the layers and what changed in the config.
+    show: Vec<Show>,
+    /// Whether the case has a store of its own.
+    own_store: bool,
+}
+
+/// One build of a case.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Build {
+    /// Flags.
+    args: Vec<String>,
+    /// Environment variables.
+    env: BTreeMap<String, String>,
+    /// A file in the form of `context.txt` with changes that come before this build.
+    changes: Option<String>,
+    /// The tag, where others build on this image.
+    tag: Option<String>,
+    /// What comes on standard input.
+    stdin: String,
+    /// The argument, if it is not the folder of the context; an empty one is none.
+    context: Option<String>,
+}
+
+/// What all cases need.
+struct Suite {
+    env: TestEnv,
+    bases: Vec<Base>,
+    update: bool,
+}
+
+#[test]
+fn cases_build_as_expected() {
+    let env = test_env!().with_busybox();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/steps");
+    env.built(
+        "system",
+        &fs::read_to_string(root.join("system.Dockerfile")).unwrap(),
+    );
+    let archive = env.path("system.tar");
+    env.kiln(["save", "system", "-o"]).arg(&archive).success();
+    let suite = Suite {
+        bases: ["busybox", "system"]
+            .map(|name| Base::of(&env.saved(name)))
+            .into(),
+        env,
+        update: std::env::var_os("KILN_UPDATE").is_some(),
+    };
+    let wanted = std::env::var("KILN_CASE").unwrap_or_default();
+    let mut cases: Vec<PathBuf> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir() && path.to_string_lossy().contains(&wanted))
+        .collect();
+    cases.sort();
+    assert!(!cases.is_empty(), "no cases in {}", root.display());
+    let (queue, failed) = (Mutex::new(cases), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap().pop();
+                    let Some(case) = next else { break };
+                    failed.lock().unwrap().extend(suite.check(&case));
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+impl Suite {
+    /// Builds a case and gives what differs from its expectations.
+    fn check(&self, case: &Path) -> Vec<String> {
+        let result = self.build_case(case);
+        let (expect, error) = match result {
+            Ok(text) => (Some(text), None),
+            Err(text) => (None, Some(text)),
+        };
+        let mut failed = Vec::new();
+        for (name, actual) in [("expect.txt", expect), ("error.txt", error)] {
+            let path = case.join(name);
+            let expected = fs::read_to_string(&path).ok();
+            if actual == expected {
+                continue;
+            }
+            if self.update {
+                match actual {
+                    Some(text) => fs::write(&path, text).unwrap(),
+                    None => fs::remove_file(&path).unwrap(),
+                }
+                continue;
+            }
+            let show = |text: Option<String>| text.unwrap_or_else(|| "(none)\n".to_owned());
+            failed.push(format!(
+                "{}\n--- expected\n{}--- actual\n{}",
+                path.display(),
+                show(expected),
+                show(actual)
+            ));
+        }
+        failed
+    }
+
+    /// Builds a case: what came of it as text, or how its only build failed.
+    fn build_case(&self, case: &Path) -> Result<String, String> {
+        let options: Options = match fs::read(case.join("options.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .unwrap_or_else(|error| panic!("{}: {error}", case.display())),
+            Err(_) => Options::default(),
+        };
+        let show = if options.show.is_empty() {
+            vec![Show::Layers, Show::Changes]
+        } else {
+            options.show
+        };
+        let env = TestEnv::new();
+        let own = options.own_store.then(|| env.path("store"));
+        if own.is_some() {
+            let archive = self.env.path("system.tar");
+            env.kiln(["load", "-q", "-i"]).arg(archive).success();
+            env.kiln(["load", "-q"])
+                .stdin(crate::env::busybox())
+                .success();
+        }
+        let store = own.unwrap_or_else(|| self.env.store());
+        let mut context = files::Context::new(env.context());
+        context.copy(&case.join("context"));
+        if case.join("Dockerfile").exists() {
+            context.copy_file(&case.join("Dockerfile"), Path::new("Dockerfile"));
+        }
+        context.apply(&case.join("context.txt"));
+        let builds = match options.builds {
+            builds if builds.is_empty() => vec![Build::default()],
+            builds => builds,
+        };
+        let name = case.file_name().unwrap().to_str().unwrap();
+        let mut text = String::new();
+        for (number, build) in builds.iter().enumerate() {
+            if let Some(changes) = &build.changes {
+                context.apply(&case.join(changes));
+            }
+            let tag = build.tag.as_deref().unwrap_or(name);
+            let output = run(&env, &store, tag, build, &show);
+            let failed = (output.code != Some(0)).then(|| describe::failure(&output));
+            match failed {
+                Some(error) if builds.len() == 1 => return Err(error),
+                failed => {
+                    if builds.len() > 1 {
+                        text += &format!("== build {}\n", number + 1);
+                    }
+                    text += &failed.unwrap_or_else(|| {
+                        let saved = env.kiln(["save", tag]).env("KILN_ROOT", &store).success();
+                        describe::image(&saved.bytes, &output, &show, &self.bases)
+                    });
+                }
+            }
+        }
+        Ok(text)
+    }
+}
+
+fn run(env: &TestEnv, store: &Path, tag: &str, build: &Build, show: &[Show]) -> Output {
+    let progress = show.iter().any(|show| show.reads_progress());
+    let mut run = env
+        .kiln(["build", "-t", tag])
+        .arg(if progress { "--progress=plain" } else { "-q" })
+        .args(build.args.iter().map(String::as_str))
+        .env("KILN_ROOT", store)
+        .stdin(build.stdin.as_bytes());
+    match build.context.as_deref() {
+        Some("") => {}
+        context => run = run.arg(context.unwrap_or("context")),
+    }
+    for (name, value) in &build.env {
+        run = run.env(name, value);
+    }
+    run.run()
+}
