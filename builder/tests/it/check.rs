@@ -336,7 +336,7 @@ fn the_dockerfile_is_named_as_it_was_given() {
     assert_eq!(output.stderr, "error: path \"nowhere\" not found\n");
     fs::remove_file(env.context().join("Dockerfile")).unwrap();
     let output = env.kiln(["check", "context"]).failure(1);
-    let start = "error: failed to read dockerfile: open context/Dockerfile: No such file";
+    let start = "error: failed to read dockerfile: open context/Dockerfile: no such file";
     assert!(output.stderr.starts_with(start), "{output}");
     let large = env.kiln(["check", "-f", "-"]).stdin(vec![b'#'; 17 << 20]);
     let output = large.failure(1);
