@@ -2,11 +2,6 @@
 //! for every text. `KILN_UPDATE=1` rewrites what is expected; read the difference before committing
 //! it. Kiln's own rules are looked at in cases whose name begins with `kiln-`.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot read its cases has failed"
-)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -36,7 +36,7 @@ pub(crate) fn run(setup: &Setup, args: &CheckArgs) -> anyhow::Result<()> {
             }
         }
     }
-    let report = render::check::render(&checked, args.format);
+    let report = render(&checked, args.format);
     // Where the fixed text goes to standard output, the report cannot.
     if args.fix && reads_stdin(args) {
         render::err(&report);
@@ -44,6 +44,17 @@ pub(crate) fn run(setup: &Setup, args: &CheckArgs) -> anyhow::Result<()> {
         print(&report);
     }
     finish(&checked)
+}
+
+/// The report in a form; says so where it is not whole.
+fn render(checked: &Checked, format: CheckFormat) -> String {
+    let (count, most) = (checked.warnings.len(), render::check::MOST);
+    if count > most && format != CheckFormat::Text {
+        render::err(&format!(
+            "note: {count} warnings found, the report holds the first {most}"
+        ));
+    }
+    render::check::render(checked, format)
 }
 
 /// Prints a report; one that says nothing is no empty line.
@@ -167,5 +178,5 @@ fn explain(rule: &Rule) {
 
 /// What a call of `kiln build` prints of a check, in a form.
 pub(super) fn report(checked: &Checked, format: CheckFormat) {
-    print(&render::check::render(checked, format));
+    print(&render(checked, format));
 }

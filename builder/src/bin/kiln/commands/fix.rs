@@ -21,7 +21,7 @@ pub(super) enum Fixed {
     /// What would be done was shown.
     Shown,
     /// It was done; this looks at the result.
-    Request(CheckRequest),
+    Request(Box<CheckRequest>),
 }
 
 /// Fixes what is mechanical, and says how much that was.
@@ -59,11 +59,11 @@ pub(super) fn run(
     let mut request = request.clone();
     match &checked.path {
         Some(path) if !stdin => {
-            replace(path, &fixed).with_context(|| format!("writing `{}`", checked.source.name))?
+            replace(path, &fixed).with_context(|| format!("writing `{}`", checked.source.name))?;
         }
         _ => request.dockerfile = DockerfileFrom::Text(fixed),
     }
-    Ok(Fixed::Request(request))
+    Ok(Fixed::Request(Box::new(request)))
 }
 
 fn plural(count: usize) -> &'static str {

@@ -175,7 +175,7 @@ mod tests {
         let error = Diagnostic::error("no\u{7} \u{1b}[31mgood\n http://u:p@h", span);
         assert_eq!(
             Excerpts::of(&source).error(&error.with_hint("try \u{1b}c")),
-            "a/Dockerfile:2:30: no good  http://u:*@h\n  \
+            "a/Dockerfile:2:29: no good  http://u:*@h\n  \
              |\n\
              2 | ADD http://u:******@h/ \u{fffd}]0;\u{fffd}b /x\n  \
              |                             ^^^^\n\

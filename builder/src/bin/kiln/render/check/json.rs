@@ -1,4 +1,4 @@
-//! Docker's JSON of a check (`docs/check-json.md`).
+//! Docker's JSON of a check (`docs/CHECK.md`).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -15,6 +15,9 @@ use crate::args::CheckFormat;
 
 pub(crate) use json::{Location, location, source_data};
 
+/// Warnings that a report for programs holds at most; code hosts take no more.
+pub(crate) const MOST: usize = 25_000;
+
 /// Mistakes and warnings, and the Dockerfile that they are about.
 struct Report<'a> {
     source: &'a Source,
@@ -25,11 +28,16 @@ struct Report<'a> {
 
 /// The report in a form, without a line end behind it; nothing where there is nothing to say.
 pub(crate) fn render(checked: &Checked, format: CheckFormat) -> String {
+    // For people the number of all is told, too.
+    let most = match format {
+        CheckFormat::Text => usize::MAX,
+        _ => MOST,
+    };
     let report = Report {
         source: &checked.source,
         excerpts: Excerpts::of(&checked.source),
         errors: &checked.errors,
-        warnings: &checked.warnings,
+        warnings: &checked.warnings[..checked.warnings.len().min(most)],
     };
     match format {
         CheckFormat::Text => text::render(&report),
