@@ -14,15 +14,19 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
 use kiln_registry::spec::Platform;
 
-use crate::context::{ContextError, Tree};
+use crate::context::{ContextError, Contexts, Tree};
 use crate::event::{Event, Observer};
 use crate::graph::{MountOp, Op, Vertex};
 use crate::image::{self, ImageError};
-use crate::lower::{self, BaseImage, BaseImages, LowerOptions, Plan, Wanted};
+use crate::lower::{
+    self, BaseImage, BaseImages, ContextSource, LAYOUT, LowerOptions, NamedContext, Plan, Wanted,
+};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Snapshots, now};
-use crate::step::{RemoteImage, ResolveError, Settings, StepError, Worker};
+use crate::step::{
+    LayoutImage, RemoteImage, ResolveError, Settings, SourceImage, StepError, Worker,
+};
 use crate::store::{Store, StoreError};
 
 /// Longest Dockerfile that is read, bytes.
@@ -94,6 +98,14 @@ pub enum BuildError {
     /// The build context is not a folder.
     #[error("unable to prepare context: \"{}\" is not a directory", .0.display())]
     ContextNotFolder(PathBuf),
+    /// A named context cannot be used.
+    #[error("in {label}")]
+    NamedContext {
+        /// Which one, and what it is.
+        label: String,
+        /// Why.
+        source: Box<BuildError>,
+    },
     /// The Dockerfile cannot be read (A18.1).
     #[error("failed to read dockerfile: open {}", path.display())]
     NoDockerfile {
@@ -119,10 +131,12 @@ pub enum BuildError {
         diagnostics: Vec<Diagnostic>,
     },
     /// A base image could not be resolved.
-    #[error("failed to resolve source metadata for `{name}`")]
+    #[error("failed to resolve source metadata for `{name}`{}", of(context.as_ref()))]
     Resolve {
         /// The image.
         name: String,
+        /// The named context that says so.
+        context: Option<String>,
         /// The Dockerfile, and the instruction that names the image.
         place: Box<(Source, Option<kiln_grammar::source::Span>)>,
         /// A stage that may have been meant.
@@ -189,6 +203,7 @@ pub async fn build(
         return Err(BuildError::NeedsRoot);
     }
     let context = open_folder(&request.context)?;
+    let named = named_folders(&request.options.contexts)?;
     let (path, source) = read_dockerfile(&request)?;
     let wrong = |diagnostics| BuildError::Dockerfile {
         source_file: source.clone(),
@@ -218,16 +233,20 @@ pub async fn build(
         .collect();
     let warnings = lower::check(&file, &request.options, warnings).map_err(wrong)?;
 
-    let stat_cache = store
-        .root()
-        .join("cache")
-        .join(Digest::of(context.as_os_str().as_encoded_bytes()).hex());
-    let tree = Arc::new(Tree::context(&context, ignore, Some(&stat_cache))?);
+    let mut contexts = Contexts::default();
+    contexts.insert(None, open_tree(&store, &context, ignore)?);
+    for (named, folder) in named {
+        // What nothing reads need not be readable.
+        if reads(&plan, &named.name) {
+            let tree = open_named(&store, &folder).map_err(|error| in_context(named, error))?;
+            contexts.insert(Some(named.name.clone()), tree.named(named.label()));
+        }
+    }
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
         runtime: Native::current(),
-        context: Arc::clone(&tree),
+        contexts,
         client,
         images,
         observer: observer.clone(),
@@ -235,13 +254,18 @@ pub async fn build(
         settings: request.settings.clone(),
     });
     let exported = plan.layers().collect();
-    let schedule = Schedule::new(plan.graph.clone(), worker, request.cache, exported);
+    let schedule = Schedule::new(
+        plan.graph.clone(),
+        Arc::clone(&worker),
+        request.cache,
+        exported,
+    );
     let finished = schedule
         .run(plan.root)
         .await
         .map_err(|failure| step_error(failure, &plan, &source))?;
     // A stat cache that cannot be written costs time in the next build, no more.
-    if let Err(error) = tree.save_stat_cache() {
+    if let Err(error) = worker.contexts.save_stat_caches() {
         observer.tell(Event::Note {
             step: None,
             text: error.to_string(),
@@ -297,6 +321,55 @@ fn open_folder(path: &Path) -> Result<PathBuf, BuildError> {
     } else {
         Err(BuildError::ContextNotFolder(path.to_owned()))
     }
+}
+
+/// The folders among the named contexts; those that the Dockerfile does not name are looked at, too.
+fn named_folders(contexts: &[NamedContext]) -> Result<Vec<(&NamedContext, PathBuf)>, BuildError> {
+    let mut folders = Vec::new();
+    for context in contexts {
+        if let ContextSource::Folder(path) = &context.source {
+            let folder = open_folder(path).map_err(|error| in_context(context, error))?;
+            folders.push((context, folder));
+        }
+    }
+    Ok(folders)
+}
+
+fn in_context(context: &NamedContext, error: BuildError) -> BuildError {
+    BuildError::NamedContext {
+        label: context.label(),
+        source: Box::new(error),
+    }
+}
+
+/// What stands behind an image that a named context names.
+fn of(context: Option<&String>) -> String {
+    context.map_or(String::new(), |label| format!(" of {label}"))
+}
+
+fn reads(plan: &Plan, context: &str) -> bool {
+    let is_it = |vertex: &Vertex| match &vertex.op {
+        Op::Context(op) => op.name.as_deref() == Some(context),
+        _ => false,
+    };
+    plan.graph.vertices().iter().any(is_it)
+}
+
+/// Opens a named context, which has an ignore file of its own (C7.4).
+fn open_named(store: &Store, folder: &Path) -> Result<Tree, BuildError> {
+    let ignore = read_ignore_file(None, folder)?;
+    open_tree(store, folder, ignore)
+}
+
+/// Opens a folder with the digests that are remembered of its files.
+fn open_tree(
+    store: &Store,
+    folder: &Path,
+    ignore: Option<IgnoreFile>,
+) -> Result<Tree, BuildError> {
+    let name = Digest::of(folder.as_os_str().as_encoded_bytes()).hex();
+    let stat_cache = store.root().join("cache").join(name);
+    Ok(Tree::context(folder, ignore, Some(&stat_cache))?)
 }
 
 /// The Dockerfile's path, where it has one, and its text.
@@ -394,7 +467,7 @@ struct Resolver<'a> {
     store: &'a Store,
     cancel: &'a Cancel,
     pull: bool,
-    images: BTreeMap<Digest, RemoteImage>,
+    images: BTreeMap<Digest, SourceImage>,
 }
 
 impl Resolver<'_> {
@@ -421,6 +494,7 @@ impl Resolver<'_> {
                     BaseError::Cancelled => BuildError::Cancelled,
                     error => BuildError::Resolve {
                         name: want.reference.clone(),
+                        context: context_of(options, &want.reference),
                         place: Box::new((source.clone(), want.span)),
                         near: near_stage(file, &want.reference),
                         source: error,
@@ -433,6 +507,17 @@ impl Resolver<'_> {
 
     /// Resolves one image: in the store, unless it has to be asked for, else in its registry.
     async fn resolve(&mut self, want: &Wanted) -> Result<BaseImage, BaseError> {
+        if let Some(place) = want.reference.strip_prefix(LAYOUT) {
+            let image = LayoutImage::resolve(place, &want.platform)?;
+            let base = BaseImage {
+                name: want.reference.clone(),
+                config_digest: image.manifest.value.config.digest,
+                config: image.config.clone(),
+            };
+            let image = SourceImage::Layout(image);
+            self.images.insert(base.config_digest, image);
+            return Ok(base);
+        }
         let reference = Reference::parse(&want.reference)?;
         if !self.pull
             && let Some(base) = self.stored(&reference, &want.platform)?
@@ -448,7 +533,8 @@ impl Resolver<'_> {
             config_digest: remote.resolved.manifest.value.config.digest,
             config: remote.config.clone(),
         };
-        self.images.insert(base.config_digest, remote);
+        let image = SourceImage::Registry(remote);
+        self.images.insert(base.config_digest, image);
         Ok(base)
     }
 
@@ -470,6 +556,15 @@ impl Resolver<'_> {
             config,
         }))
     }
+}
+
+/// The named context that an image comes from.
+fn context_of(options: &LowerOptions, image: &str) -> Option<String> {
+    let is_it = |context: &&NamedContext| match &context.source {
+        ContextSource::Image(reference) => reference == image,
+        _ => false,
+    };
+    options.contexts.iter().find(is_it).map(NamedContext::label)
 }
 
 /// A stage whose name is like that of an image.

@@ -1,7 +1,7 @@
 //! Lowers the Dockerfiles under `testdata/lowering`, one folder a case:
 //!
 //! - `Dockerfile`;
-//! - `options.json`, optional: `build_args`, `target`, `platform`, `build_platform`, ...;
+//! - `options.json`, optional: `build_args`, `contexts`, `target`, `platform`, `build_platform`, ...;
 //! - `base.json`, optional: image configs by reference; an image that is not there has a config
 //!   with one layer and nothing else;
 //! - `plan.txt` with the plan and its warnings, or `error.txt`.
@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kiln_builder::graph::Network;
-use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, Wanted};
+use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, NamedContext, Wanted};
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_grammar::source::position;
 use kiln_registry::digest::Digest;
@@ -180,6 +180,12 @@ fn options(value: &Value) -> LowerOptions {
             _ => Network::Host,
         },
         allow_host_network: value["allow_host_network"].as_bool().unwrap_or(false),
+        contexts: value["contexts"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|text| NamedContext::parse(text.as_str().unwrap()).unwrap())
+            .collect(),
     }
 }
 

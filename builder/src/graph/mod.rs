@@ -7,7 +7,8 @@ pub mod op;
 use kiln_registry::digest::{Digest, Hasher};
 
 pub use op::{
-    CopyOp, CopySource, FetchOp, ImageOp, MkdirOp, MountOp, Network, Op, Origin, RunOp, Script,
+    ContextOp, CopyOp, CopySource, FetchOp, GitOp, ImageOp, MkdirOp, MountOp, Network, Op, Origin,
+    RunOp, Script,
 };
 
 /// Version of the encoding that [`Vertex::digest`] hashes; a change of [`Op`] raises it.

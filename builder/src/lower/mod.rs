@@ -9,14 +9,17 @@
 //!   lower them, `history` words them;
 //! - `check` filters the warnings;
 //! - `onbuild` reads triggers, `frontend` judges `# syntax=`;
+//! - `contexts` are the named contexts of the command line, `git` the addresses of repositories;
 //! - `expose`, `signal`, `chmod` and `path` are small languages of their own.
 
 mod check;
 mod chmod;
+mod contexts;
 mod copy;
 mod expose;
 mod from;
 mod frontend;
+mod git;
 mod globals;
 mod history;
 mod meta;
@@ -39,6 +42,7 @@ use kiln_grammar::source::Span;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 pub use check::check;
+pub use contexts::{ContextSource, LAYOUT, NamedContext, NamedContextError};
 pub use options::{BaseImage, BaseImages, LowerOptions};
 pub use plan::{HistoryEntry, Plan, Wanted};
 
@@ -95,11 +99,16 @@ fn plan(file: &Dockerfile, options: &LowerOptions, bases: &BaseImages) -> Result
         declared: Vec::new(),
         size: 0,
     };
+    let mut triggers = Vec::new();
     for index in reached.stages {
+        let fired = stages.triggers(index, bases)?;
+        triggers.extend(fired.into_iter().map(|trigger| trigger.instruction));
         StageLowering::run(&mut shared, index)?;
     }
     let unknown = unconsumed(file, &shared);
     shared.warnings.extend(unknown);
+    let unused = contexts::unused(file, &options.contexts, &stages, &triggers);
+    shared.warnings.extend(unused);
     let Some(state) = shared.done.remove(&stages.target) else {
         let message = "dockerfile contains no stages to build";
         return Err(Diagnostic::error(message, Span::default()));

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+use super::contexts::NamedContext;
 use crate::graph::Network;
 
 /// The settings of one build for one platform.
@@ -29,6 +30,8 @@ pub struct LowerOptions {
     pub network: Network,
     /// `--allow network.host`: whether `RUN --network=host` may leave a narrower `network`.
     pub allow_host_network: bool,
+    /// `--build-context`, in order.
+    pub contexts: Vec<NamedContext>,
 }
 
 /// The build arguments that reach `RUN` without an `ARG`, in lower case (A6.9).

@@ -7,6 +7,7 @@ use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::source::{Span, Spanned};
 use kiln_registry::spec::Platform;
 
+use super::contexts::{self, ContextSource, NamedContext};
 use super::globals;
 use super::mounts;
 use super::onbuild::{self, Trigger};
@@ -22,6 +23,7 @@ pub(super) struct Stages<'a> {
     /// Index of the stage to build.
     pub(super) target: usize,
     platform: &'a Platform,
+    contexts: &'a [NamedContext],
     /// The stages of each name, in order.
     names: HashMap<String, Vec<usize>>,
 }
@@ -32,7 +34,11 @@ pub(super) struct Stage<'a> {
     pub(super) ast: &'a ast::Stage,
     /// How progress names it; empty in a file of one stage (C10.2).
     pub(super) title: String,
+    /// What `FROM` names, expanded.
+    pub(super) word: String,
     pub(super) base: Base,
+    /// Whether a named context takes the place of the whole stage (A7.2).
+    replaced: bool,
     pub(super) platform: Platform,
 }
 
@@ -43,8 +49,21 @@ pub(super) enum Base {
     Scratch,
     /// Another stage, which stands earlier in the file.
     Stage(usize),
+    /// The files of a named context, by its index.
+    Context(usize),
     /// An image, by its reference as written.
     Image(String),
+}
+
+impl<'a> Stage<'a> {
+    /// The instructions that run: none where a named context stands for the stage.
+    pub(super) fn instructions(&self) -> &'a [Instruction] {
+        if self.replaced {
+            &[]
+        } else {
+            &self.ast.instructions
+        }
+    }
 }
 
 /// Which instruction names a stage.
@@ -85,6 +104,7 @@ impl<'a> Stages<'a> {
             list: Vec::new(),
             target: 0,
             platform: &options.platform,
+            contexts: &options.contexts,
             names: HashMap::new(),
         };
         warn_about_defaults(file, options, warnings);
@@ -94,16 +114,22 @@ impl<'a> Stages<'a> {
                 let message = format!("base name ({}) should not be blank", ast.base.value);
                 return Err(Diagnostic::error(message, ast.base.span));
             }
-            let base = match stages.earlier(&name, index) {
+            let own = own_platform(ast, file, options, globals, warnings)?;
+            let alias = ast.name.as_ref();
+            let replacement = alias.and_then(|alias| stages.context(&alias.value, &own));
+            let replaced = replacement.is_some();
+            let base = replacement.unwrap_or_else(|| match stages.earlier(&name, index) {
                 Some(earlier) => Base::Stage(earlier),
                 None if name == "scratch" => Base::Scratch,
-                None => Base::Image(name),
-            };
-            let platform = stages.platform_of(ast, &base, file, options, globals, warnings)?;
+                None => stages.context_or_image(&name, &own),
+            });
+            let platform = stages.platform_of(&base, own);
             stages.list.push(Stage {
                 ast,
                 title: title(file, index),
+                word: name,
                 base,
+                replaced,
                 platform,
             });
             if let Some(name) = &ast.name {
@@ -117,32 +143,27 @@ impl<'a> Stages<'a> {
 
     /// A stage built on another one has its platform; any other has what `--platform` says, or
     /// the platform that is built for (A7.7).
-    fn platform_of(
-        &self,
-        ast: &ast::Stage,
-        base: &Base,
-        file: &Dockerfile,
-        options: &LowerOptions,
-        globals: &Scope,
-        warnings: &mut Vec<Diagnostic>,
-    ) -> Result<Platform, Diagnostic> {
-        let own = match &ast.platform {
-            None => options.platform.clone(),
-            Some(word) => {
-                let text = expand_from(word, file, globals, warnings)?;
-                if text.is_empty() {
-                    let message = format!("empty platform value from expression {}", word.value);
-                    return Err(Diagnostic::error(message, word.span));
-                }
-                Platform::parse_on(&text, &options.build_platform)
-                    .map_err(|error| Diagnostic::error(error.to_string(), word.span))?
-            }
-        };
-        Ok(match base {
+    fn platform_of(&self, base: &Base, own: Platform) -> Platform {
+        match base {
             Base::Stage(earlier) => self.list[*earlier].platform.clone(),
-            Base::Scratch => options.platform.clone(),
+            Base::Scratch | Base::Context(_) => self.platform.clone(),
             Base::Image(_) => own,
+        }
+    }
+
+    /// What the named context of this name stands for, where there is one.
+    fn context(&self, name: &str, platform: &Platform) -> Option<Base> {
+        let index = contexts::find(self.contexts, name, platform)?;
+        Some(match &self.contexts[index].source {
+            ContextSource::Folder(_) | ContextSource::Git(_) => Base::Context(index),
+            ContextSource::Image(reference) => Base::Image(reference.clone()),
+            ContextSource::Scratch => Base::Scratch,
         })
+    }
+
+    fn context_or_image(&self, name: &str, platform: &Platform) -> Base {
+        let context = self.context(name, platform);
+        context.unwrap_or_else(|| Base::Image(name.to_owned()))
     }
 
     fn find_target(&self, options: &LowerOptions) -> Result<usize, Diagnostic> {
@@ -204,7 +225,11 @@ impl<'a> Stages<'a> {
             self.any(name, current)
         };
         match index {
-            Some(index) if index < current => Ok(Base::Stage(index)),
+            // The files of a context that stands for a stage need not be a layer to be read.
+            Some(index) if index < current => Ok(match &self.list[index].base {
+                Base::Context(context) if self.list[index].replaced => Base::Context(*context),
+                _ => Base::Stage(index),
+            }),
             Some(index) if self.reaches(index, current) => {
                 let stage = self.stage_name(current);
                 Err(error(format!(
@@ -229,7 +254,7 @@ impl<'a> Stages<'a> {
                 Err(error("`context` is a reserved name".to_owned())
                     .with_hint("leave `from` out to read from the build context"))
             }
-            None => Ok(Base::Image(name.clone())),
+            None => Ok(self.context_or_image(name, self.platform)),
         }
     }
 
@@ -255,7 +280,7 @@ impl<'a> Stages<'a> {
             if let Base::Stage(base) = self.list[index].base {
                 open.push(base);
             }
-            for source in self.list[index].ast.instructions.iter().flat_map(sources) {
+            for source in self.list[index].instructions().iter().flat_map(sources) {
                 let name = &source.name.value;
                 let number = name.parse().ok().filter(|number| *number < self.list.len());
                 open.extend(number.or_else(|| self.any(name, index)));
@@ -274,7 +299,7 @@ impl<'a> Stages<'a> {
             }
             let stage = &self.list[index];
             match &stage.base {
-                Base::Scratch => {}
+                Base::Scratch | Base::Context(_) => {}
                 Base::Stage(base) => open.push(*base),
                 Base::Image(reference) => {
                     reached.want(reference, &stage.platform, stage.ast.base.span);
@@ -288,7 +313,7 @@ impl<'a> Stages<'a> {
                     self.follow(base, span, &mut reached, &mut open);
                 }
             }
-            for source in stage.ast.instructions.iter().flat_map(sources) {
+            for source in stage.instructions().iter().flat_map(sources) {
                 let base = self.lookup(&source, index)?;
                 self.follow(base, source.name.span, &mut reached, &mut open);
             }
@@ -298,7 +323,7 @@ impl<'a> Stages<'a> {
 
     fn follow(&self, base: Base, span: Span, reached: &mut Reached, open: &mut Vec<usize>) {
         match base {
-            Base::Scratch => {}
+            Base::Scratch | Base::Context(_) => {}
             Base::Stage(index) => open.push(index),
             Base::Image(reference) => reached.want(&reference, self.platform, span),
         }
@@ -311,13 +336,20 @@ impl<'a> Stages<'a> {
         bases: &BaseImages,
     ) -> Result<Vec<Trigger>, Diagnostic> {
         let stage = &self.list[index];
-        match &stage.base {
-            Base::Scratch => Ok(Vec::new()),
-            Base::Stage(base) => Ok(onbuild::of_stage(self.list[*base].ast)),
-            Base::Image(reference) => match bases.get(reference, &stage.platform) {
+        // Nothing runs in a stage that a context stands for, but the context's own triggers wait
+        // for the stages built on it.
+        let below = match &stage.base {
+            _ if stage.replaced => return Ok(Vec::new()),
+            Base::Stage(base) if self.list[*base].replaced => &self.list[*base],
+            Base::Stage(base) => return Ok(onbuild::of_stage(self.list[*base].ast)),
+            _ => stage,
+        };
+        match &below.base {
+            Base::Image(reference) => match bases.get(reference, &below.platform) {
                 Some(image) => onbuild::of_image(&image.config, reference, stage.ast.span),
                 None => Ok(Vec::new()),
             },
+            _ => Ok(Vec::new()),
         }
     }
 }
@@ -358,6 +390,26 @@ fn title(file: &Dockerfile, index: usize) -> String {
         Some(name) => name.value.clone(),
         None => format!("stage-{index}"),
     }
+}
+
+/// The platform that `FROM --platform` asks for, else the one that is built for (A7.7).
+fn own_platform(
+    ast: &ast::Stage,
+    file: &Dockerfile,
+    options: &LowerOptions,
+    globals: &Scope,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<Platform, Diagnostic> {
+    let Some(word) = &ast.platform else {
+        return Ok(options.platform.clone());
+    };
+    let text = expand_from(word, file, globals, warnings)?;
+    if text.is_empty() {
+        let message = format!("empty platform value from expression {}", word.value);
+        return Err(Diagnostic::error(message, word.span));
+    }
+    Platform::parse_on(&text, &options.build_platform)
+        .map_err(|error| Diagnostic::error(error.to_string(), word.span))
 }
 
 /// Expands a word of a `FROM` line in the global scope.

@@ -8,6 +8,7 @@ use kiln_builder::pipeline::BuildError;
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::copy::CopyError;
+use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
 use kiln_registry::archive::ArchiveError;
 use kiln_registry::client::ClientError;
@@ -33,6 +34,7 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<CopyError>(error).and_then(CopyError::hint))
         .or_else(|| find::<SelectError>(error).and_then(SelectError::hint))
         .or_else(|| find::<RuntimeError>(error).and_then(program))
+        .or_else(|| find::<GitError>(error).and_then(GitError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))
         .or_else(|| find::<ClientError>(error).and_then(ClientError::hint))
 }
