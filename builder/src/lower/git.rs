@@ -130,6 +130,7 @@ fn credentials(login: &str) -> (String, Secret) {
 
 /// Reads `ref=v1&subdir=a` (C6.3).
 fn read_query(op: &mut GitOp, query: &str) -> Result<(), String> {
+    let mut named = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = percent_decode(&value.replace('+', " "));
@@ -150,7 +151,12 @@ fn read_query(op: &mut GitOp, query: &str) -> Result<(), String> {
         }
         match key {
             "subdir" => op.subdir = subdirectory(&value),
-            "commit" | "checksum" => op.commit = Some(commit(&value)?),
+            "checksum" => op.commit = Some(commit(&value)?),
+            "commit" => {
+                let commit = commit(&value)?;
+                named = Some(commit.clone()).filter(|commit| matches!(commit.len(), 40 | 64));
+                op.commit = Some(commit);
+            }
             "keep-git-dir" => op.keep_git_dir = switch(key, &value)?,
             "submodules" => op.submodules = switch(key, &value)?,
             // How the commit is fetched does not change what is fetched.
@@ -165,6 +171,8 @@ fn read_query(op: &mut GitOp, query: &str) -> Result<(), String> {
             _ => return Err(format!("unexpected query `{key}`")),
         }
     }
+    // A commit in full needs no branch that leads to it.
+    op.reference = op.reference.take().or(named);
     Ok(())
 }
 
@@ -262,6 +270,14 @@ mod tests {
         let op = parse("https://h/x.git?checksum=ABCDEF1&keep-git-dir&submodules=false").unwrap();
         assert_eq!(op.commit.as_deref(), Some("abcdef1"));
         assert!(op.keep_git_dir && !op.submodules);
+        let whole = "0123456789".repeat(4);
+        let reference = |query: &str| parse(&format!("https://h/x.git?{query}")).unwrap().reference;
+        assert_eq!(reference(&format!("commit={whole}")), Some(whole.clone()));
+        assert_eq!(
+            reference(&format!("commit={whole}&ref=a")).as_deref(),
+            Some("a")
+        );
+        assert_eq!(reference(&format!("checksum={whole}")), None);
         let op = parse("https://u:p%40w@h/x.git").unwrap();
         assert_eq!(op.login, Some(("u".to_owned(), Secret::new("p@w"))));
         assert_eq!(op.url, "https://h/x.git");

@@ -9,6 +9,7 @@ mod env;
 mod liar;
 mod saved;
 mod traces;
+mod web;
 
 mod archives;
 mod basic;
@@ -16,8 +17,10 @@ mod builds;
 mod cache;
 mod damage;
 mod errors;
+mod git;
 mod images;
 mod interop;
 mod interrupt;
+mod named_contexts;
 mod push_pull;
 mod standalone;

@@ -258,7 +258,8 @@ impl Resolved {
     }
 
     /// Fetches the commit alone: by the name it has there, else by itself. A server that gives
-    /// neither gives all branches and tags, and the commit must be in them.
+    /// neither (because it knows nothing of shallow copies, or the commit is not the newest one of
+    /// a branch) gives all branches and tags, and the commit must be in them.
     fn fetch(&self, git: &Program<'_>) -> Result<(), GitError> {
         let commit = self.found.commit.as_str();
         let fetch = |depth: &[&str], refspecs: &[&str]| {
@@ -274,15 +275,12 @@ impl Resolved {
                 true => format!("+{name}:{name}"),
                 false => format!("+{name}"),
             };
-            fetch(&["--depth=1"], &[&refspec])?;
-            if has() {
+            if answered(fetch(&["--depth=1"], &[&refspec]))? && has() {
                 return Ok(());
             }
         }
-        match fetch(&["--depth=1"], &[commit]) {
-            Ok(_) => return Ok(()),
-            Err(GitError::Failed { .. }) => {}
-            Err(error) => return Err(error),
+        if answered(fetch(&["--depth=1"], &[commit]))? {
+            return Ok(());
         }
         fetch(
             &[],
@@ -295,6 +293,15 @@ impl Resolved {
             true => Ok(()),
             false => Err(GitError::NoReference(commit.to_owned())),
         }
+    }
+}
+
+/// Whether a server gave what was asked for; one that cannot be reached is not asked again.
+fn answered(fetched: Result<String, GitError>) -> Result<bool, GitError> {
+    match fetched {
+        Ok(_) => Ok(true),
+        Err(error @ GitError::Failed { .. }) if !error.is_environment() => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -13,8 +13,7 @@ pub(super) struct Found {
 
 /// Finds out which commit is meant; a whole commit stands for itself and is not asked for.
 pub(super) fn resolve(git: &Program<'_>, op: &GitOp) -> Result<Found, GitError> {
-    let itself = op.reference.as_ref().or(op.commit.as_ref());
-    if let Some(commit) = itself.filter(|text| is_commit(text)) {
+    if let Some(commit) = op.reference.as_ref().filter(|text| is_commit(text)) {
         return Ok(Found {
             commit: commit.to_ascii_lowercase(),
             name: None,
