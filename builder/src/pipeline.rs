@@ -104,7 +104,7 @@ pub enum BuildError {
         /// Which one, and what it is.
         label: String,
         /// Why.
-        source: Box<BuildError>,
+        source: Box<Self>,
     },
     /// The Dockerfile cannot be read (A18.1).
     #[error("failed to read dockerfile: open {}", path.display())]
@@ -362,11 +362,7 @@ fn open_named(store: &Store, folder: &Path) -> Result<Tree, BuildError> {
 }
 
 /// Opens a folder with the digests that are remembered of its files.
-fn open_tree(
-    store: &Store,
-    folder: &Path,
-    ignore: Option<IgnoreFile>,
-) -> Result<Tree, BuildError> {
+fn open_tree(store: &Store, folder: &Path, ignore: Option<IgnoreFile>) -> Result<Tree, BuildError> {
     let name = Digest::of(folder.as_os_str().as_encoded_bytes()).hex();
     let stat_cache = store.root().join("cache").join(name);
     Ok(Tree::context(folder, ignore, Some(&stat_cache))?)
@@ -514,7 +510,7 @@ impl Resolver<'_> {
                 config_digest: image.manifest.value.config.digest,
                 config: image.config.clone(),
             };
-            let image = SourceImage::Layout(image);
+            let image = SourceImage::Layout(Box::new(image));
             self.images.insert(base.config_digest, image);
             return Ok(base);
         }
@@ -533,7 +529,7 @@ impl Resolver<'_> {
             config_digest: remote.resolved.manifest.value.config.digest,
             config: remote.config.clone(),
         };
-        let image = SourceImage::Registry(remote);
+        let image = SourceImage::Registry(Box::new(remote));
         self.images.insert(base.config_digest, image);
         Ok(base)
     }

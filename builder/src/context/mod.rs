@@ -9,9 +9,9 @@
 
 pub mod chmod;
 mod digests;
-mod named;
 pub mod key;
 pub mod metadata;
+mod named;
 pub mod resolve;
 mod rules;
 pub mod select;

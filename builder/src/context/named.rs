@@ -31,7 +31,11 @@ impl Contexts {
     /// # Errors
     /// The first [`ContextError::StatCache`]; the others are written all the same.
     pub fn save_stat_caches(&self) -> Result<(), ContextError> {
-        let saved: Vec<_> = self.trees.values().map(|tree| tree.save_stat_cache()).collect();
+        let saved: Vec<_> = self
+            .trees
+            .values()
+            .map(|tree| tree.save_stat_cache())
+            .collect();
         saved.into_iter().collect()
     }
 }

@@ -244,7 +244,9 @@ mod tests {
         assert_eq!(source("../a=b"), Ok(ContextSource::Folder("../a=b".into())));
         assert_eq!(
             source("docker-image://alpine:3"),
-            Ok(ContextSource::Image("docker.io/library/alpine:3".to_owned()))
+            Ok(ContextSource::Image(
+                "docker.io/library/alpine:3".to_owned()
+            ))
         );
         assert_eq!(source("docker-image://scratch"), Ok(ContextSource::Scratch));
         assert_eq!(

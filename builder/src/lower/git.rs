@@ -257,7 +257,12 @@ mod tests {
                 "refs/heads/b",
                 "d",
             ),
-            ("https://h/x.git?tag=1", "https://h/x.git", "refs/tags/1", ""),
+            (
+                "https://h/x.git?tag=1",
+                "https://h/x.git",
+                "refs/tags/1",
+                "",
+            ),
         ] {
             let expected = (url.to_owned(), reference.to_owned(), subdir.to_owned());
             assert_eq!(read(text), expected, "{text}");
@@ -271,7 +276,11 @@ mod tests {
         assert_eq!(op.commit.as_deref(), Some("abcdef1"));
         assert!(op.keep_git_dir && !op.submodules);
         let whole = "0123456789".repeat(4);
-        let reference = |query: &str| parse(&format!("https://h/x.git?{query}")).unwrap().reference;
+        let reference = |query: &str| {
+            parse(&format!("https://h/x.git?{query}"))
+                .unwrap()
+                .reference
+        };
         assert_eq!(reference(&format!("commit={whole}")), Some(whole.clone()));
         assert_eq!(
             reference(&format!("commit={whole}&ref=a")).as_deref(),

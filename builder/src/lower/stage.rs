@@ -10,12 +10,12 @@ use kiln_grammar::word::WordError;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 use super::contexts::ContextSource;
+use super::git;
 use super::onbuild::Trigger;
 use super::options::{BaseImages, LowerOptions};
 use super::plan::HistoryEntry;
 use super::scope::{Expansion, Scope};
 use super::stages::{Base, Stages};
-use super::git;
 use crate::graph::{ContextOp, Graph, ImageOp, Op, Origin, Vertex, VertexId};
 
 /// What lowering of all stages shares.

@@ -68,9 +68,9 @@ pub enum ResolveError {
 #[derive(Debug)]
 pub enum SourceImage {
     /// In a registry.
-    Registry(RemoteImage),
+    Registry(Box<RemoteImage>),
     /// In an OCI image layout.
-    Layout(LayoutImage),
+    Layout(Box<LayoutImage>),
 }
 
 impl SourceImage {

@@ -93,8 +93,7 @@ impl LayoutImage {
     /// When something cannot be read or stored.
     pub async fn fetch(&self, store: &Store, observer: &Observer) -> Result<(), StepError> {
         let observer = observer.clone();
-        let progress =
-            move |blob: &Descriptor, step: Step| observer.tell(blob_event(blob, step));
+        let progress = move |blob: &Descriptor, step: Step| observer.tell(blob_event(blob, step));
         transfer::copy(
             &self.manifest,
             &self.descriptor,
@@ -169,7 +168,10 @@ fn parse<T: serde::de::DeserializeOwned>(
 
 /// The platforms of an index, for people.
 fn platforms(index: &Index) -> String {
-    let known = index.manifests.iter().filter_map(|one| one.platform.as_ref());
+    let known = index
+        .manifests
+        .iter()
+        .filter_map(|one| one.platform.as_ref());
     let names: Vec<String> = known
         .filter(|platform| !platform.is_unknown())
         .map(|platform| format!("`{platform}`"))

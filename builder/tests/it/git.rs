@@ -34,13 +34,24 @@ fn a12_4_files_have_fixed_modes_owners_and_times() {
     let server = GitServer::start(&env);
     let repository = Repository::new(&env, "app.git");
     repository.file("version", "1").file("bin/run", "#!/bin/sh");
-    fs::set_permissions(repository.path("bin/run"), fs::Permissions::from_mode(0o700)).unwrap();
-    fs::set_permissions(repository.path("version"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(
+        repository.path("bin/run"),
+        fs::Permissions::from_mode(0o700),
+    )
+    .unwrap();
+    fs::set_permissions(
+        repository.path("version"),
+        fs::Permissions::from_mode(0o600),
+    )
+    .unwrap();
     symlink("bin/run", repository.path("link")).unwrap();
     repository.commit("first");
     let url = server.url("app.git");
     let built = added(&env, &url);
-    assert!(built.stderr.contains(&format!("[1/1] ADD {url}\n")), "{built}");
+    assert!(
+        built.stderr.contains(&format!("[1/1] ADD {url}\n")),
+        "{built}"
+    );
     let saved = env.saved("one");
     assert_eq!(
         saved.top_paths(),
@@ -54,7 +65,10 @@ fn a12_4_files_have_fixed_modes_owners_and_times() {
     assert_eq!(saved.top()["x/link"].target.as_deref(), Some("bin/run"));
     assert_eq!(saved.top()["x/link"].mtime, FIRST_COMMIT);
     let history = env.kiln(["history", "--no-trunc", "one"]).success();
-    assert!(history.stdout.contains(&format!("ADD {url} /x/")), "{history}");
+    assert!(
+        history.stdout.contains(&format!("ADD {url} /x/")),
+        "{history}"
+    );
     env.no_traces();
     // The same commit gives the same image in another store, at another time.
     let id = env.inspect("one")["Id"].clone();
@@ -65,7 +79,9 @@ fn a12_4_files_have_fixed_modes_owners_and_times() {
     assert_eq!(dated("store"), dated("other"));
     assert_ne!(id, "");
     // Owner and mode are what the flags say.
-    env.dockerfile(&format!("FROM scratch\nADD --chown=7:8 --chmod=0750 {url} /x/\n"));
+    env.dockerfile(&format!(
+        "FROM scratch\nADD --chown=7:8 --chmod=0750 {url} /x/\n"
+    ));
     env.build("one").success();
     let saved = env.saved("one");
     let entry = &saved.top()["x/version"];
@@ -138,6 +154,10 @@ fn a12_4_references_tags_commits_and_folders() {
             server.url("nothing.git"),
             "git ls-remote: fatal: ".to_owned(),
         ),
+        (
+            format!("{url}#{}", &new[..12]),
+            "hint: a commit is named by all its digits".to_owned(),
+        ),
     ] {
         let failed = add(&env, &address);
         assert_eq!(failed.code, Some(1), "{failed}");
@@ -146,7 +166,12 @@ fn a12_4_references_tags_commits_and_folders() {
             failed.stderr.contains(&message) && failed.stderr.contains(place),
             "{failed}"
         );
-        assert!(failed.stderr.contains("failed to fetch git repository `git://"), "{failed}");
+        assert!(
+            failed
+                .stderr
+                .contains("failed to fetch git repository `git://"),
+            "{failed}"
+        );
         env.no_traces();
     }
     // A branch that goes before a tag of its name, and a repository without commits.
@@ -155,7 +180,10 @@ fn a12_4_references_tags_commits_and_folders() {
     has_version(&env, "old");
     Repository::new(&env, "empty.git");
     let failed = add(&env, &server.url("empty.git"));
-    assert!(failed.stderr.contains("the repository is empty"), "{failed}");
+    assert!(
+        failed.stderr.contains("the repository is empty"),
+        "{failed}"
+    );
 }
 
 #[test]
@@ -163,7 +191,10 @@ fn a15_4_a_known_commit_is_not_fetched_again() {
     let env = test_env!("git");
     let server = GitServer::start(&env);
     let repository = Repository::new(&env, "app.git");
-    repository.file("version", "1").file("a/version", "a").commit("first");
+    repository
+        .file("version", "1")
+        .file("a/version", "a")
+        .commit("first");
     let url = server.url("app.git");
     added(&env, &url);
     assert_eq!(server.asked("app.git"), 2, "one question, one fetch");
@@ -194,9 +225,13 @@ fn a12_4_the_folder_git_is_kept_when_asked_for() {
     repository.file("version", "1").commit("first");
     repository.git(&["tag", "v1"]);
     let url = server.url("app.git");
-    env.dockerfile(&format!("FROM scratch\nADD --keep-git-dir=true {url}#v1 /x/\n"));
+    env.dockerfile(&format!(
+        "FROM scratch\nADD --keep-git-dir=true {url}#v1 /x/\n"
+    ));
     let dated = |store: &str| {
-        let built = env.kiln_in(store, ["build", "-q", "-t", "one"]).arg(env.context());
+        let built = env
+            .kiln_in(store, ["build", "-q", "-t", "one"])
+            .arg(env.context());
         built.env("SOURCE_DATE_EPOCH", "0").success().stdout
     };
     assert_eq!(dated("store"), dated("other"), "the same bytes each time");
@@ -229,7 +264,9 @@ fn a12_4_the_folder_git_is_kept_when_asked_for() {
 fn a12_4_submodules_come_with_theirs() {
     let env = test_env!("git");
     let server = GitServer::start(&env);
-    Repository::new(&env, "inner.git").file("version", "inner").commit("first");
+    Repository::new(&env, "inner.git")
+        .file("version", "inner")
+        .commit("first");
     let middle = Repository::new(&env, "middle.git");
     middle.file("version", "middle");
     middle.git(&["submodule", "--quiet", "add", "../inner.git", "in"]);
@@ -248,18 +285,49 @@ fn a12_4_submodules_come_with_theirs() {
     ] {
         assert_eq!(saved.text(path), text);
     }
-    let left = saved.top_paths().into_iter().find(|path| path.ends_with(".git"));
+    let left = saved
+        .top_paths()
+        .into_iter()
+        .find(|path| path.ends_with(".git"));
     assert_eq!(left, None);
     added(&env, &format!("{url}?submodules=false"));
     let saved = env.saved("one");
-    assert_eq!(saved.top_paths(), ["x", "x/.gitmodules", "x/sub", "x/version"]);
+    assert_eq!(
+        saved.top_paths(),
+        ["x", "x/.gitmodules", "x/sub", "x/version"]
+    );
+    // With the folders `.git` they are the same bytes each time, too.
+    env.dockerfile(&format!("FROM scratch\nADD {url}?keep-git-dir=1 /x/\n"));
+    let dated = |store: &str| {
+        let built = env
+            .kiln_in(store, ["build", "-q", "-t", "one"])
+            .arg(env.context());
+        built.env("SOURCE_DATE_EPOCH", "0").success().stdout
+    };
+    assert_eq!(dated("store"), dated("other"));
+    let saved = env.saved("one");
+    assert!(saved.text("x/sub/.git").starts_with("gitdir: "));
+    assert!(
+        saved
+            .top()
+            .contains_key("x/.git/modules/sub/modules/in/HEAD")
+    );
     // A submodule cannot reach into this machine.
     let local = env.path("repositories/inner.git");
-    outer.git(&["config", "-f", ".gitmodules", "submodule.sub.url", &format!("file://{}", local.display())]);
+    outer.git(&[
+        "config",
+        "-f",
+        ".gitmodules",
+        "submodule.sub.url",
+        &format!("file://{}", local.display()),
+    ]);
     outer.commit("second");
     let failed = add(&env, &url);
     assert_eq!(failed.code, Some(1), "{failed}");
-    assert!(failed.stderr.contains("transport 'file' not allowed"), "{failed}");
+    assert!(
+        failed.stderr.contains("transport 'file' not allowed"),
+        "{failed}"
+    );
     env.no_traces();
 }
 
@@ -275,7 +343,9 @@ fn links_and_configuration_lead_nowhere_else() {
     symlink("a", repository.path("relative")).unwrap();
     symlink(env.path("secret"), repository.path("outside")).unwrap();
     symlink("../../../../../../../..", repository.path("up")).unwrap();
-    repository.file(".gitattributes", "*.f filter=evil\n").file("x.f", "plain");
+    repository
+        .file(".gitattributes", "*.f filter=evil\n")
+        .file("x.f", "plain");
     repository.commit("first");
     // What the user's own git would do counts for nothing.
     let hooks = env.path("hooks");
@@ -296,7 +366,10 @@ fn links_and_configuration_lead_nowhere_else() {
         has_version(&env, "inside");
     }
     let failed = add(&env, &format!("{url}#:outside"));
-    assert!(failed.stderr.contains("has no directory `outside`"), "{failed}");
+    assert!(
+        failed.stderr.contains("has no directory `outside`"),
+        "{failed}"
+    );
     let run = env
         .build("one")
         .env("GIT_DIR", env.path("nowhere"))
@@ -335,7 +408,10 @@ fn a_password_reaches_the_server_and_nobody_else() {
     let url = format!("http://{}/.git", web.address);
     let refused = add(&env, &url);
     assert_eq!(refused.code, Some(1), "{refused}");
-    assert!(refused.stderr.contains("hint: the repository is private"), "{refused}");
+    assert!(
+        refused.stderr.contains("hint: the repository is private"),
+        "{refused}"
+    );
 }
 
 /// The files below a folder that hold some bytes.
@@ -368,7 +444,7 @@ fn an_interrupted_fetch_leaves_nothing() {
     let processes = wait_until("git", || {
         let all = descendants(build.id());
         let git = |process: &crate::traces::Process| process.has_argument("ls-remote");
-        all.iter().any(|process| git(process)).then_some(all)
+        all.iter().any(git).then_some(all)
     });
     let id = Pid::from_raw(build.id().try_into().unwrap()).unwrap();
     rustix::process::kill_process(id, Signal::INT).unwrap();
@@ -385,7 +461,12 @@ fn a_machine_that_cannot_fetch_says_why() {
     let env = test_env!("git");
     env.dockerfile("FROM scratch\nADD git://127.0.0.1:1/x.git /x/\n");
     let failed = env.build("one").failure(3);
-    assert!(failed.stderr.contains("git ls-remote: fatal: unable to connect"), "{failed}");
+    assert!(
+        failed
+            .stderr
+            .contains("git ls-remote: fatal: unable to connect"),
+        "{failed}"
+    );
     let failed = env.build("one").env("PATH", env.path("empty")).failure(3);
     assert!(
         failed.stderr.contains("the program `git` is not installed")
@@ -410,15 +491,39 @@ fn a_named_context_may_be_a_repository() {
          FROM src AS run\nRUN read v </version; echo \"$v!\" >/said\n\
          FROM run\nCOPY --from=copied /x/version /x/\n",
     );
-    let build = || env.build("one").args(["--build-context", &context]).success();
+    let build = || {
+        env.build("one")
+            .args(["--build-context", &context])
+            .success()
+    };
     build();
     let saved = env.saved("one");
-    assert_eq!((saved.text("x/version"), saved.text("said")), ("1".into(), "1!\n".into()));
+    assert_eq!(
+        (saved.text("x/version"), saved.text("said")),
+        ("1".into(), "1!\n".into())
+    );
     assert_eq!(saved.layers[0]["version"].owner, (0, 0));
     let history = env.kiln(["history", "--no-trunc", "one"]).success();
-    assert!(history.stdout.contains("git snapshot for git://"), "{history}");
+    assert!(
+        history.stdout.contains("git snapshot for git://"),
+        "{history}"
+    );
     let again = build();
     assert_eq!(again.stderr.matches("CACHED").count(), 2, "{again}");
+    // It may be the whole image.
+    env.build("whole")
+        .args([
+            "--build-context",
+            &context.replacen("src", "run", 1),
+            "--target",
+            "run",
+        ])
+        .success();
+    let saved = env.saved("whole");
+    assert_eq!(
+        (saved.layers.len(), saved.text("version")),
+        (1, "1".to_owned())
+    );
     // What stands on it is built anew with another commit.
     repository.file("version", "2").commit("second");
     build();

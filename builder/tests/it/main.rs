@@ -11,6 +11,7 @@ mod saved;
 mod traces;
 mod web;
 
+mod add;
 mod archives;
 mod basic;
 mod builds;

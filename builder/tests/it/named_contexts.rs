@@ -26,7 +26,8 @@ fn a_folder_is_a_context_with_an_ignore_file_of_its_own() {
     }
     fs::write(env.path("extra/.dockerignore"), "ignored\n.dockerignore\n").unwrap();
     chown(env.path("extra/a"), Some(1000), Some(1000)).unwrap();
-    env.file(".dockerignore", "a\n").file("ignored", "of the build context");
+    env.file(".dockerignore", "a\n")
+        .file("ignored", "of the build context");
     env.dockerfile("FROM scratch\nCOPY --from=extra . /x/\nCOPY ignored /\n");
     build(&env, "extra=extra").success();
     let saved = env.saved("one");
@@ -64,7 +65,9 @@ fn what_a_folder_holds_decides_and_not_where_it_is() {
         file(&env, &format!("{folder}/a"), "1");
     }
     env.dockerfile("FROM scratch\nCOPY --from=x a /\n");
-    let cached = |output: &Output| output.stderr.contains("COPY --from=x a /\n#") && output.stderr.contains("CACHED");
+    let cached = |output: &Output| {
+        output.stderr.contains("COPY --from=x a /\n#") && output.stderr.contains("CACHED")
+    };
     assert!(!cached(&build(&env, "x=first").success()));
     assert!(cached(&build(&env, "x=first").success()));
     assert!(cached(&build(&env, "x=second").success()));
@@ -84,7 +87,8 @@ fn a_folder_may_be_what_a_stage_stands_on() {
     fs::copy("/bin/busybox", env.path("root/bin/sh")).unwrap();
     fs::set_permissions(env.path("root/bin/sh"), fs::Permissions::from_mode(0o755)).unwrap();
     file(&env, "root/etc/said", "hello");
-    let dockerfile = |said: &str| format!("FROM base\nRUN read x </etc/said; echo \"$x {said}\" >/out\n");
+    let dockerfile =
+        |said: &str| format!("FROM base\nRUN read x </etc/said; echo \"$x {said}\" >/out\n");
     env.dockerfile(&dockerfile("one"));
     build(&env, "docker.io/library/base=root").success();
     let saved = env.saved("one");
@@ -113,17 +117,25 @@ fn a_folder_may_be_what_a_stage_stands_on() {
 #[test]
 fn images_take_the_place_of_images_and_stages() {
     let env = test_env!().with_busybox();
-    env.built("changed", "FROM busybox\nENV CHANGED=yes\nRUN echo changed >/changed\n");
+    env.built(
+        "changed",
+        "FROM busybox\nENV CHANGED=yes\nRUN echo changed >/changed\n",
+    );
     env.dockerfile(
         "FROM alpine:3 AS tools\nRUN this never runs\nFROM alpine\nCOPY --from=tools /changed /copied\n",
     );
-    let both = ["tools", "docker.io/library/alpine:latest"].map(|name| format!("{name}=docker-image://changed"));
+    let both = ["tools", "docker.io/library/alpine:latest"]
+        .map(|name| format!("{name}=docker-image://changed"));
     env.build("one")
         .args(["--build-context", &both[0], "--build-context", &both[1]])
         .success();
     let saved = env.saved("one");
     assert_eq!(saved.text("copied"), "changed\n");
-    assert!(saved.config["config"]["Env"].to_string().contains("CHANGED=yes"));
+    assert!(
+        saved.config["config"]["Env"]
+            .to_string()
+            .contains("CHANGED=yes")
+    );
     env.build("one")
         .args(["--build-context", &both[0], "--target", "tools"])
         .success();
@@ -153,27 +165,41 @@ fn a_context_may_be_for_one_platform() {
     env.dockerfile("FROM scratch\nCOPY --from=x a /\n");
     let said = |platform: &str| {
         env.build("one")
-            .args(["--build-context", "x::linux/arm64=arm", "--build-context", "x=all"])
+            .args([
+                "--build-context",
+                "x::linux/arm64=arm",
+                "--build-context",
+                "x=all",
+            ])
             .args(["--platform", platform])
             .success();
         env.saved("one").text("a")
     };
-    assert_eq!((said("linux/arm64"), said("linux/amd64")), ("arm".into(), "all".into()));
+    assert_eq!(
+        (said("linux/arm64"), said("linux/amd64")),
+        ("arm".into(), "all".into())
+    );
 }
 
 /// C7.1
 #[test]
 fn an_image_may_lie_in_a_layout() {
     let env = test_env!("skopeo").with_busybox();
-    env.built("source", "FROM busybox\nENV FROM=layout\nRUN echo layout >/said\n");
+    env.built(
+        "source",
+        "FROM busybox\nENV FROM=layout\nRUN echo layout >/said\n",
+    );
     let archive = env.path("source.tar");
     fs::write(&archive, env.kiln(["save", "source"]).success().bytes).unwrap();
     let digest_file = env.path("digest");
-    env.program("skopeo", ["--insecure-policy", "copy", "-q", "--digestfile"])
-        .arg(&digest_file)
-        .arg(format!("docker-archive:{}", archive.display()))
-        .arg(format!("oci:{}:one", env.path("layout").display()))
-        .success();
+    env.program(
+        "skopeo",
+        ["--insecure-policy", "copy", "-q", "--digestfile"],
+    )
+    .arg(&digest_file)
+    .arg(format!("docker-archive:{}", archive.display()))
+    .arg(format!("oci:{}:one", env.path("layout").display()))
+    .success();
     let digest = fs::read_to_string(digest_file).unwrap();
     env.dockerfile("FROM base\nRUN test \"$FROM\" = layout && cat /said >/again\n");
     for (store, place) in [
@@ -186,7 +212,10 @@ fn an_image_may_lie_in_a_layout() {
             .arg(env.context())
             .success();
         let saved = env.kiln_in(store, ["save", "one"]).success();
-        assert_eq!(crate::saved::Saved::read(&saved.bytes).text("again"), "layout\n");
+        assert_eq!(
+            crate::saved::Saved::read(&saved.bytes).text("again"),
+            "layout\n"
+        );
         // Its layers are there, it itself is not.
         let images = env.kiln_in(store, ["images", "-q"]).success();
         assert_eq!(images.stdout.lines().count(), 1, "{images}");
@@ -213,7 +242,11 @@ fn what_cannot_be_a_context_is_refused_before_anything_runs() {
     fs::write(env.path("file"), "").unwrap();
     env.dockerfile("FROM scratch\nCOPY --from=x a /\n");
     for (context, message) in [
-        ("x=nowhere", "error: in named context \"x\" (nowhere): path \"nowhere\" not found\n"),
+        (
+            "x=nowhere",
+            "error: in named context \"x\" (nowhere): path \"nowhere\" not found\n\
+             hint: an image is named as `docker-image://nowhere`\n",
+        ),
         (
             "y=file",
             "error: in named context \"y\" (file): unable to prepare context: \"file\" is not a directory\n",
@@ -223,13 +256,19 @@ fn what_cannot_be_a_context_is_refused_before_anything_runs() {
     }
     for (context, message) in [
         ("x", "error: invalid context value: x, expected key=value\n"),
-        ("scratch=.", "error: invalid context name `scratch`: it is reserved\n"),
+        (
+            "scratch=.",
+            "error: invalid context name `scratch`: it is reserved\n",
+        ),
         ("Up=.", "error: invalid context name `Up`: "),
         (
             "x=https://h/x.tar",
             "error: named context \"x\": an archive from a URL is not supported: unpack it into a folder and name that\n",
         ),
-        ("x=target:y", "error: named context \"x\": `target:` is known in bake files only\n"),
+        (
+            "x=target:y",
+            "error: named context \"x\": `target:` is known in bake files only\n",
+        ),
     ] {
         let failed = build(&env, context).failure(125);
         assert!(failed.stderr.starts_with(message), "{failed}");
@@ -237,21 +276,27 @@ fn what_cannot_be_a_context_is_refused_before_anything_runs() {
     fs::create_dir(env.path("empty")).unwrap();
     let failed = build(&env, "x=empty").arg("-q").failure(1);
     assert!(
-        failed.stderr.contains("`a`: not found in named context \"x\" (empty)"),
+        failed
+            .stderr
+            .contains("`a`: not found in named context \"x\" (empty)"),
         "{failed}"
     );
     file(&env, "full/a", "");
     fs::write(env.path("full/.dockerignore"), "[").unwrap();
     let failed = build(&env, "x=full").arg("-q").failure(1);
     assert!(
-        failed.stderr.starts_with("error: in named context \"x\" (full): cannot read ignore file"),
+        failed
+            .stderr
+            .starts_with("error: in named context \"x\" (full): cannot read ignore file"),
         "{failed}"
     );
     // One that nothing names does no harm, and is told of.
     env.dockerfile("FROM scratch\nCOPY Dockerfile /\n");
     let built = build(&env, "scretch=empty").success();
     assert!(
-        built.stderr.contains("UnusedBuildContext: named context `scretch` is not used by any FROM")
+        built
+            .stderr
+            .contains("UnusedBuildContext: named context `scretch` is not used by any FROM")
             && built.stderr.contains("hint: did you mean `scratch`?"),
         "{built}"
     );

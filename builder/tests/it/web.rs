@@ -111,7 +111,11 @@ fn answer(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<()> {
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     shared.asked.lock().unwrap().push(path.clone());
     let path = path.split('?').next().unwrap_or_default();
-    let content = fs::read(shared.folder.join(path.trim_start_matches('/')));
+    let file = match path {
+        "/" => "index",
+        path => path.trim_start_matches('/'),
+    };
+    let content = fs::read(shared.folder.join(file));
     let (status, body) = match content {
         _ if shared.authorization.is_some() && authorization != shared.authorization => {
             ("401 Unauthorized", Vec::new())

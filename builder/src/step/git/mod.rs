@@ -12,6 +12,7 @@ mod tidy;
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ use refs::Found;
 
 /// How long git may be silent; it reports its progress when all is well.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What makes the folders `.git` of submodules speak of their commits alone.
+const SETTLE: &str = "git read-tree HEAD && cd \"$(git rev-parse --absolute-git-dir)\" && \
+     rm -rf FETCH_HEAD ORIG_HEAD logs";
 
 /// Version of the key of a checkout; raised when the same commit gives other files.
 const VERSION: &str = "kiln git 1";
@@ -114,6 +119,7 @@ impl GitError {
                 "Connection refused",
                 "Connection timed out",
                 "early EOF",
+                "No space left on device",
             ]
             .iter()
             .any(|sign| message.contains(sign)),
@@ -126,6 +132,11 @@ impl GitError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoProgram => "install git on this machine, where kiln runs",
+            Self::NoReference(name)
+                if name.len() >= 7 && name.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+            {
+                "a commit is named by all its digits"
+            }
             Self::Failed { message, .. }
                 if message.contains("could not read Username")
                     || message.contains("Authentication failed") =>
@@ -220,8 +231,6 @@ impl Resolved {
             .and_then(|()| self.fill(&git, &folder))
             .and_then(|()| take(&folder, &self.op.subdir, &active.upper()));
         done.map_err(|error| failed(&self.op, error))?;
-        // What is left is the rest of the repository.
-        drop(fs::remove_dir_all(&folder));
         Ok(worker.snapshots.commit(active)?)
     }
 
@@ -232,11 +241,13 @@ impl Resolved {
             64 => "--object-format=sha256",
             _ => "--object-format=sha1",
         };
-        git.run(&["init", "-q", "--template=", "--initial-branch=main", format])?;
-        git.run(&["config", "--local", "remote.origin.url", &op.url])?;
+        git.run(&["init", "-q", "--initial-branch=main", format])?;
+        // Addresses of submodules may be relative to it.
+        git.run(&["remote", "add", "origin", &op.url])?;
         self.fetch(git)?;
         git.run(&["checkout", "--progress", "--force", "--detach", commit])?;
-        if op.submodules && folder.join(".gitmodules").is_file() {
+        let submodules = op.submodules && folder.join(".gitmodules").is_file();
+        if submodules {
             git.run(&[
                 "submodule",
                 "update",
@@ -249,10 +260,11 @@ impl Resolved {
         let time = git.run(&["show", "-s", "--format=%ct", commit])?;
         let time = time.trim().parse().map_err(|_| GitError::Answer("show"))?;
         if op.keep_git_dir {
-            // Without the times that the index holds of the files here.
-            let index = folder.join(".git/index");
-            fs::remove_file(&index).map_err(GitError::io("removing", &index))?;
+            // An index without the times of the files here.
             git.run(&["read-tree", commit])?;
+            if submodules {
+                git.run(&["submodule", "foreach", "--quiet", "--recursive", SETTLE])?;
+            }
         }
         tidy::tidy(folder, op.keep_git_dir, time)
     }
@@ -312,14 +324,8 @@ fn take(folder: &Path, subdir: &str, upper: &Path) -> Result<(), GitError> {
     let found = root
         .open_at(Path::new(subdir), flags, Mode::empty())
         .map_err(|_| GitError::NoDirectory(subdir.to_owned()))?;
-    let path = rustix::fs::readlink(
-        format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found)),
-        Vec::new(),
-    );
-    let path = path.map_err(|error| GitError::io("finding", folder)(error.into()))?;
-    let path = PathBuf::from(std::ffi::OsString::from(
-        String::from_utf8_lossy(path.as_bytes()).into_owned(),
-    ));
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let path = fs::read_link(link).map_err(GitError::io("finding", folder))?;
     fs::rename(&path, upper).map_err(GitError::io("moving", &path))
 }
 

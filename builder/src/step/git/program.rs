@@ -158,6 +158,7 @@ impl<'a> Program<'a> {
             .env("GIT_CONFIG_SYSTEM", "/dev/null")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_ATTR_NOSYSTEM", "1")
+            .env("GIT_TEMPLATE_DIR", "")
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_ALLOW_PROTOCOL", PROTOCOLS)
             .env("GIT_CONFIG_COUNT", self.settings.len().to_string());
@@ -179,8 +180,14 @@ impl<'a> Program<'a> {
     /// Reads what it prints until it ends: all of the answer, the last of the rest.
     fn watch(&self, child: &mut Child, action: &str) -> Result<(Vec<u8>, Vec<u8>), GitError> {
         let mut streams = [
-            child.stdout.take().map(|pipe| File::from(OwnedFd::from(pipe))),
-            child.stderr.take().map(|pipe| File::from(OwnedFd::from(pipe))),
+            child
+                .stdout
+                .take()
+                .map(|pipe| File::from(OwnedFd::from(pipe))),
+            child
+                .stderr
+                .take()
+                .map(|pipe| File::from(OwnedFd::from(pipe))),
         ];
         let ended = pid(child)
             .map_or(Err(io::ErrorKind::NotFound.into()), |pid| {
@@ -253,10 +260,7 @@ impl<'a> Program<'a> {
         }
         Ok(Ready {
             ended,
-            streams: [
-                out && streams[0].is_some(),
-                err && streams[1].is_some(),
-            ],
+            streams: [out && streams[0].is_some(), err && streams[1].is_some()],
         })
     }
 
@@ -374,7 +378,10 @@ mod tests {
         let error = std::thread::scope(|scope| {
             let running = scope.spawn(|| sh.run(&["-c", script]));
             let file = folder.path().join("child");
-            while std::fs::read_to_string(&file).unwrap_or_default().is_empty() {
+            while std::fs::read_to_string(&file)
+                .unwrap_or_default()
+                .is_empty()
+            {
                 std::thread::sleep(Duration::from_millis(5));
             }
             cancel.cancel();
