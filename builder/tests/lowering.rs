@@ -300,6 +300,15 @@ const PIECES: &[&str] = &[
     "ADD http://x/%zz%4/ $A",
     "ADD --checksum=$A http://x $B",
     "ADD x.git#a y",
+    "ADD https://h/x.git#$A:b y",
+    "ADD --checksum=$A git://h/x?ref=$A y",
+    "COPY --from=folder a b",
+    "COPY --from=repository a b",
+    "RUN --mount=from=folder,target=/x y",
+    "FROM folder",
+    "FROM repository AS c",
+    "FROM y AS folder",
+    "FROM y AS image",
     "VOLUME $A",
     "EXPOSE $A 1-3/UDP",
     "EXPOSE 99999",
@@ -346,7 +355,8 @@ proptest::proptest! {
             "os": "linux", "architecture": "amd64", "rootfs": {"type": "layers"},
             "config": {"OnBuild": triggers},
         });
-        let options = options(&json!({"build_args": [["A", argument]]}));
+        let contexts = ["folder=a", "repository=git://h/x", "image=docker-image://x"];
+        let options = options(&json!({"build_args": [["A", argument]], "contexts": contexts}));
         let Ok(file) = kiln_grammar::parse(&text) else {
             return Ok(());
         };

@@ -484,7 +484,11 @@ fn a_named_context_may_be_a_repository() {
     fs::create_dir(repository.path("bin")).unwrap();
     fs::copy("/bin/busybox", repository.path("bin/sh")).unwrap();
     fs::set_permissions(repository.path("bin/sh"), fs::Permissions::from_mode(0o755)).unwrap();
-    repository.file("version", "1").commit("first");
+    // An ignore file is the client's, not the repository's (A14.6).
+    repository
+        .file("version", "1")
+        .file(".dockerignore", "version\n");
+    repository.commit("first");
     let context = format!("src={}#main", server.url("app.git"));
     env.dockerfile(
         "FROM busybox AS copied\nCOPY --from=src version /x/\n\
