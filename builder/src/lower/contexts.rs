@@ -126,9 +126,10 @@ fn source(value: &str) -> Result<ContextSource, String> {
         return Ok(ContextSource::Image(reference.to_string()));
     }
     if let Some(path) = value.strip_prefix(LAYOUT) {
-        return match path.is_empty() {
-            true => Err("`oci-layout://` needs the path of a layout".to_owned()),
-            false => Ok(ContextSource::Image(value.to_owned())),
+        return if path.is_empty() {
+            Err("`oci-layout://` needs the path of a layout".to_owned())
+        } else {
+            Ok(ContextSource::Image(value.to_owned()))
         };
     }
     if git::is_git(value) {

@@ -22,9 +22,10 @@ pub(super) fn is_git(text: &str) -> bool {
 pub(super) fn without_login(address: &str) -> String {
     match split(address) {
         Some((scheme, Some(login), rest)) if login != "git" => {
-            let hidden = match login.contains(':') {
-                true => format!("{HIDDEN}:{HIDDEN}"),
-                false => HIDDEN.to_owned(),
+            let hidden = if login.contains(':') {
+                format!("{HIDDEN}:{HIDDEN}")
+            } else {
+                HIDDEN.to_owned()
             };
             format!("{scheme}://{hidden}@{rest}")
         }
@@ -63,9 +64,10 @@ pub(super) fn parse(text: &str) -> Result<GitOp, String> {
             return Err("a query and a fragment cannot be used together".to_owned());
         }
         (Some(fragment), None) => {
-            let decoded = match scp {
-                true => fragment.to_owned(),
-                false => percent_decode(fragment),
+            let decoded = if scp {
+                fragment.to_owned()
+            } else {
+                percent_decode(fragment)
             };
             let (reference, subdir) = decoded.split_once(':').unwrap_or((&decoded, ""));
             op.reference = Some(reference.to_owned()).filter(|name| !name.is_empty());
@@ -206,9 +208,10 @@ fn check_reference(name: &str) -> Result<(), String> {
         || name.ends_with(['/', '.'])
         || name.contains(odd)
         || ["..", "//", "@{"].iter().any(|part| name.contains(part));
-    match bad {
-        true => Err(format!("`{name}` is no valid git reference")),
-        false => Ok(()),
+    if bad {
+        Err(format!("`{name}` is no valid git reference"))
+    } else {
+        Ok(())
     }
 }
 

@@ -176,9 +176,10 @@ fn platforms(index: &Index) -> String {
         .filter(|platform| !platform.is_unknown())
         .map(|platform| format!("`{platform}`"))
         .collect();
-    match names.is_empty() {
-        true => "no platform at all".to_owned(),
-        false => names.join(", "),
+    if names.is_empty() {
+        "no platform at all".to_owned()
+    } else {
+        names.join(", ")
     }
 }
 

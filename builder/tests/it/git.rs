@@ -139,6 +139,10 @@ fn a12_4_references_tags_commits_and_folders() {
             "the repository has no branch, tag or reference `refs/tags/main`".to_owned(),
         ),
         (
+            format!("{url}#{}", "1".repeat(40)),
+            format!("reference `{}`", "1".repeat(40)),
+        ),
+        (
             format!("{url}#:a/none"),
             "the repository has no directory `a/none`".to_owned(),
         ),

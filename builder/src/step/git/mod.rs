@@ -43,9 +43,9 @@ pub enum GitError {
     /// There is no `git` here.
     #[error("the program `git` is not installed, and git repositories need it")]
     NoProgram,
-    /// The program cannot be started.
-    #[error("cannot start the program `git`")]
-    Start(#[source] io::Error),
+    /// The program cannot be started or listened to.
+    #[error("cannot run the program `git`")]
+    Run(#[source] io::Error),
     /// Git failed.
     #[error("git {action}: {message}")]
     Failed {
@@ -110,7 +110,7 @@ impl GitError {
     #[must_use]
     pub fn is_environment(&self) -> bool {
         match self {
-            Self::NoProgram | Self::Start(_) | Self::Silent { .. } | Self::Io { .. } => true,
+            Self::NoProgram | Self::Run(_) | Self::Silent { .. } | Self::Io { .. } => true,
             Self::Failed { message, .. } => [
                 "Could not resolve host",
                 "unable to look up",
@@ -283,9 +283,10 @@ impl Resolved {
                 .is_ok()
         };
         if let Some(name) = &self.found.name {
-            let refspec = match name.starts_with("refs/tags/") && self.op.keep_git_dir {
-                true => format!("+{name}:{name}"),
-                false => format!("+{name}"),
+            let refspec = if name.starts_with("refs/tags/") && self.op.keep_git_dir {
+                format!("+{name}:{name}")
+            } else {
+                format!("+{name}")
             };
             if answered(fetch(&["--depth=1"], &[&refspec]))? && has() {
                 return Ok(());
@@ -301,9 +302,10 @@ impl Resolved {
                 "+refs/tags/*:refs/tags/*",
             ],
         )?;
-        match has() {
-            true => Ok(()),
-            false => Err(GitError::NoReference(commit.to_owned())),
+        if has() {
+            Ok(())
+        } else {
+            Err(GitError::NoReference(commit.to_owned()))
         }
     }
 }

@@ -120,16 +120,17 @@ impl<'a> Program<'a> {
     pub(super) fn run(&self, arguments: &[&str]) -> Result<String, GitError> {
         let action = arguments.first().copied().unwrap_or_default();
         let mut child = self.command(arguments).spawn().map_err(|error| {
-            match error.kind() == io::ErrorKind::NotFound && self.folder.exists() {
-                true => GitError::NoProgram,
-                false => GitError::Start(error),
+            if error.kind() == io::ErrorKind::NotFound && self.folder.exists() {
+                GitError::NoProgram
+            } else {
+                GitError::Run(error)
             }
         })?;
         let watched = self.watch(&mut child, action);
         if watched.is_err() {
             kill(&child);
         }
-        let status = child.wait().map_err(GitError::Start)?;
+        let status = child.wait().map_err(GitError::Run)?;
         let (answer, last_words) = watched?;
         if status.success() {
             return String::from_utf8(answer).map_err(|_| GitError::Answer("output"));
@@ -169,6 +170,12 @@ impl<'a> Program<'a> {
         if env::var_os("GIT_SSH_COMMAND").is_none() {
             command.env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes");
         }
+        if env::var_os("GIT_SSL_CAINFO").is_none()
+            && let Some(bundle) = env::var_os("SSL_CERT_FILE")
+        {
+            // Where kiln itself finds whom to trust, for which git has a name of its own.
+            command.env("GIT_SSL_CAINFO", bundle);
+        }
         for (number, (name, value)) in self.settings.iter().enumerate() {
             command
                 .env(format!("GIT_CONFIG_KEY_{number}"), name)
@@ -193,7 +200,7 @@ impl<'a> Program<'a> {
             .map_or(Err(io::ErrorKind::NotFound.into()), |pid| {
                 Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
             })
-            .map_err(GitError::Start)?;
+            .map_err(GitError::Run)?;
         let (mut answer, mut words) = (Vec::new(), VecDeque::new());
         let mut buffer = [0; 8 << 10];
         loop {
@@ -202,7 +209,7 @@ impl<'a> Program<'a> {
                 let Some(file) = stream.as_mut().filter(|_| ready.streams[number]) else {
                     continue;
                 };
-                let count = file.read(&mut buffer).map_err(GitError::Start)?;
+                let count = file.read(&mut buffer).map_err(GitError::Run)?;
                 match (count, number) {
                     (0, _) => *stream = None,
                     (_, 0) => answer.extend_from_slice(&buffer[..count]),
@@ -244,7 +251,7 @@ impl<'a> Program<'a> {
         loop {
             match poll(&mut polled, Some(&timeout)) {
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(GitError::Start(error.into())),
+                Err(error) => return Err(GitError::Run(error.into())),
                 Ok(0) => {
                     return Err(GitError::Silent {
                         action: action.to_owned(),
