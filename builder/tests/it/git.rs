@@ -436,6 +436,57 @@ fn holding(folder: &Path, wanted: &[u8]) -> Vec<String> {
     found
 }
 
+/// A12.6
+#[test]
+fn ssh_is_gits_own_with_the_users_agent() {
+    let env = test_env!("git");
+    let repository = Repository::new(&env, "app.git");
+    repository.file("version", "by ssh").commit("first");
+    // The last argument is what ssh would run over there.
+    let (ssh, heard) = (env.path("ssh"), env.path("heard"));
+    let script = format!(
+        "#!/bin/sh\necho \"$SSH_AUTH_SOCK $*\" >>{}\nfor last; do :; done\ncd {} && eval \"$last\"\n",
+        heard.display(),
+        env.path("repositories").display()
+    );
+    fs::write(&ssh, script).unwrap();
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
+    let whole = format!(
+        "ssh://git@example.com:2222{}#main",
+        repository.folder.display()
+    );
+    for address in ["git@example.com:app.git", &whole] {
+        env.dockerfile(&format!("FROM scratch\nADD {address} /x/\n"));
+        env.build("one")
+            .env("GIT_SSH_COMMAND", &ssh)
+            .env("SSH_AUTH_SOCK", "/the/agent")
+            .success();
+        has_version(&env, "by ssh");
+    }
+    let heard = fs::read_to_string(heard).unwrap();
+    assert!(
+        heard.lines().all(|line| line.starts_with("/the/agent ")),
+        "{heard}"
+    );
+    assert!(
+        heard.contains(" git@example.com git-upload-pack 'app.git'"),
+        "{heard}"
+    );
+    assert!(heard.contains("-p 2222 git@example.com "), "{heard}");
+    // What ssh says is said, and a host that is not known has a hint.
+    let script = "#!/bin/sh\nprintf 'Host key verification failed.\\r\\n' >&2; exit 255\n";
+    fs::write(&ssh, script).unwrap();
+    let failed = env.build("one").env("GIT_SSH_COMMAND", &ssh).failure(1);
+    let message = "git ls-remote: Host key verification failed.; fatal: Could not read from remote";
+    assert!(failed.stderr.contains(message), "{failed}");
+    assert!(
+        failed
+            .stderr
+            .contains("hint: add the host to `~/.ssh/known_hosts`"),
+        "{failed}"
+    );
+}
+
 #[test]
 fn an_interrupted_fetch_leaves_nothing() {
     let env = test_env!("git");

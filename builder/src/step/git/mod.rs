@@ -144,6 +144,9 @@ impl GitError {
                 "the repository is private or does not exist; for a private one use an address \
                  that ssh serves, `git@HOST:PATH`, and an ssh agent"
             }
+            Self::Failed { message, .. } if message.contains("Permission denied (publickey") => {
+                "the server knows none of the keys that ssh offers: look at `ssh-add -l`"
+            }
             Self::Failed { message, .. } if message.contains("Host key verification failed") => {
                 "add the host to `~/.ssh/known_hosts`, as `ssh-keyscan HOST` prints it"
             }

@@ -275,15 +275,18 @@ impl<'a> Program<'a> {
     fn message(&self, words: &str, code: Option<i32>) -> String {
         let lines: Vec<&str> = words
             .lines()
-            .filter_map(|line| line.rsplit('\r').next())
+            .filter_map(|line| line.trim_end().rsplit('\r').next())
             .map(str::trim)
             .filter(|line| !line.is_empty())
             .collect();
-        let serious: Vec<&str> = lines
-            .iter()
-            .copied()
-            .filter(|line| line.starts_with("fatal:") || line.starts_with("error:"))
-            .collect();
+        let is_serious = |line: &&str| {
+            ["fatal:", "error:", "ssh:"]
+                .iter()
+                .any(|start| line.starts_with(start))
+                || line.contains("Permission denied")
+                || line.contains("Host key verification failed")
+        };
+        let serious: Vec<&str> = lines.iter().copied().filter(is_serious).collect();
         let chosen = if serious.is_empty() { lines } else { serious };
         let tail = chosen.len().saturating_sub(3);
         let text = chosen[tail..].join("; ");
