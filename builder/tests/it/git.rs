@@ -418,6 +418,32 @@ fn a_password_reaches_the_server_and_nobody_else() {
     );
 }
 
+/// The protocol that the servers of the web speak, with a login for each request.
+#[test]
+fn a_server_of_the_web_gives_single_commits() {
+    let env = test_env!("git");
+    let inner = Repository::new(&env, "inner.git");
+    inner.file("version", "inner").commit("first");
+    let repository = Repository::new(&env, "app.git");
+    let old = repository.file("version", "old").commit("first");
+    repository.git(&["submodule", "--quiet", "add", "../inner.git", "sub"]);
+    repository.file("version", "new").commit("second");
+    let web = Web::start(env.path("repositories"), Some("Basic YW5uOnMzY3IzdA=="));
+    for (reference, text) in [("", "new"), ("#main", "new"), (&format!("#{old}"), "old")] {
+        let url = format!("http://ann:s3cr3t@{}/git/app.git{reference}", web.address);
+        added(&env, &url);
+        has_version(&env, text);
+        env.no_traces();
+    }
+    // The host that has the login is asked for the submodule with it, too.
+    let asked = web.asked();
+    assert!(
+        asked.contains(&"/git/inner.git/git-upload-pack".to_owned()),
+        "{asked:?}"
+    );
+    assert_eq!(holding(&env.store(), b"s3cr3t"), [""; 0]);
+}
+
 /// The files below a folder that hold some bytes.
 fn holding(folder: &Path, wanted: &[u8]) -> Vec<String> {
     let mut found = Vec::new();

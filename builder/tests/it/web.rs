@@ -1,7 +1,7 @@
 //! Servers for what builds fetch: a web server over a folder, and git's own server.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -93,35 +93,73 @@ impl Drop for Web {
     }
 }
 
-fn answer(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream).lines();
-    let request = lines.next().transpose()?.unwrap_or_default();
-    let mut authorization = None;
-    for line in lines.by_ref() {
-        let line = line?;
-        if line.is_empty() {
-            break;
+/// A request, as far as it matters here.
+#[derive(Debug, Default)]
+struct Request {
+    method: String,
+    path: String,
+    query: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Request {
+    fn read(stream: &TcpStream) -> std::io::Result<Self> {
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let method = words.next().unwrap_or_default();
+        let target = words.next().unwrap_or_default();
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        let mut request = Self {
+            method,
+            path: path.to_owned(),
+            query: query.to_owned(),
+            ..Self::default()
+        };
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let Some((name, value)) = line.trim_end().split_once(':') else {
+                break;
+            };
+            let header = (name.to_ascii_lowercase(), value.trim().to_owned());
+            request.headers.push(header);
         }
-        if let Some((name, value)) = line.split_once(':')
-            && name.eq_ignore_ascii_case("authorization")
-        {
-            authorization = Some(value.trim().to_owned());
-        }
+        let length = request
+            .header("content-length")
+            .map_or(0, |text| text.parse().unwrap());
+        request.body = vec![0; length];
+        reader.read_exact(&mut request.body)?;
+        Ok(request)
     }
-    let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-    shared.asked.lock().unwrap().push(path.clone());
-    let path = path.split('?').next().unwrap_or_default();
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+fn answer(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<()> {
+    let request = Request::read(stream)?;
+    let path = request.path.as_str();
+    shared.asked.lock().unwrap().push(path.to_owned());
     let file = match path {
         "/" => "index",
         path => path.trim_start_matches('/'),
     };
-    let content = fs::read(shared.folder.join(file));
-    let (status, body) = match content {
-        _ if shared.authorization.is_some() && authorization != shared.authorization => {
-            ("401 Unauthorized", Vec::new())
+    let refused = shared.authorization.as_deref();
+    let refused = refused.is_some_and(|wanted| request.header("authorization") != Some(wanted));
+    let (status, body) = if refused {
+        ("401 Unauthorized", Vec::new())
+    } else if path.starts_with("/git/") {
+        return git_backend(shared, &request, stream);
+    } else {
+        match fs::read(shared.folder.join(file)) {
+            Ok(content) => ("200 OK", content),
+            Err(_) => ("404 Not Found", b"nothing there".to_vec()),
         }
-        Ok(content) => ("200 OK", content),
-        Err(_) => ("404 Not Found", b"nothing there".to_vec()),
     };
     let time = match path.contains("/undated/") {
         true => String::new(),
@@ -132,10 +170,47 @@ fn answer(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<()> {
         "HTTP/1.1 {status}\r\n{time}Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     )?;
-    if !request.starts_with("HEAD ") {
+    if request.method != "HEAD" {
         stream.write_all(&body)?;
     }
     Ok(())
+}
+
+/// Lets git's own program answer, which speaks the protocol that real servers speak.
+fn git_backend(shared: &Shared, request: &Request, mut stream: &TcpStream) -> std::io::Result<()> {
+    let mut command = Command::new("git");
+    command
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", &shared.folder)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REQUEST_METHOD", &request.method)
+        .env("PATH_INFO", request.path.trim_start_matches("/git"))
+        .env("QUERY_STRING", &request.query)
+        .env("CONTENT_LENGTH", request.body.len().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    for (name, variable) in [
+        ("content-type", "CONTENT_TYPE"),
+        ("content-encoding", "HTTP_CONTENT_ENCODING"),
+        ("git-protocol", "GIT_PROTOCOL"),
+    ] {
+        if let Some(value) = request.header(name) {
+            command.env(variable, value);
+        }
+    }
+    let mut child = command.spawn()?;
+    child.stdin.take().unwrap().write_all(&request.body)?;
+    let output = child.wait_with_output()?.stdout;
+    let status = match output.strip_prefix(b"Status: ") {
+        Some(rest) => String::from_utf8_lossy(rest)
+            .lines()
+            .next()
+            .unwrap()
+            .to_owned(),
+        None => "200 OK".to_owned(),
+    };
+    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n")?;
+    stream.write_all(&output)
 }
 
 /// Git's own server on a loopback port, over the folder of repositories of an environment.
