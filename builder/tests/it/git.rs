@@ -95,6 +95,8 @@ fn a12_4_references_tags_commits_and_folders() {
     let repository = Repository::new(&env, "app.git");
     let old = repository.file("version", "old").commit("old");
     repository.git(&["tag", "-a", "v1", "-m", "annotated"]);
+    let tag = repository.git(&["rev-parse", "v1"]);
+    assert_ne!(tag, old);
     repository.file("version", "middle").commit("middle");
     repository.git(&["tag", "light"]);
     repository.git(&["update-ref", "refs/pull/7/head", "HEAD"]);
@@ -114,6 +116,7 @@ fn a12_4_references_tags_commits_and_folders() {
         ("#pull/7/head", "middle"),
         ("#feature/x", "old"),
         (&format!("#{old}"), "old"),
+        (&format!("#{tag}"), "old"),
         ("#main:a", "folder"),
         ("#:a/b", "deep"),
         ("#:../a/./b/..", "folder"),

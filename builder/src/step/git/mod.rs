@@ -260,7 +260,9 @@ impl Resolved {
                 "--depth=1",
             ])?;
         }
-        let time = git.run(&["show", "-s", "--format=%ct", commit])?;
+        // What was named may be the object of a tag.
+        let peeled = format!("{commit}^{{commit}}");
+        let time = git.run(&["show", "-s", "--format=%ct", &peeled])?;
         let time = time.trim().parse().map_err(|_| GitError::Answer("show"))?;
         if op.keep_git_dir {
             // An index without the times of the files here.
