@@ -1,10 +1,13 @@
 //! Lowers the Dockerfiles under `testdata/lowering`, one folder a case:
 //!
-//! - `Dockerfile`;
+//! - `Dockerfile`, and perhaps `.dockerignore`;
 //! - `options.json`, optional: `build_args`, `contexts`, `target`, `platform`, `build_platform`, ...;
 //! - `base.json`, optional: image configs by reference; an image that is not there has a config
 //!   with one layer and nothing else;
 //! - `plan.txt` with the plan and its warnings, or `error.txt`.
+//!
+//! Those under `testdata/checks` are only looked at, with the images of `base.json` and no others;
+//! `findings.txt` holds what is said about them, edits included.
 //!
 //! `KILN_UPDATE=1` writes the expectations anew. Names of cases cite the numbers of SPEC.
 
@@ -13,10 +16,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kiln_builder::graph::Network;
 use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, NamedContext, Wanted};
 use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::dockerignore::IgnoreFile;
 use kiln_grammar::source::position;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
@@ -24,7 +29,27 @@ use serde_json::{Value, json};
 
 #[test]
 fn cases_lower_as_expected() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/lowering");
+    compare("lowering", |case| {
+        let (plan, error) = match lower_case(case) {
+            Ok(plan) => (Some(plan), None),
+            Err(error) => (None, Some(error)),
+        };
+        vec![("plan.txt", plan), ("error.txt", error)]
+    });
+}
+
+#[test]
+fn cases_are_judged_as_expected() {
+    compare("checks", |case| {
+        vec![("findings.txt", Some(check_case(case)))]
+    });
+}
+
+/// Compares what each case of a folder comes to with its files.
+fn compare(folder: &str, run: impl Fn(&Path) -> Vec<(&'static str, Option<String>)>) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../testdata")
+        .join(folder);
     let mut cases: Vec<PathBuf> = fs::read_dir(&root)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -35,11 +60,7 @@ fn cases_lower_as_expected() {
     let update = std::env::var_os("KILN_UPDATE").is_some();
     let mut failed = Vec::new();
     for case in &cases {
-        let (plan, error) = match lower_case(case) {
-            Ok(plan) => (Some(plan), None),
-            Err(error) => (None, Some(error)),
-        };
-        for (name, actual) in [("plan.txt", plan), ("error.txt", error)] {
+        for (name, actual) in run(case) {
             let path = case.join(name);
             if update {
                 match actual {
@@ -67,7 +88,7 @@ fn cases_lower_as_expected() {
 /// Lowers one case: the plan as text, or what is wrong.
 fn lower_case(case: &Path) -> Result<String, String> {
     let text = fs::read_to_string(case.join("Dockerfile")).unwrap();
-    let options = options(&read_json(&case.join("options.json")));
+    let options = case_options(case);
     let configs = read_json(&case.join("base.json"));
     let report = |errors: Vec<Diagnostic>| {
         let mut report = String::new();
@@ -104,6 +125,44 @@ fn lower_case(case: &Path) -> Result<String, String> {
         write_diagnostic(&mut out, &text, warning);
     }
     Ok(out)
+}
+
+/// Looks at one case: errors and warnings as text.
+fn check_case(case: &Path) -> String {
+    let text = fs::read_to_string(case.join("Dockerfile")).unwrap();
+    let options = case_options(case);
+    let configs = read_json(&case.join("base.json"));
+    let file = kiln_grammar::parse(&text).unwrap();
+    let mut bases = BaseImages::default();
+    for image in lower::wanted_to_check(&file, &options, &bases, true) {
+        let config = &configs[&image.reference];
+        if !config.is_null() {
+            let base = base(&image, config);
+            bases.insert(image.reference, image.platform, base);
+        }
+    }
+    let found = lower::check(&file, &options, &bases, true);
+    let mut warnings = kiln_grammar::lint::lint(&text, &file);
+    warnings.extend(found.warnings);
+    let settings = kiln_grammar::lint::Settings::of(&file, None).unwrap();
+    let warnings = settings.filter(&text, &file, warnings);
+    let mut out = String::new();
+    for diagnostic in found.errors.iter().chain(&warnings) {
+        write_diagnostic(&mut out, &text, diagnostic);
+        for edit in &diagnostic.fix {
+            let old = &text[edit.span.range()];
+            writeln!(out, "    fix: {old:?} -> {:?}", edit.text).unwrap();
+        }
+    }
+    out
+}
+
+fn case_options(case: &Path) -> LowerOptions {
+    let ignore = fs::read_to_string(case.join(".dockerignore")).ok();
+    LowerOptions {
+        ignore: ignore.map(|text| Arc::new(IgnoreFile::parse(&text).unwrap())),
+        ..options(&read_json(&case.join("options.json")))
+    }
 }
 
 fn write_diagnostic(out: &mut String, text: &str, diagnostic: &Diagnostic) {
@@ -186,6 +245,7 @@ fn options(value: &Value) -> LowerOptions {
             .flatten()
             .map(|text| NamedContext::parse(text.as_str().unwrap()).unwrap())
             .collect(),
+        ignore: None,
     }
 }
 

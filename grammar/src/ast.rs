@@ -200,7 +200,8 @@ pub enum Source {
 pub struct Heredoc {
     /// The terminating word without its quotes.
     pub name: String,
-    /// The body with its line ends; leading tabs are already gone for `<<-`.
+    /// The body with its line ends. For `<<-` its leading tabs are gone here, and still there in
+    /// [`crate::syntax::Node::heredocs`].
     pub content: String,
     /// Whether variables in the body are expanded: the word was not quoted.
     pub expand: bool,
@@ -210,6 +211,28 @@ pub struct Heredoc {
     pub fd: u32,
     /// Where the `<<NAME` word stands.
     pub span: Span,
+    /// Where each line of the body starts in the file, behind the tabs that `<<-` takes off.
+    pub lines: Vec<u32>,
+}
+
+impl Heredoc {
+    /// The place in the file of an offset in [`Self::content`], in bytes: from there to the end of
+    /// its line.
+    #[must_use]
+    pub fn place(&self, at: usize) -> Span {
+        let before = &self.content[..self.content.floor_char_boundary(at)];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = before.bytes().filter(|byte| *byte == b'\n').count();
+        let Some(start) = self.lines.get(line) else {
+            return self.span;
+        };
+        let rest = self.content[before.len()..]
+            .lines()
+            .next()
+            .unwrap_or_default();
+        let start = *start as usize + before.len() - line_start;
+        Span::from_range(start..start + rest.len())
+    }
 }
 
 /// A `HEALTHCHECK` (A9.4). Durations are in nanoseconds, as the image config holds them; 0 means

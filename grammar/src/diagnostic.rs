@@ -24,6 +24,17 @@ pub struct Diagnostic {
     pub span: Span,
     /// What to do about it.
     pub hint: Option<String>,
+    /// What `--fix` changes in the text; empty where it takes a person.
+    pub fix: Vec<Edit>,
+}
+
+/// A change of the text of a Dockerfile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    /// What is replaced.
+    pub span: Span,
+    /// What comes in its place.
+    pub text: String,
 }
 
 impl Diagnostic {
@@ -35,6 +46,7 @@ impl Diagnostic {
             message: message.into(),
             span,
             hint: None,
+            fix: Vec::new(),
         }
     }
 
@@ -46,7 +58,16 @@ impl Diagnostic {
             message: message.into(),
             span,
             hint: None,
+            fix: Vec::new(),
         }
+    }
+
+    /// The same with one more change that mends it.
+    #[must_use]
+    pub fn with_edit(mut self, span: Span, text: impl Into<String>) -> Self {
+        let text = text.into();
+        self.fix.push(Edit { span, text });
+        self
     }
 
     /// The same with a hint.
@@ -78,6 +99,11 @@ pub fn suggest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) ->
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// The end of a message that names what was probably meant, or nothing.
+pub(crate) fn did_you_mean(near: Option<&str>) -> String {
+    near.map_or_else(String::new, |near| format!(", did you mean {near}?"))
 }
 
 /// Insertions, deletions, replacements and swaps of neighbours that turn one word into the other.

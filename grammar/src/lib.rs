@@ -29,6 +29,7 @@ pub mod diagnostic;
 mod directive;
 pub mod dockerignore;
 pub mod glob;
+pub mod lint;
 pub mod mount;
 mod parse;
 mod pattern;

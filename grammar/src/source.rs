@@ -143,15 +143,21 @@ pub(crate) struct LogicalLine {
     marked: String,
     /// Where pieces of `marked` come from: offset there, offset in the file; ascending.
     pieces: Vec<(usize, usize)>,
+    /// Offset in the file where it starts; of interest where nothing else is in it.
+    start: usize,
+    /// Its first and last physical line, from 1; skipped comments and blank lines count.
+    pub(crate) lines: (u32, u32),
     /// The blank line found inside, if any (A1.7).
     pub(crate) empty_continuation: Option<Span>,
 }
 
 impl LogicalLine {
-    fn new(escape: char) -> Self {
+    fn new(escape: char, start: usize, line: u32) -> Self {
         Self {
             marked: escape.to_string(),
             pieces: Vec::new(),
+            start,
+            lines: (line, line),
             empty_continuation: None,
         }
     }
@@ -172,6 +178,8 @@ impl LogicalLine {
         let mut tail = Self {
             marked: self.marked[..1].to_owned(),
             pieces: Vec::new(),
+            start: self.origin(from),
+            lines: self.lines,
             empty_continuation: None,
         };
         tail.marked.push_str(&self.marked[from..]);
@@ -204,7 +212,10 @@ impl LogicalLine {
             .and_then(|piece| self.pieces.get(piece))
         {
             Some((logical, original)) => original + (at - logical),
-            None => self.pieces.first().map_or(0, |(_, original)| *original),
+            None => self
+                .pieces
+                .first()
+                .map_or(self.start, |(_, original)| *original),
         }
     }
 
@@ -232,6 +243,8 @@ pub(crate) struct Reader<'t> {
     text: &'t str,
     offset: usize,
     escape: char,
+    /// Number of the last line read, from 1.
+    line: u32,
 }
 
 impl<'t> Reader<'t> {
@@ -242,7 +255,13 @@ impl<'t> Reader<'t> {
             text,
             offset,
             escape,
+            line: 0,
         }
+    }
+
+    /// Number of the last physical line read, from 1.
+    pub(crate) fn line(&self) -> u32 {
+        self.line
     }
 
     /// Offset behind the last line read, its end not counted.
@@ -268,6 +287,7 @@ impl<'t> Reader<'t> {
             start: self.offset,
         };
         self.offset += length;
+        self.line += 1;
         if line.content().len() > MAX_LINE {
             let message = format!("dockerfile line greater than max allowed size of {MAX_LINE}");
             return Err(Diagnostic::error(message, line.span()));
@@ -276,7 +296,8 @@ impl<'t> Reader<'t> {
     }
 
     /// Takes one instruction: the next line that is neither blank nor a comment, and the lines
-    /// that continue it (A1.3 to A1.8).
+    /// that continue it (A1.3 to A1.8). A continuation at the end of the file that nothing came
+    /// before is an instruction without a word.
     ///
     /// # Errors
     ///
@@ -287,8 +308,9 @@ impl<'t> Reader<'t> {
                 continue;
             }
             let (piece, mut continued) = self.split_continuation(first.content());
-            let mut line = LogicalLine::new(self.escape);
+            let mut line = LogicalLine::new(self.escape, first.start, self.line);
             line.push(piece, first.start);
+            let was_continued = continued;
             while continued {
                 let Some(next) = self.physical()? else {
                     break;
@@ -306,7 +328,8 @@ impl<'t> Reader<'t> {
                 line.push(piece, next.start);
             }
             line.marked.truncate(line.marked.trim_end().len());
-            if !line.text().is_empty() {
+            line.lines.1 = self.line;
+            if was_continued || !line.text().is_empty() {
                 return Ok(Some(line));
             }
         }
@@ -322,7 +345,9 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Takes the body of a heredoc and the line that ends it; `None` if no line does (A13.3).
+    /// Takes the body of a heredoc as it stands, and the line that ends it; `None` if no line does
+    /// (A13.3). With the body comes where each of its lines starts, behind the tabs that `chomp`
+    /// does not count.
     ///
     /// # Errors
     ///
@@ -331,18 +356,21 @@ impl<'t> Reader<'t> {
         &mut self,
         name: &str,
         chomp: bool,
-    ) -> Result<Option<String>, Diagnostic> {
+    ) -> Result<Option<(String, Vec<u32>)>, Diagnostic> {
         let mut body = String::new();
+        let mut starts = Vec::new();
         while let Some(line) = self.physical()? {
-            let raw = if chomp {
-                line.raw.trim_start_matches('\t')
+            let content = if chomp {
+                line.content().trim_start_matches('\t')
             } else {
-                line.raw
+                line.content()
             };
-            if raw.trim_end_matches(['\r', '\n']) == name {
-                return Ok(Some(body));
+            if content == name {
+                return Ok(Some((body, starts)));
             }
-            body.push_str(raw);
+            let tabs = line.content().len() - content.len();
+            starts.push(offset(line.start + tabs));
+            body.push_str(line.raw);
         }
         Ok(None)
     }
@@ -381,7 +409,8 @@ mod tests {
             lines("\u{feff}FROM a\n\n\t FROM b\n", '\\'),
             ["FROM a", "FROM b"]
         );
-        assert!(lines("\\\n\\\n", '\\').is_empty());
+        assert_eq!(lines("FROM a\n\\\n\\\n", '\\'), ["FROM a", ""]);
+        assert_eq!(lines("\\\n# c\n\nFROM a\n", '\\'), ["FROM a"]);
     }
 
     #[test]

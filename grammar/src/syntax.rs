@@ -12,6 +12,7 @@ use serde::de::IgnoredAny;
 use crate::ast::{Directives, Heredoc, Word};
 use crate::diagnostic::{Diagnostic, shorten};
 use crate::directive;
+pub use crate::directive::Foreign;
 use crate::source::{LogicalLine, Reader, Span, Spanned};
 
 /// The largest Dockerfile in bytes.
@@ -39,6 +40,8 @@ pub struct Syntax {
     pub directives: Directives,
     /// The instructions in the order of the file.
     pub nodes: Vec<Node>,
+    /// Another frontend that the file asks for in a form that makes it no Dockerfile (A2.4).
+    pub foreign: Option<Foreign>,
     /// Empty continuation lines (A1.7).
     pub warnings: Vec<Diagnostic>,
     /// What could not be read; nodes around it are still there.
@@ -63,7 +66,12 @@ pub struct Node {
     pub text: String,
     /// From the keyword to the end, heredoc bodies included.
     pub span: Span,
-    /// Heredocs in order of appearance; those of an `ONBUILD` belong to its innermost node.
+    /// The first and the last line it takes in the file, from 1, with the comments and blank lines
+    /// that its continuations skip and the lines that end its heredocs; the instruction behind
+    /// `ONBUILD` has those of the whole.
+    pub lines: (u32, u32),
+    /// Heredocs in order of appearance, their bodies as they stand in the file, tabs and all; those
+    /// of an `ONBUILD` belong to the instruction behind it.
     pub heredocs: Vec<Heredoc>,
     /// The instruction behind `ONBUILD`.
     pub sub: Option<Box<Self>>,
@@ -90,7 +98,13 @@ pub fn parse(text: &str) -> Result<Syntax, Diagnostic> {
     check_size(text)?;
     let directives = directive::parse(text)?;
     let escape = directives.escape;
-    Ok(read_nodes(directives, Reader::new(text, escape)))
+    let foreign = match directives.syntax {
+        Some(_) => None,
+        None => directive::foreign(text),
+    };
+    let mut syntax = read_nodes(directives, Reader::new(text, escape));
+    syntax.foreign = foreign;
+    Ok(syntax)
 }
 
 /// Parses the text of a trigger into nodes; it has no directives.
@@ -116,6 +130,7 @@ fn read_nodes(directives: Directives, mut reader: Reader<'_>) -> Syntax {
     let mut syntax = Syntax {
         directives,
         nodes: Vec::new(),
+        foreign: None,
         warnings: Vec::new(),
         errors: Vec::new(),
     };
@@ -159,9 +174,13 @@ fn node(line: &LogicalLine, depth: usize) -> Result<Node, Diagnostic> {
         json: false,
         text: line.text().to_owned(),
         span: line.whole(),
+        lines: line.lines,
         heredocs: Vec::new(),
         sub: None,
     };
+    if line.text().is_empty() {
+        return Ok(node);
+    }
     let pairs = Grammar::parse(Rule::instruction, line.marked())
         .map_err(|_| Diagnostic::error("cannot parse this line", line.whole()))?;
     // Where the arguments start.
@@ -232,7 +251,6 @@ fn word(line: &LogicalLine, pair: &Pair<'_, Rule>) -> Word {
 /// Resolves the quotes and escapes of a flag and splits it at its `=`.
 fn flag(line: &LogicalLine, pair: &Pair<'_, Rule>) -> Flag {
     let start = pair.as_span().start();
-    let escape = line.marked().chars().next();
     let mut name = String::new();
     let mut value: Option<(usize, String)> = None;
     let mut quote = None;
@@ -245,7 +263,7 @@ fn flag(line: &LogicalLine, pair: &Pair<'_, Rule>) -> Flag {
         } else if quote.is_none() && matches!(letter, '\'' | '"') {
             quote = Some(letter);
             continue;
-        } else if Some(letter) == escape {
+        } else if letter == '\\' {
             match letters.next() {
                 Some((_, escaped)) => literal = escaped,
                 None => continue,
@@ -421,7 +439,8 @@ fn read_heredocs(
     reader: &mut Reader<'_>,
     node: &mut Node,
 ) -> Result<(), Diagnostic> {
-    let inner = innermost(node);
+    // What `ONBUILD ONBUILD` holds is refused anyhow.
+    let inner = node.sub.as_deref().unwrap_or(node);
     let takes_heredocs = matches!(keyword(inner), "run" | "copy" | "add") && !inner.json;
     if !takes_heredocs || !line.text().contains("<<") {
         return Ok(());
@@ -433,23 +452,20 @@ fn read_heredocs(
             let hint = format!("end it with a line that is exactly {:?}", heredoc.name);
             return Err(Diagnostic::error(message, heredoc.span).with_hint(shorten(&hint)));
         };
-        heredoc.content = body;
+        (heredoc.content, heredoc.lines) = body;
     }
     if !heredocs.is_empty() {
         let end = reader.end();
-        attach(node, heredocs, Span::from_range(end..end));
+        attach(node, heredocs, Span::from_range(end..end), reader.line());
     }
     Ok(())
 }
 
-fn innermost(node: &Node) -> &Node {
-    node.sub.as_deref().map_or(node, innermost)
-}
-
-fn attach(node: &mut Node, heredocs: Vec<Heredoc>, end: Span) {
+fn attach(node: &mut Node, heredocs: Vec<Heredoc>, end: Span, last_line: u32) {
     node.span = node.span.join(end);
+    node.lines.1 = last_line;
     match &mut node.sub {
-        Some(sub) => attach(sub, heredocs, end),
+        Some(sub) => attach(sub, heredocs, end, last_line),
         None => node.heredocs = heredocs,
     }
 }
@@ -487,10 +503,13 @@ fn heredoc(pair: Pair<'_, Rule>, span: Span) -> Option<Heredoc> {
         chomp: false,
         fd: 0,
         span,
+        lines: Vec::new(),
     };
     for part in pair.into_inner() {
         match part.as_rule() {
-            Rule::fd if !part.as_str().is_empty() => heredoc.fd = part.as_str().parse().ok()?,
+            Rule::fd if !part.as_str().is_empty() => {
+                heredoc.fd = part.as_str().parse().unwrap_or(u32::MAX);
+            }
             Rule::chomp => heredoc.chomp = !part.as_str().is_empty(),
             Rule::delimiter => {
                 (heredoc.name, heredoc.expand) = unquote(part.as_str());

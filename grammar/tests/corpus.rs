@@ -88,6 +88,7 @@ fn words() {
             "words" => word::expand_words_with(text, escape, options, &lookup)
                 .map(|expanded| format!("{:?}", expanded.words)),
             "heredoc" => word::expand_heredoc(text, escape, &lookup)
+                .map_err(|error| error.source)
                 .map(|expanded| format!("[{}]", expanded.text)),
             "names" => word::expand_with(text, escape, options, &lookup)
                 .map(|expanded| format!("{:?} {:?}", expanded.matched, expanded.unmatched)),

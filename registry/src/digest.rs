@@ -20,7 +20,7 @@ pub enum DigestError {
     #[error("invalid digest `{0}`: expected `sha256:` and 64 lower-case hexadecimal digits")]
     Malformed(String),
     /// It is one of an algorithm that is not supported.
-    #[error("digest algorithm `{0}` is not supported, only sha256 is")]
+    #[error("unsupported digest algorithm `{0}`: only sha256 is supported")]
     Unsupported(String),
 }
 

@@ -35,6 +35,9 @@ pub enum ReferenceError {
     /// The repository has upper-case letters (D1.4).
     #[error("invalid reference format: repository name ({0}) must be lowercase")]
     Uppercase(String),
+    /// Read word for word, it would be a reference without its upper-case letters.
+    #[error("repository name must be lowercase: `{0}`")]
+    UppercaseText(String),
     /// The repository is too long (D1.1).
     #[error("repository name must not be more than {REPOSITORY_MAX} characters: `{0}`")]
     TooLong(String),
@@ -196,7 +199,7 @@ impl Parts {
         let Some(parts) = Self::split(text) else {
             let lower = text.to_lowercase();
             return Err(if lower != text && Self::split(&lower).is_some() {
-                ReferenceError::Uppercase(text.to_owned())
+                ReferenceError::UppercaseText(text.to_owned())
             } else {
                 ReferenceError::Malformed(text.to_owned())
             });
@@ -426,7 +429,7 @@ fn check_digest(text: &str) -> Result<(), DigestError> {
     let malformed = || DigestError::Malformed(text.to_owned());
     let (algorithm, hex) = text.split_once(':').ok_or_else(malformed)?;
     let length = match algorithm {
-        "sha256" | "blake3" => 64,
+        "sha256" => 64,
         "sha384" => 96,
         "sha512" => 128,
         _ if is_digest(text) => return Err(DigestError::Unsupported(algorithm.to_owned())),

@@ -116,7 +116,7 @@ impl Tree {
     /// [`ContextError::Open`] when it is not a directory that can be opened.
     pub fn context(
         dir: &Path,
-        ignore: Option<IgnoreFile>,
+        ignore: Option<Arc<IgnoreFile>>,
         stat_cache: Option<&Path>,
     ) -> Result<Self, ContextError> {
         let root = Root::open(dir).map_err(|source| ContextError::Open {

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile, MatchState, Verdict as Judgement};
 
@@ -19,7 +20,7 @@ pub(super) enum Verdict {
 
 /// The rules of one ignore file or of the `--exclude` flags of one instruction.
 #[derive(Debug, Default)]
-pub(super) struct Rules(IgnoreFile);
+pub(super) struct Rules(Arc<IgnoreFile>);
 
 /// The rules as they apply in one directory.
 #[derive(Debug)]
@@ -39,13 +40,13 @@ pub struct ExcludedBy {
 }
 
 impl Rules {
-    pub(super) fn new(file: Option<IgnoreFile>) -> Self {
+    pub(super) fn new(file: Option<Arc<IgnoreFile>>) -> Self {
         Self(file.unwrap_or_default())
     }
 
     /// The rules of `--exclude` flags, in order.
     pub(super) fn from_patterns(patterns: &[String]) -> Result<Self, IgnoreError> {
-        IgnoreFile::from_patterns(patterns).map(Self)
+        Ok(Self(Arc::new(IgnoreFile::from_patterns(patterns)?)))
     }
 
     /// Judges a path relative to the root; the root itself cannot be excluded (A14.3).

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
 use kiln_grammar::dockerignore::IgnoreFile;
 use rustix::fs::{CWD, Timespec, Timestamps};
@@ -61,7 +62,12 @@ pub(crate) fn set_mode(path: &Path, mode: u32) {
 
 /// A build context of such files under an ignore file.
 pub(crate) fn context(root: &Path, ignore: &str) -> Tree {
-    Tree::context(root, Some(IgnoreFile::parse(ignore).unwrap()), None).unwrap()
+    Tree::context(
+        root,
+        Some(Arc::new(IgnoreFile::parse(ignore).unwrap())),
+        None,
+    )
+    .unwrap()
 }
 
 /// `COPY sources... destination` from the build context, which is input 1.

@@ -97,6 +97,7 @@ fn run_facts(text: &mut String, run: &RunOp) {
         Some(&run.user).filter(|user| !user.is_empty()),
     );
     fact(text, "network", format_args!("{:?}", run.network));
+    optional(text, "hostname", run.hostname.as_ref());
     for script in &run.scripts {
         fact(
             text,

@@ -4,6 +4,9 @@
 pub mod dump;
 pub mod op;
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use kiln_registry::digest::{Digest, Hasher};
 
 pub use op::{
@@ -55,6 +58,8 @@ impl Vertex {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Graph {
     vertices: Vec<Vertex>,
+    /// The vertices whose inputs and operation have a hash.
+    hashes: HashMap<u64, Vec<usize>>,
 }
 
 impl Graph {
@@ -70,9 +75,13 @@ impl Graph {
                 .all(|input| input.index() < self.vertices.len()),
             "inputs come first"
         );
-        // Inputs first: they differ soonest, and operations may hold large environments.
+        let mut hasher = DefaultHasher::new();
+        (&vertex.inputs, &vertex.op).hash(&mut hasher);
+        let alike = self.hashes.entry(hasher.finish()).or_default();
         let same = |known: &Vertex| known.inputs == vertex.inputs && known.op == vertex.op;
-        let index = self.vertices.iter().position(same).unwrap_or_else(|| {
+        let known = alike.iter().find(|index| same(&self.vertices[**index]));
+        let index = known.copied().unwrap_or_else(|| {
+            alike.push(self.vertices.len());
             self.vertices.push(vertex);
             self.vertices.len() - 1
         });

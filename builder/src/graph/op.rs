@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// What a vertex does. A closed set: `ENV`, `LABEL`, `CMD` and the like make no vertex, they edit
 /// the config that lowering carries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum Op {
     /// An empty root; no inputs.
     Scratch,
@@ -29,14 +29,14 @@ pub enum Op {
 }
 
 /// A folder of the client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ContextOp {
     /// Which of the named contexts (C7); `None` for the build context itself.
     pub name: Option<String>,
 }
 
 /// The layers of an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ImageOp {
     /// The full name as the user may read it; not part of the operation's identity.
     #[serde(skip)]
@@ -49,7 +49,7 @@ pub struct ImageOp {
 }
 
 /// A process to run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct RunOp {
     /// Program and arguments.
     pub args: Vec<String>,
@@ -62,6 +62,9 @@ pub struct RunOp {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// Host name, where it is not the usual one (A6.11).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
     /// Scripts of heredocs with a `#!` line (A13.5): file name under `/dev/pipes` and content.
     pub scripts: Vec<Script>,
     /// Mounts asked for by `--mount`.
@@ -69,7 +72,7 @@ pub struct RunOp {
 }
 
 /// A file that exists only while a process runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Script {
     /// Its name under `/dev/pipes`.
     pub name: String,
@@ -78,7 +81,7 @@ pub struct Script {
 }
 
 /// A mount of `RUN --mount` (B2).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum MountOp {
     /// A view of a directory or file of an input.
     Bind {
@@ -101,7 +104,7 @@ pub enum MountOp {
 }
 
 /// The network a process sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum Network {
     /// The host's.
     #[default]
@@ -111,7 +114,7 @@ pub enum Network {
 }
 
 /// A `COPY` or `ADD`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct CopyOp {
     /// What is copied, in order.
     pub sources: Vec<CopySource>,
@@ -136,7 +139,7 @@ pub struct CopyOp {
 }
 
 /// One source of a [`CopyOp`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub enum CopySource {
     /// A path, perhaps with wildcards, in an input.
     Path {
@@ -155,7 +158,7 @@ pub enum CopySource {
 }
 
 /// A working directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct MkdirOp {
     /// Absolute path.
     pub path: String,
@@ -164,7 +167,7 @@ pub struct MkdirOp {
 }
 
 /// A download.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct FetchOp {
     /// Where from.
     pub url: String,
@@ -175,7 +178,7 @@ pub struct FetchOp {
 }
 
 /// The files of a git repository at one commit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct GitOp {
     /// Where the repository is, without credentials.
     pub url: String,

@@ -200,6 +200,9 @@ impl StageLowering<'_, '_> {
             }
             Location::Path => {
                 check_source(manner)?;
+                if from.is_none() {
+                    self.advise_ignored(manner.keyword, &text, word);
+                }
                 let vertex = from.unwrap_or_else(|| self.shared.context());
                 (vertex, text.clone())
             }
@@ -232,7 +235,11 @@ impl StageLowering<'_, '_> {
                 .state
                 .scope
                 .expand_heredoc(&heredoc.content, self.shared.escape);
-            let text = self.expanded(expanded, heredoc.span)?;
+            let (expanded, place) = match expanded {
+                Ok(expanded) => (Ok(expanded), heredoc.span),
+                Err(error) => (Err(error.source), heredoc.place(error.at)),
+            };
+            let text = self.expanded(expanded, place)?;
             self.shared.charge(text.len(), heredoc.span)?;
             text
         } else {

@@ -1,8 +1,11 @@
 //! `FROM`: the state that a stage starts with (A7.3 to A7.8).
 
+use std::collections::HashMap;
+
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+use super::advice;
 use super::contexts::ContextSource;
 use super::path;
 use super::plan::HistoryEntry;
@@ -38,12 +41,9 @@ const STALE_INNER: &[&str] = &[
     "Tty",
 ];
 
-/// The state of a stage before its first instruction; `total` is the number of its steps.
-pub(super) fn initial(
-    shared: &mut Shared<'_>,
-    index: usize,
-    total: usize,
-) -> Result<State, Diagnostic> {
+/// The state of a stage before its first instruction; `total` is the number of its steps. One whose
+/// base cannot be had starts with nothing, and says so.
+pub(super) fn initial(shared: &mut Shared<'_>, index: usize, total: usize) -> State {
     let stage = &shared.stages.list[index];
     let origin = Origin {
         stage: index,
@@ -62,32 +62,40 @@ pub(super) fn initial(
             state.history = vec![HistoryEntry::exported(created_by, vertex)];
             state
         }
+        Base::Unknown => unknown(shared.scratch(origin), false),
         Base::Image(reference) => {
             let prefix = prefix(shared, index, 1, total);
-            let (vertex, config) =
-                shared.image(reference, &stage.platform, span, origin, &prefix)?;
-            warn_about_platform(shared, index, reference, &config);
-            let mut state = start(vertex, config);
-            state.base = Some(vertex);
-            state
+            match shared.image(reference, &stage.platform, span, origin, &prefix) {
+                Ok(Some((vertex, config))) => {
+                    warn_about_platform(shared, index, reference, &config);
+                    let mut state = start(vertex, config);
+                    state.base = Some(vertex);
+                    state
+                }
+                Ok(None) => unknown(shared.scratch(origin), advice::is_plain(reference)),
+                Err(error) => {
+                    shared.errors.push(error);
+                    unknown(shared.scratch(origin), false)
+                }
+            }
         }
-        Base::Stage(base) => {
-            let Some(state) = shared.done.get(base) else {
-                let message = format!("stage {base} is not built before stage {index}");
-                return Err(Diagnostic::error(message, span));
-            };
-            let mut state = state.clone();
-            state.has_cmd = false;
-            state
-        }
+        Base::Stage(base) => match shared.done.get(base) {
+            Some(state) => State {
+                has_cmd: false,
+                ..state.clone()
+            },
+            None => unknown(shared.scratch(origin), false),
+        },
     };
     inherit(&mut state.config, &stage.platform);
     // Arguments of the stage below stay declared, its environment is what its image says (A6.4).
-    for pair in state.config.config.env.iter().flatten() {
+    let env = state.config.config.env.iter().flatten();
+    for (index, pair) in env.enumerate() {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         state.scope.set(name, value);
+        state.env_at.insert(name.to_owned(), index);
     }
-    Ok(state)
+    state
 }
 
 /// The config of an image from scratch (A7.3).
@@ -136,6 +144,14 @@ fn tree(
     (vertex, created_by)
 }
 
+/// The start of a stage whose base image is not known, though perhaps what such images say.
+fn unknown(vertex: VertexId, known: bool) -> State {
+    State {
+        known,
+        ..start(vertex, ImageConfig::default())
+    }
+}
+
 fn start(vertex: VertexId, config: ImageConfig) -> State {
     State {
         vertex,
@@ -143,7 +159,11 @@ fn start(vertex: VertexId, config: ImageConfig) -> State {
         base: None,
         history: Vec::new(),
         scope: Scope::default(),
+        env_at: HashMap::new(),
         has_cmd: false,
+        workdir_set: false,
+        known: true,
+        doubtful: false,
     }
 }
 
@@ -193,7 +213,7 @@ fn warn_about_platform(shared: &mut Shared<'_>, index: usize, name: &str, config
         return;
     }
     let message = format!(
-        "base image {name} was pulled with platform \"{actual}\", expected \"{wanted}\" for current build"
+        "Base image {name} was pulled with platform \"{actual}\", expected \"{wanted}\" for current build"
     );
     let warning = Diagnostic::warning("InvalidBaseImagePlatform", message, stage.ast.base.span);
     shared.warnings.push(warning);

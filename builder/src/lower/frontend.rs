@@ -9,7 +9,7 @@ use super::options::LowerOptions;
 /// The newest `docker/dockerfile:1.N` whose language is implemented.
 const NEWEST: u32 = 22;
 
-/// Warns where the file asks for a language that is not built in.
+/// Warns of a newer language than the one that is built in, and refuses any other.
 pub(super) fn check(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnostic> {
     let (reference, span) = match (
         options.build_arg("BUILDKIT_SYNTAX"),
@@ -29,9 +29,10 @@ pub(super) fn check(file: &Dockerfile, options: &LowerOptions) -> Option<Diagnos
             Some(Diagnostic::warning("UnknownSyntax", message, span))
         }
         Judgement::Foreign => {
-            let message = format!("syntax `{reference}` is not built in and is ignored");
-            let hint = "only the language of docker/dockerfile:1 is understood";
-            Some(Diagnostic::warning("UnknownSyntax", message, span).with_hint(hint))
+            let message = format!("the frontend `{reference}` is not built in");
+            let hint = "kiln understands docker/dockerfile:1; if the file is written for that, \
+                        remove the line, or pass --build-arg BUILDKIT_SYNTAX=dockerfile.v0";
+            Some(Diagnostic::error(message, span).with_hint(hint))
         }
     }
 }

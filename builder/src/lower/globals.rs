@@ -12,12 +12,13 @@ use super::scope::Scope;
 const LIMIT: usize = 64 << 20;
 
 /// Evaluates the global scope. `build_arg` gives the values of the command line, which beat
-/// defaults.
+/// defaults; a default that cannot be expanded leaves its argument without a value.
 pub(super) fn evaluate(
     file: &Dockerfile,
     options: &LowerOptions,
     build_arg: &dyn Fn(&str) -> Option<String>,
-) -> Result<Scope, Diagnostic> {
+    errors: &mut Vec<Diagnostic>,
+) -> Scope {
     let mut scope = Scope::default();
     for (name, value) in automatic(file, options) {
         scope.set(&name, &build_arg(&name).unwrap_or(value));
@@ -30,21 +31,23 @@ pub(super) fn evaluate(
             let value = match (build_arg(&pair.name.value), &pair.default) {
                 (Some(value), _) => Some(value),
                 (None, None) => None,
-                (None, Some(word)) => {
-                    let expanded = scope.expand(&word.value, file.directives.escape);
-                    let expanded = expanded
-                        .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
-                    Some(expanded.value)
-                }
+                (None, Some(word)) => match scope.expand(&word.value, file.directives.escape) {
+                    Ok(expanded) => Some(expanded.value),
+                    Err(error) => {
+                        errors.push(Diagnostic::error(error.to_string(), word.span));
+                        None
+                    }
+                },
             };
             scope.declare(&pair.name.value, value.as_deref());
             if scope.size() > LIMIT {
                 let message = format!("arguments take more than {} MiB", LIMIT >> 20);
-                return Err(Diagnostic::error(message, pair.name.span));
+                errors.push(Diagnostic::error(message, pair.name.span));
+                return scope;
             }
         }
     }
-    Ok(scope)
+    scope
 }
 
 /// The arguments that are set without being declared (A6.10).

@@ -45,8 +45,8 @@ impl StageLowering<'_, '_> {
             let env = self.state.config.config.env.get_or_insert_default();
             let pair = format!("{name}={value}");
             text.push_str(&format!(" {pair}"));
-            let is_same = |known: &&mut String| known.split('=').next() == Some(name.as_str());
-            match env.iter_mut().find(is_same) {
+            let index = *self.state.env_at.entry(name.clone()).or_insert(env.len());
+            match env.get_mut(index) {
                 Some(known) => *known = pair,
                 None => env.push(pair),
             }
@@ -81,7 +81,8 @@ impl StageLowering<'_, '_> {
     }
 
     /// `CMD` (A9.1, A3.2).
-    pub(super) fn cmd(&mut self, command: &Command) -> Result<(), Diagnostic> {
+    pub(super) fn cmd(&mut self, command: &Command, step: &Step<'_>) -> Result<(), Diagnostic> {
+        self.advise_exec_form("CMD", command, step);
         let args = self.command_line(command);
         self.record(format!("CMD {}", history::quoted(&args)), None);
         self.state.config.config.cmd = Some(args);
@@ -91,7 +92,12 @@ impl StageLowering<'_, '_> {
     }
 
     /// `ENTRYPOINT`: it takes away a `CMD` that this stage did not set itself (A9.2).
-    pub(super) fn entrypoint(&mut self, command: &Command) -> Result<(), Diagnostic> {
+    pub(super) fn entrypoint(
+        &mut self,
+        command: &Command,
+        step: &Step<'_>,
+    ) -> Result<(), Diagnostic> {
+        self.advise_exec_form("ENTRYPOINT", command, step);
         let args = self.command_line(command);
         self.record(format!("ENTRYPOINT {}", history::quoted(&args)), None);
         self.state.config.config.entrypoint = Some(args).filter(|args| !args.is_empty());
@@ -190,15 +196,15 @@ impl StageLowering<'_, '_> {
                 // A range is a short text for a lot of work.
                 self.shared.charge(ports.ports.len() * 10, word.span)?;
                 if ports.shouted {
-                    let message = format!("defined protocol of '{text}' should be lowercase");
-                    self.warn("ExposeProtoCasing", message, word);
+                    self.advise_protocol(&text, word);
                 }
                 if ports.mapped {
                     let message = format!(
                         "EXPOSE instruction should not define an IP address or host-port mapping, \
                          found '{text}'"
                     );
-                    self.warn("ExposeInvalidFormat", message, word);
+                    let warning = Diagnostic::warning("ExposeInvalidFormat", message, word.span);
+                    self.shared.warnings.push(warning);
                 }
                 insert_all(
                     self.state
@@ -221,11 +227,6 @@ impl StageLowering<'_, '_> {
         };
         self.record(format!("EXPOSE {}", history::plain(listed)), None);
         Ok(())
-    }
-
-    fn warn(&mut self, rule: &'static str, message: String, word: &Word) {
-        let warning = Diagnostic::warning(rule, message, word.span);
-        self.shared.warnings.push(warning);
     }
 
     /// `VOLUME` (A9.7).
@@ -271,6 +272,7 @@ impl StageLowering<'_, '_> {
     pub(super) fn workdir(&mut self, word: &Word, step: &Step<'_>) -> Result<(), Diagnostic> {
         let written = self.expand(word)?;
         let path = path::join(self.directory(), written.trim_end());
+        self.advise_absolute(&written, &path, word, step);
         self.state.config.config.working_dir.clone_from(&path);
         let name = self.name(step, "");
         let layer = (path != "/").then(|| {

@@ -44,6 +44,10 @@ impl StageLowering<'_, '_> {
         self.shared.charge(size, record.span)?;
         match mount {
             Mount::Bind(bind) => {
+                if self.shared.looking {
+                    self.shared
+                        .unsupported("RUN --mount=type=bind", record.span)?;
+                }
                 let vertex = match bind.from {
                     None => self.shared.context(),
                     Some(name) => {
@@ -68,10 +72,20 @@ impl StageLowering<'_, '_> {
                 target: self.mount_target(&tmpfs.target, record)?,
                 size: tmpfs.size,
             }),
-            Mount::Cache(_) => Err(unsupported("cache", record)),
-            Mount::Secret(_) => Err(unsupported("secret", record)),
-            Mount::Ssh(_) => Err(unsupported("ssh", record)),
+            Mount::Cache(_) => self.missing("cache", record),
+            Mount::Secret(_) => self.missing("secret", record),
+            Mount::Ssh(_) => self.missing("ssh", record),
         }
+    }
+
+    /// A kind of mount that steps cannot have yet.
+    fn missing(&mut self, kind: &str, record: &Word) -> Result<MountOp, Diagnostic> {
+        let what = format!("RUN --mount=type={kind}");
+        self.shared.unsupported(&what, record.span)?;
+        Ok(MountOp::Tmpfs {
+            target: format!("/run/{kind}"),
+            size: None,
+        })
     }
 
     /// Where a mount appears: joined with the working directory, and never the root (B1.4).
@@ -96,11 +110,6 @@ fn mount_error(error: &MountError, record: &Word) -> Diagnostic {
         Some(hint) => diagnostic.with_hint(hint),
         None => diagnostic,
     }
-}
-
-fn unsupported(kind: &str, record: &Word) -> Diagnostic {
-    let message = format!("RUN --mount=type={kind} is not supported yet");
-    Diagnostic::error(message, record.span)
 }
 
 /// The stage or image that a mount reads; only a view of files needs one.

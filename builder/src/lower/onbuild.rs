@@ -46,28 +46,30 @@ pub(super) fn of_stage(stage: &ast::Stage) -> Vec<Trigger> {
     stage.instructions.iter().filter_map(onbuild).collect()
 }
 
-/// The triggers of an image that the stage `from` is built on.
+/// The triggers of an image that the stage `from` is built on; one that cannot be read is left out.
 pub(super) fn of_image(
     config: &ImageConfig,
     image: &str,
     from: Span,
-) -> Result<Vec<Trigger>, Diagnostic> {
-    let triggers = config.config.on_build.iter().flatten();
-    triggers
-        .map(|text| {
-            let instruction = kiln_grammar::parse_trigger(text, ESCAPE).map_err(|errors| {
-                let reason = match errors.into_iter().next() {
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Trigger> {
+    let mut triggers = Vec::new();
+    for text in config.config.on_build.iter().flatten() {
+        match kiln_grammar::parse_trigger(text, ESCAPE) {
+            Ok(instruction) => triggers.push(Trigger {
+                instruction,
+                place: Some(from),
+                image: Some(image.to_owned()),
+            }),
+            Err(wrong) => {
+                let reason = match wrong.into_iter().next() {
                     Some(error) => error.message,
                     None => "it cannot be read".to_owned(),
                 };
                 let message = format!("ONBUILD trigger `{text}` of image `{image}`: {reason}");
-                Diagnostic::error(message, from)
-            })?;
-            Ok(Trigger {
-                instruction,
-                place: Some(from),
-                image: Some(image.to_owned()),
-            })
-        })
-        .collect()
+                errors.push(Diagnostic::error(message, from));
+            }
+        }
+    }
+    triggers
 }

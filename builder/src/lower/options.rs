@@ -1,7 +1,9 @@
 //! What lowering is told besides the Dockerfile.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use kiln_grammar::dockerignore::IgnoreFile;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
 
@@ -32,6 +34,8 @@ pub struct LowerOptions {
     pub allow_host_network: bool,
     /// `--build-context`, in order.
     pub contexts: Vec<NamedContext>,
+    /// What the build context leaves out, for a word about sources that are among it.
+    pub ignore: Option<Arc<IgnoreFile>>,
 }
 
 /// The build arguments that reach `RUN` without an `ARG`, in lower case (A6.9).
@@ -62,7 +66,8 @@ impl LowerOptions {
     }
 
     /// The value of a build argument, where it is set.
-    pub(super) fn build_arg(&self, name: &str) -> Option<&str> {
+    #[must_use]
+    pub fn build_arg(&self, name: &str) -> Option<&str> {
         self.build_args
             .iter()
             .rev()

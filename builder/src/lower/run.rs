@@ -8,20 +8,24 @@ use super::copy::check_name;
 use super::stage::{StageLowering, Step};
 use crate::graph::{Network, Op, RunOp, Script, Vertex};
 
+/// The build argument that names the sandbox's host (A6.11).
+pub(super) const HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+
 /// Where scripts of heredocs appear while they run (A13.5).
 const SCRIPTS: &str = "/dev/pipes";
 
 impl StageLowering<'_, '_> {
     /// `RUN`
     pub(super) fn run_command(&mut self, run: &Run, step: &Step<'_>) -> Result<(), Diagnostic> {
-        check_security(run)?;
+        self.check_security(run)?;
         let network = self.network(run.network.as_ref())?;
         let mut inputs = vec![self.state.vertex];
         let mounts = self.mounts(run, step, &mut inputs)?;
         let (args, scripts, suffix) = self.process(run)?;
+        let hostname = self.hostname(step)?;
         let prefix = self.state.scope.history_prefix();
         let created_by = format!("RUN {prefix}{} # buildkit", args.join(" "));
-        let env = self.state.scope.env().to_vec();
+        let env = self.state.scope.env();
         self.shared
             .charge(self.state.scope.size(), step.instruction.span)?;
         let op = Op::Run(RunOp {
@@ -30,6 +34,7 @@ impl StageLowering<'_, '_> {
             cwd: self.directory().to_owned(),
             user: self.state.config.config.user.clone(),
             network,
+            hostname,
             scripts,
             mounts,
         });
@@ -73,6 +78,38 @@ impl StageLowering<'_, '_> {
         Ok((args, vec![script], suffix))
     }
 
+    /// Refuses what cannot be given: more rights and devices (B3.2, B3.3).
+    fn check_security(&mut self, run: &Run) -> Result<(), Diagnostic> {
+        if let Some(device) = run.devices.first() {
+            self.shared.unsupported("RUN --device", device.span)?;
+        }
+        match &run.security {
+            Some(mode) if mode.value == "insecure" => self
+                .shared
+                .unsupported("RUN --security=insecure", mode.span),
+            Some(mode) if mode.value != "sandbox" => {
+                let message = format!("security `{}` is not valid", mode.value);
+                Err(Diagnostic::error(message, mode.span))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The host name that the command line asks for (A6.11).
+    fn hostname(&self, step: &Step<'_>) -> Result<Option<String>, Diagnostic> {
+        let name = self.shared.options.build_arg(HOSTNAME);
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if name.len() > 64 || !name.bytes().all(good) {
+            let message = format!("invalid host name {name:?} in the build argument {HOSTNAME}");
+            let error = Diagnostic::error(message, step.instruction.keyword.span);
+            return Err(error.with_hint("up to 64 letters, digits, dashes and dots"));
+        }
+        Ok(Some(name.to_owned()))
+    }
+
     /// The network of a step: its own word, or that of the build (B3.1).
     fn network(&self, word: Option<&Spanned<String>>) -> Result<Network, Diagnostic> {
         let build = self.shared.options.network;
@@ -85,6 +122,8 @@ impl StageLowering<'_, '_> {
             "host" if build == Network::Host || self.shared.options.allow_host_network => {
                 Ok(Network::Host)
             }
+            // Whether a build allows it is not the file's business.
+            "host" if self.shared.looking => Ok(Network::Host),
             "host" => Err(Diagnostic::error("network.host is not allowed", word.span)
                 .with_hint("pass `--allow network.host`")),
             other => {
@@ -93,25 +132,6 @@ impl StageLowering<'_, '_> {
                     .with_hint("possible are `default`, `none` and `host`"))
             }
         }
-    }
-}
-
-/// Refuses what cannot be given: more rights and devices (B3.2, B3.3).
-fn check_security(run: &Run) -> Result<(), Diagnostic> {
-    if let Some(device) = run.devices.first() {
-        let message = "RUN --device is not supported";
-        return Err(Diagnostic::error(message, device.span));
-    }
-    match &run.security {
-        Some(mode) if mode.value == "insecure" => {
-            let message = "RUN --security=insecure is not supported";
-            Err(Diagnostic::error(message, mode.span))
-        }
-        Some(mode) if mode.value != "sandbox" => {
-            let message = format!("security `{}` is not valid", mode.value);
-            Err(Diagnostic::error(message, mode.span))
-        }
-        _ => Ok(()),
     }
 }
 

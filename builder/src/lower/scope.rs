@@ -1,6 +1,7 @@
 //! What variables are worth: `ENV` and `ARG` as one build-time environment (A5.3, A6).
 
-use kiln_grammar::word::{self, WordError};
+use indexmap::IndexMap;
+use kiln_grammar::word::{self, HeredocError, WordError};
 
 /// The variables that instructions see at one place of a stage, or before the first stage.
 ///
@@ -8,8 +9,10 @@ use kiln_grammar::word::{self, WordError};
 /// an `ENV`, though the latter only at build time (A6.6).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scope {
-    env: Vec<(String, String)>,
-    args: Vec<(String, Option<String>)>,
+    env: IndexMap<String, String>,
+    args: IndexMap<String, Option<String>>,
+    /// Bytes that the environment takes.
+    size: usize,
 }
 
 /// A word after expansion.
@@ -17,6 +20,8 @@ pub(super) struct Scope {
 pub(super) struct Expansion<T> {
     /// What it became.
     pub(super) value: T,
+    /// The variables in it that have a value.
+    pub(super) used: Vec<String>,
     /// The variables in it that nothing defines.
     pub(super) undefined: Vec<String>,
 }
@@ -24,17 +29,15 @@ pub(super) struct Expansion<T> {
 impl Scope {
     /// The value of a variable.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.env
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+        self.env.get(name).map(String::as_str)
     }
 
     /// Sets a variable; one that is known keeps its place (A9.12).
     pub(super) fn set(&mut self, name: &str, value: &str) {
-        match self.env.iter_mut().find(|(known, _)| known == name) {
-            Some((_, old)) => value.clone_into(old),
-            None => self.env.push((name.to_owned(), value.to_owned())),
+        self.size += value.len();
+        match self.env.insert(name.to_owned(), value.to_owned()) {
+            Some(old) => self.size -= old.len(),
+            None => self.size += name.len(),
         }
     }
 
@@ -45,27 +48,25 @@ impl Scope {
         {
             self.set(name, value);
         }
-        let value = value.map(str::to_owned);
-        match self.args.iter_mut().find(|(known, _)| known == name) {
-            Some((_, old)) => *old = value,
-            None => self.args.push((name.to_owned(), value)),
-        }
+        self.args.insert(name.to_owned(), value.map(str::to_owned));
     }
 
     /// Whether an `ARG` declares this name.
     pub(super) fn is_declared(&self, name: &str) -> bool {
-        self.args.iter().any(|(known, _)| known == name)
+        self.args.contains_key(name)
     }
 
     /// The environment in order of definition.
-    pub(super) fn env(&self) -> &[(String, String)] {
-        &self.env
+    pub(super) fn env(&self) -> Vec<(String, String)> {
+        let pairs = self.env.iter();
+        pairs
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     /// All names that mean something here.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        let env = self.env.iter().map(|(name, _)| name.as_str());
-        env.chain(self.args.iter().map(|(name, _)| name.as_str()))
+        self.env.keys().chain(self.args.keys()).map(String::as_str)
     }
 
     /// The declared arguments with what they are worth here, as the history of `RUN` shows them:
@@ -85,7 +86,7 @@ impl Scope {
     /// Expands a word to one word.
     pub(super) fn expand(&self, text: &str, escape: char) -> Result<Expansion<String>, WordError> {
         let expanded = word::expand(text, escape, &|name| self.value(name))?;
-        Ok(self.checked(expanded.text, expanded.unmatched))
+        Ok(self.checked(expanded.text, expanded.matched, expanded.unmatched))
     }
 
     /// Expands a word and splits the result at blanks, as only `EXPOSE` does (A5.9).
@@ -95,7 +96,7 @@ impl Scope {
         escape: char,
     ) -> Result<Expansion<Vec<String>>, WordError> {
         let expanded = word::expand_words(text, escape, &|name| self.value(name))?;
-        Ok(self.checked(expanded.words, expanded.unmatched))
+        Ok(self.checked(expanded.words, expanded.matched, expanded.unmatched))
     }
 
     /// Expands the body of a heredoc (A13.8).
@@ -103,9 +104,9 @@ impl Scope {
         &self,
         text: &str,
         escape: char,
-    ) -> Result<Expansion<String>, WordError> {
+    ) -> Result<Expansion<String>, HeredocError> {
         let expanded = word::expand_heredoc(text, escape, &|name| self.value(name))?;
-        Ok(self.checked(expanded.text, expanded.unmatched))
+        Ok(self.checked(expanded.text, expanded.matched, expanded.unmatched))
     }
 
     fn value(&self, name: &str) -> Option<String> {
@@ -114,19 +115,19 @@ impl Scope {
 
     /// Bytes that the environment takes.
     pub(super) fn size(&self) -> usize {
-        let sizes = self
-            .env
-            .iter()
-            .map(|(name, value)| name.len() + value.len());
-        sizes.sum()
+        self.size
     }
 
-    fn checked<T>(&self, value: T, unmatched: impl IntoIterator<Item = String>) -> Expansion<T> {
+    fn checked<T>(&self, value: T, used: Vec<String>, unmatched: Vec<String>) -> Expansion<T> {
         let undefined = unmatched
             .into_iter()
             .filter(|name| !self.is_declared(name) && !is_reserved(name))
             .collect();
-        Expansion { value, undefined }
+        Expansion {
+            value,
+            used,
+            undefined,
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! One stage at work: its config, file system and history so far, and the instructions that
 //! change them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use kiln_grammar::ast::{Instruction, Kind, Word};
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::source::Span;
+use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_grammar::word::WordError;
 use kiln_registry::spec::{ImageConfig, Platform};
 
@@ -26,7 +27,11 @@ pub(super) struct Shared<'a> {
     pub(super) stages: &'a Stages<'a>,
     pub(super) globals: &'a Scope,
     pub(super) escape: char,
+    /// Whether nothing will be built: images may be unknown, and what kiln cannot do yet is no
+    /// mistake of the file.
+    pub(super) looking: bool,
     pub(super) graph: Graph,
+    pub(super) errors: Vec<Diagnostic>,
     pub(super) warnings: Vec<Diagnostic>,
     /// What the stages came to, by index.
     pub(super) done: BTreeMap<usize, State>,
@@ -34,6 +39,8 @@ pub(super) struct Shared<'a> {
     pub(super) declared: Vec<String>,
     /// Bytes that the plan holds besides the text of the Dockerfile.
     pub(super) size: usize,
+    /// How many undefined variables were compared with all that are defined.
+    pub(super) guesses: usize,
 }
 
 /// Where a stage stands after an instruction.
@@ -49,8 +56,17 @@ pub(super) struct State {
     pub(super) history: Vec<HistoryEntry>,
     /// The variables.
     pub(super) scope: Scope,
+    /// Where each name stands in the environment of the config.
+    pub(super) env_at: HashMap<String, usize>,
     /// Whether this stage itself has a `CMD` (A9.2).
     pub(super) has_cmd: bool,
+    /// Whether a `WORKDIR` of this file has set the working directory.
+    pub(super) workdir_set: bool,
+    /// Whether the environment and working directory that the base image brings are known.
+    pub(super) known: bool,
+    /// Whether a variable that the unknown base image may define was used: what was made of it may
+    /// look wrong without being so.
+    pub(super) doubtful: bool,
 }
 
 /// Lowers the instructions of one stage.
@@ -73,6 +89,12 @@ pub(super) struct Step<'a> {
     pub(super) onbuild: bool,
 }
 
+/// The rule that says what kiln cannot do yet.
+pub(super) const UNSUPPORTED: &str = "Unsupported";
+
+/// How many slips of the pen are looked for: who has more undefined variables has not misspelt them.
+const GUESSES: usize = 100;
+
 /// Bytes that a plan may hold. A file of a few lines can ask for much more.
 const SIZE_LIMIT: usize = 128 << 20;
 
@@ -88,6 +110,23 @@ impl State {
 }
 
 impl<'a> Shared<'a> {
+    /// Whether there is no use in going on.
+    fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS || self.size > SIZE_LIMIT
+    }
+
+    /// Refuses what kiln cannot do yet. It is no mistake of the file, so who only looks at it gets
+    /// a warning.
+    pub(super) fn unsupported(&mut self, what: &str, span: Span) -> Result<(), Diagnostic> {
+        let message = format!("{what} is not supported yet");
+        if !self.looking {
+            return Err(Diagnostic::error(message, span));
+        }
+        let warning = Diagnostic::warning(UNSUPPORTED, message, span);
+        self.warnings.push(warning);
+        Ok(())
+    }
+
     /// Counts bytes that the plan holds besides the text of the Dockerfile, and stops when they
     /// have become too many.
     pub(super) fn charge(&mut self, bytes: usize, span: Span) -> Result<(), Diagnostic> {
@@ -107,12 +146,14 @@ impl<'a> Shared<'a> {
         origin: Origin,
     ) -> Result<VertexId, Diagnostic> {
         match base {
-            Base::Scratch => Ok(self.scratch(origin)),
+            Base::Scratch | Base::Unknown => Ok(self.scratch(origin)),
             Base::Context(index) => Ok(self.named_context(*index, origin)),
             Base::Image(reference) => {
                 let platform = self.options.platform.clone();
-                let (vertex, _) = self.image(reference, &platform, span, origin, "")?;
-                Ok(vertex)
+                match self.image(reference, &platform, span, origin, "")? {
+                    Some((vertex, _)) => Ok(vertex),
+                    None => Ok(self.scratch(origin)),
+                }
             }
             // Stages that are read stand earlier and are lowered in order of the file.
             Base::Stage(index) => match self.done.get(index) {
@@ -163,7 +204,7 @@ impl<'a> Shared<'a> {
         })
     }
 
-    /// The vertex and config of an image.
+    /// The vertex and config of an image; `None` for one that need not be known.
     pub(super) fn image(
         &mut self,
         reference: &str,
@@ -171,8 +212,11 @@ impl<'a> Shared<'a> {
         span: Span,
         origin: Origin,
         prefix: &str,
-    ) -> Result<(VertexId, ImageConfig), Diagnostic> {
+    ) -> Result<Option<(VertexId, ImageConfig)>, Diagnostic> {
         let Some(image) = self.bases.get(reference, platform) else {
+            if self.looking {
+                return Ok(None);
+            }
             let platform = platform.to_string();
             let message = format!("image `{reference}` for {platform} is not resolved");
             return Err(Diagnostic::error(message, span));
@@ -187,21 +231,22 @@ impl<'a> Shared<'a> {
             name: format!("{prefix}FROM {}", image.name),
             origin: Some(origin),
         });
-        Ok((vertex, image.config.clone()))
+        Ok(Some((vertex, image.config.clone())))
     }
 }
 
 impl<'a, 'b> StageLowering<'a, 'b> {
     /// Lowers one stage, whose inputs are lowered already.
-    pub(super) fn run(shared: &'b mut Shared<'a>, index: usize) -> Result<(), Diagnostic> {
+    pub(super) fn run(shared: &'b mut Shared<'a>, index: usize) {
         let stages = shared.stages;
         let stage = &stages.list[index];
-        let triggers = stages.triggers(index, shared.bases)?;
+        // What is wrong with them was said when the stage was reached.
+        let triggers = stages.triggers(index, shared.bases, &mut Vec::new());
         let instructions = triggers.iter().map(|trigger| &trigger.instruction);
         let instructions = instructions.chain(stage.instructions());
         let step = usize::from(matches!(stage.base, Base::Image(_) | Base::Context(_)));
         let total = step + instructions.filter(|one| is_step(one)).count();
-        let state = super::from::initial(shared, index, total)?;
+        let state = super::from::initial(shared, index, total);
         let mut lowering = StageLowering {
             shared,
             index,
@@ -210,23 +255,34 @@ impl<'a, 'b> StageLowering<'a, 'b> {
             total,
         };
         for trigger in &triggers {
-            lowering.fire(trigger)?;
+            lowering.fire(trigger);
         }
         for instruction in stage.instructions() {
-            lowering.dispatch(&Step {
+            let result = lowering.dispatch(&Step {
                 instruction,
                 place: None,
                 onbuild: false,
-            })?;
+            });
+            lowering.note(result);
         }
         let state = lowering.state;
-        lowering.shared.charge(state.size(), stage.ast.span)?;
-        lowering.shared.done.insert(index, state);
-        Ok(())
+        if let Err(error) = shared.charge(state.size(), stage.ast.span) {
+            shared.errors.push(error);
+        }
+        shared.done.insert(index, state);
+    }
+
+    /// Keeps an error, unless it may come from a value that is not known.
+    fn note(&mut self, result: Result<(), Diagnostic>) {
+        if let Err(error) = result
+            && !self.state.doubtful
+        {
+            self.shared.errors.push(error);
+        }
     }
 
     /// Lowers an `ONBUILD` trigger; what is said about it points at where it fires.
-    fn fire(&mut self, trigger: &Trigger) -> Result<(), Diagnostic> {
+    fn fire(&mut self, trigger: &Trigger) {
         let before = self.shared.warnings.len();
         let result = self.dispatch(&Step {
             instruction: &trigger.instruction,
@@ -236,10 +292,13 @@ impl<'a, 'b> StageLowering<'a, 'b> {
         let warnings = self.shared.warnings.split_off(before);
         let warnings = warnings.into_iter().map(|warning| trigger.place(warning));
         self.shared.warnings.extend(warnings);
-        result.map_err(|error| trigger.place(error))
+        self.note(result.map_err(|error| trigger.place(error)));
     }
 
     fn dispatch(&mut self, step: &Step<'_>) -> Result<(), Diagnostic> {
+        if self.shared.is_full() {
+            return Ok(());
+        }
         let recorded = self
             .state
             .history
@@ -251,8 +310,8 @@ impl<'a, 'b> StageLowering<'a, 'b> {
             Kind::Env(pairs) => self.env(pairs),
             Kind::Label(pairs) => self.label(pairs),
             Kind::Run(run) => self.run_command(run, step),
-            Kind::Cmd(command) => self.cmd(command),
-            Kind::Entrypoint(command) => self.entrypoint(command),
+            Kind::Cmd(command) => self.cmd(command, step),
+            Kind::Entrypoint(command) => self.entrypoint(command, step),
             Kind::Shell(shell) => self.shell(shell),
             Kind::Copy(copy) => self.copy(copy, step),
             Kind::Add(add) => self.add(add, step),
@@ -290,17 +349,29 @@ impl<'a, 'b> StageLowering<'a, 'b> {
         expanded: Result<Expansion<T>, WordError>,
         span: Span,
     ) -> Result<T, Diagnostic> {
-        let expanded = expanded.map_err(|error| Diagnostic::error(error.to_string(), span))?;
+        let expanded = expanded.map_err(|error| {
+            let wanting = matches!(error, WordError::Required { .. });
+            self.state.doubtful |= wanting && !self.state.known;
+            Diagnostic::error(error.to_string(), span)
+        })?;
         self.undefined(expanded.undefined, span);
         Ok(expanded.value)
     }
 
-    /// Warns of variables that nothing defines.
+    /// Warns of variables that nothing defines. An unknown base image may define any; then only what
+    /// looks like a slip of the pen is worth a word.
     pub(super) fn undefined(&mut self, names: Vec<String>, span: Span) {
         for name in names {
-            let mut message = format!("usage of undefined variable '${name}'");
-            if let Some(near) = suggest(&name, self.state.scope.names()) {
-                message.push_str(&format!(" (did you mean ${near}?)"));
+            self.state.doubtful |= !self.state.known;
+            let mut message = format!("Usage of undefined variable '${name}'");
+            let unsaid = |other: &&str| self.state.known || *other != "PATH";
+            let names = self.state.scope.names().filter(unsaid);
+            self.shared.guesses += 1;
+            let near = (self.shared.guesses <= GUESSES).then(|| suggest(&name, names));
+            match near.flatten() {
+                Some(near) => message.push_str(&format!(" (did you mean ${near}?)")),
+                None if !self.state.known => continue,
+                None => {}
             }
             let warning = Diagnostic::warning("UndefinedVar", message, span);
             self.shared.warnings.push(warning);

@@ -1,10 +1,11 @@
 //! Stages: their names and bases, what they need of each other, and which the target needs (A7).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kiln_grammar::ast::{self, Dockerfile, Instruction, Kind};
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::source::{Span, Spanned};
+use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_registry::spec::Platform;
 
 use super::contexts::{self, ContextSource, NamedContext};
@@ -13,7 +14,7 @@ use super::mounts;
 use super::onbuild::{self, Trigger};
 use super::options::{BaseImages, LowerOptions};
 use super::plan::Wanted;
-use super::scope::Scope;
+use super::scope::{Expansion, Scope};
 
 /// The stages of a file.
 #[derive(Debug)]
@@ -53,6 +54,8 @@ pub(super) enum Base {
     Context(usize),
     /// An image, by its reference as written.
     Image(String),
+    /// Nobody knows: what names it is wrong, which is reported where it stands.
+    Unknown,
 }
 
 impl<'a> Stage<'a> {
@@ -90,16 +93,19 @@ pub(super) struct Reached {
     pub(super) stages: BTreeSet<usize>,
     /// Images, each once.
     pub(super) images: Vec<Wanted>,
+    known: HashSet<(String, Platform)>,
 }
 
 impl<'a> Stages<'a> {
-    /// Resolves the `FROM` of every stage and the target.
+    /// Resolves the `FROM` of every stage and the target. A stage that is wrong has an unknown base,
+    /// a wrong target is the last stage.
     pub(super) fn resolve(
         file: &'a Dockerfile,
         options: &'a LowerOptions,
         globals: &Scope,
         warnings: &mut Vec<Diagnostic>,
-    ) -> Result<Self, Diagnostic> {
+        errors: &mut Vec<Diagnostic>,
+    ) -> Self {
         let mut stages = Self {
             list: Vec::new(),
             target: 0,
@@ -109,25 +115,24 @@ impl<'a> Stages<'a> {
         };
         warn_about_defaults(file, options, warnings);
         for (index, ast) in file.stages.iter().enumerate() {
-            let name = expand_from(&ast.base, file, globals, warnings)?;
-            if name.is_empty() {
-                let message = format!("base name ({}) should not be blank", ast.base.value);
-                return Err(Diagnostic::error(message, ast.base.span));
-            }
-            let own = own_platform(ast, file, options, globals, warnings)?;
+            let word = base_word(ast, file, globals, warnings).unwrap_or_else(|error| {
+                errors.push(error);
+                String::new()
+            });
+            let own = own_platform(ast, file, options, globals, warnings);
+            let own = own.unwrap_or_else(|error| {
+                errors.push(error);
+                options.platform.clone()
+            });
             let alias = ast.name.as_ref();
             let replacement = alias.and_then(|alias| stages.context(&alias.value, &own));
             let replaced = replacement.is_some();
-            let base = replacement.unwrap_or_else(|| match stages.earlier(&name, index) {
-                Some(earlier) => Base::Stage(earlier),
-                None if name == "scratch" => Base::Scratch,
-                None => stages.context_or_image(&name, &own),
-            });
+            let base = replacement.unwrap_or_else(|| stages.base_of(&word, index, &own));
             let platform = stages.platform_of(&base, own);
             stages.list.push(Stage {
                 ast,
                 title: title(file, index),
-                word: name,
+                word,
                 base,
                 replaced,
                 platform,
@@ -137,8 +142,21 @@ impl<'a> Stages<'a> {
                 indexes.or_default().push(index);
             }
         }
-        stages.target = stages.find_target(options)?;
-        Ok(stages)
+        stages.target = stages.find_target(options).unwrap_or_else(|error| {
+            errors.push(error);
+            file.stages.len().saturating_sub(1)
+        });
+        stages
+    }
+
+    /// What the word behind `FROM` stands for (A7.2).
+    fn base_of(&self, word: &str, index: usize, platform: &Platform) -> Base {
+        match self.earlier(word, index) {
+            Some(earlier) => Base::Stage(earlier),
+            None if word.is_empty() => Base::Unknown,
+            None if word == "scratch" => Base::Scratch,
+            None => self.context_or_image(word, platform),
+        }
     }
 
     /// A stage built on another one has its platform; any other has what `--platform` says, or
@@ -147,7 +165,7 @@ impl<'a> Stages<'a> {
         match base {
             Base::Stage(earlier) => self.list[*earlier].platform.clone(),
             Base::Scratch | Base::Context(_) => self.platform.clone(),
-            Base::Image(_) => own,
+            Base::Image(_) | Base::Unknown => own,
         }
     }
 
@@ -289,41 +307,50 @@ impl<'a> Stages<'a> {
         false
     }
 
-    /// The stages and images that the target needs, as far as the base images are known (A7.9).
-    pub(super) fn reach(&self, bases: &BaseImages) -> Result<Reached, Diagnostic> {
+    /// The stages and images that some stages need, as far as the base images are known (A7.9).
+    /// What names none is an error; an instruction that is lowered again reports it again.
+    pub(super) fn reach(
+        &self,
+        wanted: Vec<usize>,
+        bases: &BaseImages,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Reached {
         let mut reached = Reached::default();
-        let mut open = vec![self.target];
+        let mut open = wanted;
         while let Some(index) = open.pop() {
-            if !reached.stages.insert(index) {
+            if !reached.stages.insert(index) || errors.len() >= MAX_ERRORS {
                 continue;
             }
             let stage = &self.list[index];
             match &stage.base {
-                Base::Scratch | Base::Context(_) => {}
+                Base::Scratch | Base::Context(_) | Base::Unknown => {}
                 Base::Stage(base) => open.push(*base),
                 Base::Image(reference) => {
                     reached.want(reference, &stage.platform, stage.ast.base.span);
                 }
             }
-            for trigger in self.triggers(index, bases)? {
+            for trigger in self.triggers(index, bases, errors) {
                 for source in sources(&trigger.instruction) {
-                    let base = self.lookup(&source, index);
-                    let base = base.map_err(|error| trigger.place(error))?;
                     let span = trigger.place.unwrap_or(source.name.span);
-                    self.follow(base, span, &mut reached, &mut open);
+                    match self.lookup(&source, index) {
+                        Ok(base) => self.follow(base, span, &mut reached, &mut open),
+                        Err(error) => errors.push(trigger.place(error)),
+                    }
                 }
             }
             for source in stage.instructions().iter().flat_map(sources) {
-                let base = self.lookup(&source, index)?;
-                self.follow(base, source.name.span, &mut reached, &mut open);
+                match self.lookup(&source, index) {
+                    Ok(base) => self.follow(base, source.name.span, &mut reached, &mut open),
+                    Err(error) => errors.push(error),
+                }
             }
         }
-        Ok(reached)
+        reached
     }
 
     fn follow(&self, base: Base, span: Span, reached: &mut Reached, open: &mut Vec<usize>) {
         match base {
-            Base::Scratch | Base::Context(_) => {}
+            Base::Scratch | Base::Context(_) | Base::Unknown => {}
             Base::Stage(index) => open.push(index),
             Base::Image(reference) => reached.want(&reference, self.platform, span),
         }
@@ -334,30 +361,30 @@ impl<'a> Stages<'a> {
         &self,
         index: usize,
         bases: &BaseImages,
-    ) -> Result<Vec<Trigger>, Diagnostic> {
+        errors: &mut Vec<Diagnostic>,
+    ) -> Vec<Trigger> {
         let stage = &self.list[index];
         // Nothing runs in a stage that a context stands for, but the context's own triggers wait
         // for the stages built on it.
         let below = match &stage.base {
-            _ if stage.replaced => return Ok(Vec::new()),
+            _ if stage.replaced => return Vec::new(),
             Base::Stage(base) if self.list[*base].replaced => &self.list[*base],
-            Base::Stage(base) => return Ok(onbuild::of_stage(self.list[*base].ast)),
+            Base::Stage(base) => return onbuild::of_stage(self.list[*base].ast),
             _ => stage,
         };
         match &below.base {
             Base::Image(reference) => match bases.get(reference, &below.platform) {
-                Some(image) => onbuild::of_image(&image.config, reference, stage.ast.span),
-                None => Ok(Vec::new()),
+                Some(image) => onbuild::of_image(&image.config, reference, stage.ast.span, errors),
+                None => Vec::new(),
             },
-            _ => Ok(Vec::new()),
+            _ => Vec::new(),
         }
     }
 }
 
 impl Reached {
     fn want(&mut self, reference: &str, platform: &Platform, span: Span) {
-        let known = |wanted: &Wanted| wanted.reference == reference && wanted.platform == *platform;
-        if !self.images.iter().any(known) {
+        if self.known.insert((reference.to_owned(), platform.clone())) {
             self.images.push(Wanted {
                 reference: reference.to_owned(),
                 platform: platform.clone(),
@@ -392,6 +419,21 @@ fn title(file: &Dockerfile, index: usize) -> String {
     }
 }
 
+/// The word behind `FROM`, expanded (A7.6).
+fn base_word(
+    ast: &ast::Stage,
+    file: &Dockerfile,
+    globals: &Scope,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<String, Diagnostic> {
+    let word = expand_from(&ast.base, file, globals, warnings)?.value;
+    if word.is_empty() {
+        let message = format!("base name ({}) should not be blank", ast.base.value);
+        return Err(Diagnostic::error(message, ast.base.span));
+    }
+    Ok(word)
+}
+
 /// The platform that `FROM --platform` asks for, else the one that is built for (A7.7).
 fn own_platform(
     ast: &ast::Stage,
@@ -403,13 +445,15 @@ fn own_platform(
     let Some(word) = &ast.platform else {
         return Ok(options.platform.clone());
     };
-    let text = expand_from(word, file, globals, warnings)?;
-    if text.is_empty() {
+    let expanded = expand_from(word, file, globals, warnings)?;
+    if expanded.value.is_empty() {
         let message = format!("empty platform value from expression {}", word.value);
         return Err(Diagnostic::error(message, word.span));
     }
-    Platform::parse_on(&text, &options.build_platform)
-        .map_err(|error| Diagnostic::error(error.to_string(), word.span))
+    let platform = Platform::parse_on(&expanded.value, &options.build_platform)
+        .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
+    warnings.extend(platform_warning(ast, word, &expanded, &platform, globals));
+    Ok(platform)
 }
 
 /// Expands a word of a `FROM` line in the global scope.
@@ -418,13 +462,13 @@ fn expand_from(
     file: &Dockerfile,
     globals: &Scope,
     warnings: &mut Vec<Diagnostic>,
-) -> Result<String, Diagnostic> {
+) -> Result<Expansion<String>, Diagnostic> {
     let expanded = globals
         .expand(&word.value, file.directives.escape)
         .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
-    for name in expanded.undefined {
+    for name in &expanded.undefined {
         let mut message = format!("FROM argument '{name}' is not declared");
-        if let Some(near) = suggest(&name, globals.names()) {
+        if let Some(near) = suggest(name, globals.names()) {
             message.push_str(&format!(" (did you mean {near}?)"));
         }
         warnings.push(Diagnostic::warning(
@@ -433,15 +477,53 @@ fn expand_from(
             word.span,
         ));
     }
-    Ok(expanded.value)
+    Ok(expanded)
+}
+
+/// Warns of a platform that is the default anyway, or always the same (A7.7).
+fn platform_warning(
+    ast: &ast::Stage,
+    word: &ast::Word,
+    expanded: &Expansion<String>,
+    platform: &Platform,
+    globals: &Scope,
+) -> Option<Diagnostic> {
+    let is_target = globals.get("TARGETPLATFORM") == Some(expanded.value.as_str());
+    if expanded.used == ["TARGETPLATFORM"] && is_target {
+        let message = format!(
+            "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
+            word.value
+        );
+        return Some(Diagnostic::warning(
+            "RedundantTargetPlatform",
+            message,
+            word.span,
+        ));
+    }
+    let name = ast.name.as_ref().map_or("", |name| name.value.as_str());
+    let says_so = name.contains(&platform.os) || name.contains(&platform.architecture);
+    if !expanded.used.is_empty() || !expanded.undefined.is_empty() || says_so {
+        return None;
+    }
+    let message = format!(
+        "FROM --platform flag should not use constant value {:?}",
+        expanded.value
+    );
+    Some(Diagnostic::warning(
+        "FromPlatformFlagConstDisallowed",
+        message,
+        word.span,
+    ))
 }
 
 /// Warns of a base name that only works with build arguments (A7.6).
 fn warn_about_defaults(file: &Dockerfile, options: &LowerOptions, warnings: &mut Vec<Diagnostic>) {
+    let mut errors = Vec::new();
+    let defaults = globals::evaluate(file, options, &|_| None, &mut errors);
     // What cannot be expanded with defaults alone, `${X:?}`, is meant to need the argument.
-    let Ok(defaults) = globals::evaluate(file, options, &|_| None) else {
+    if !errors.is_empty() {
         return;
-    };
+    }
     for stage in &file.stages {
         let base = &stage.base;
         let Ok(name) = defaults.expand(&base.value, file.directives.escape) else {
@@ -449,7 +531,7 @@ fn warn_about_defaults(file: &Dockerfile, options: &LowerOptions, warnings: &mut
         };
         if name.value.is_empty() || name.value.ends_with([':', '@', '/']) {
             let message = format!(
-                "default value for ARG {} results in an empty or invalid base image name",
+                "Default value for ARG {} results in empty or invalid base image name",
                 base.value
             );
             warnings.push(Diagnostic::warning(

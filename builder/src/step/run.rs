@@ -120,15 +120,16 @@ fn specification(
                 .map(|path| bind(bundle, path)),
         );
     }
+    let hostname = op.hostname.as_deref().unwrap_or(HOSTNAME);
     Ok(ProcessSpec {
         args: op.args.clone(),
         env,
         cwd: op.cwd.clone(),
         user: op.user.clone(),
         root,
-        hostname: HOSTNAME.to_owned(),
+        hostname: hostname.to_owned(),
         host_network: op.network == Network::Host,
-        hosts: hosts(),
+        hosts: hosts(hostname),
         resolv_conf: resolv_conf(Path::new("/")),
         mounts,
         shm_size: SHM_SIZE,
@@ -188,8 +189,8 @@ fn present(
 }
 
 /// `/etc/hosts` of the sandbox (B6.1).
-fn hosts() -> String {
-    format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+fn hosts(hostname: &str) -> String {
+    format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 }
 
 /// `/etc/resolv.conf` of the sandbox (B6.2): the host's; behind a local stub resolver that of

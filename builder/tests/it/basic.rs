@@ -438,3 +438,21 @@ fn an_image_may_have_more_layers_than_docker_allows() {
     let saved = env.kiln_in("there", ["save", "more"]).success().bytes;
     assert_eq!(crate::saved::Saved::read(&saved).text("again"), "150\n");
 }
+
+#[test]
+fn a6_11_the_sandbox_has_the_host_name_that_is_asked_for() {
+    let env = test_env!().with_busybox();
+    env.dockerfile("FROM busybox\nRUN { hostname; head -n 1 /etc/hosts; } >/name\n");
+    let name = ["--build-arg", "BUILDKIT_SANDBOX_HOSTNAME=named.example"];
+    env.build("named").args(name).success();
+    assert_eq!(
+        env.saved("named").text("name"),
+        "named.example\n127.0.0.1\tlocalhost named.example\n"
+    );
+    env.build("usual").success();
+    let text = env.saved("usual").text("name").to_owned();
+    assert!(
+        text.starts_with("buildkitsandbox\n"),
+        "a step of its own: {text}"
+    );
+}

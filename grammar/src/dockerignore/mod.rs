@@ -120,10 +120,21 @@ impl IgnoreFile {
     ///
     /// A pattern is malformed.
     pub fn parse(text: &str) -> Result<Self, IgnoreError> {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let lines = text.lines().enumerate();
-        let lines = lines.filter(|(_, line)| !line.starts_with('#'));
-        Self::collect(lines.map(|(index, line)| (index + 1, line)))
+        Self::collect(lines(text))
+    }
+
+    /// Cleans the lines of an ignore file (A14.2) and checks nothing: a `!` with nothing behind it
+    /// stays one.
+    #[must_use]
+    pub fn clean_lines(text: &str) -> Vec<String> {
+        let lines = lines(text).map(|(_, line)| line.trim());
+        lines
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                let (negated, text) = normal_form(line);
+                format!("{}{text}", if negated { "!" } else { "" })
+            })
+            .collect()
     }
 
     /// Takes patterns one by one, as lines of a file are after trimming. There are no comments.
@@ -180,6 +191,30 @@ impl IgnoreFile {
         let parents = slashes.map(|(at, _)| &path[..at]);
         let paths: Vec<String> = parents.chain([path]).map(readable).collect();
         self.decide(|pattern| paths.iter().any(|path| pattern.matches(path)))
+    }
+
+    /// Whether the patterns exclude a text that need not be a path of a tree: it may end in a slash,
+    /// begin with one, be `.` or empty. The text itself is asked for as it is, then the cleaned
+    /// parents.
+    #[must_use]
+    pub fn excludes_text(&self, text: &str) -> bool {
+        let folder = clean(
+            text.rsplit_once('/')
+                .map_or("", |(_, name)| text.strip_suffix(name).unwrap_or_default()),
+        );
+        let parents = match folder.as_str() {
+            "." => Vec::new(),
+            folder => {
+                let ends = folder.match_indices('/').map(|(at, _)| at);
+                ends.chain([folder.len()])
+                    .map(|end| &folder[..end])
+                    .collect()
+            }
+        };
+        let matches = |pattern: &Pattern| {
+            pattern.matches(text) || parents.iter().any(|parent| pattern.matches(parent))
+        };
+        self.decide(matches).excluded
     }
 
     /// What holds for the root of a walk: nothing matches it.
@@ -297,23 +332,39 @@ fn clean(path: &str) -> String {
     }
 }
 
+/// The lines of an ignore file that are no comments, with their numbers.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let lines = text.lines().enumerate();
+    let lines = lines.filter(|(_, line)| !line.starts_with('#'));
+    lines.map(|(index, line)| (index + 1, line))
+}
+
+/// Whether a trimmed line begins with `!`, and what is left of it, cleaned.
+fn normal_form(line: &str) -> (bool, String) {
+    let (negated, rest) = match line.strip_prefix('!') {
+        Some(rest) => (true, rest.trim()),
+        None => (false, line),
+    };
+    if rest.is_empty() {
+        return (negated, String::new());
+    }
+    let cleaned = clean(rest);
+    match cleaned.strip_prefix('/') {
+        Some(relative) if !relative.is_empty() => (negated, relative.to_owned()),
+        _ => (negated, cleaned),
+    }
+}
+
 impl Pattern {
     fn parse(line: usize, written: &str) -> Result<Self, IgnoreError> {
         if written.len() > MAX_PATTERN {
             return Err(IgnoreError::TooLong { line });
         }
-        let (negated, rest) = match written.strip_prefix('!') {
-            Some(rest) => (true, rest.trim()),
-            None => (false, written),
-        };
-        if rest.is_empty() {
+        let (negated, text) = normal_form(written);
+        if text.is_empty() {
             return Err(IgnoreError::Empty { line });
         }
-        let cleaned = clean(rest);
-        let text = match cleaned.strip_prefix('/') {
-            Some(relative) if !relative.is_empty() => relative.to_owned(),
-            _ => cleaned,
-        };
         let malformed = || IgnoreError::Syntax {
             line,
             pattern: shorten(written),

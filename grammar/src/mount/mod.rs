@@ -2,7 +2,7 @@
 
 mod record;
 
-use crate::diagnostic::suggest;
+use crate::diagnostic::{did_you_mean, suggest};
 use crate::word::WordError;
 use record::{KEYS, TYPES};
 
@@ -125,10 +125,10 @@ pub enum MountError {
     #[error("failed to parse csv mounts: {0}")]
     Csv(&'static str),
     /// A type that does not exist.
-    #[error("unsupported mount type {0:?}")]
+    #[error("unsupported mount type {0:?}{more}", more = near(.0, &TYPES.map(|(name, _)| name)))]
     Type(String),
     /// A key that does not exist.
-    #[error("unexpected key '{key}' in '{field}'")]
+    #[error("unexpected key '{key}' in '{field}'{more}", more = near(.key, &KEYS.map(|(name, _)| name)))]
     Key {
         /// The key.
         key: String,
@@ -155,7 +155,7 @@ pub enum MountError {
         value: String,
     },
     /// `sharing` with an unknown value.
-    #[error("unsupported sharing value {0:?}")]
+    #[error("unsupported sharing value {0:?}{more}", more = near(.0, &["shared", "private", "locked"]))]
     Sharing(String),
     /// A variable in `from` (A5.2).
     #[error("'from' doesn't support variable expansion, define alias stage instead")]
@@ -191,15 +191,12 @@ impl MountError {
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        let near = match self {
-            Self::Type(written) => suggest(written, TYPES.map(|(name, _)| name)),
-            Self::Key { key, .. } => suggest(key, KEYS.map(|(name, _)| name)),
-            Self::Sharing(written) => suggest(written, ["shared", "private", "locked"]),
-            Self::Missing { .. } => return Some("add target=/path".to_owned()),
-            _ => None,
-        }?;
-        Some(format!("did you mean {near}?"))
+        matches!(self, Self::Missing { .. }).then(|| "add target=/path".to_owned())
     }
+}
+
+fn near(written: &str, known: &[&str]) -> String {
+    did_you_mean(suggest(written, known.iter().copied()))
 }
 
 #[cfg(test)]

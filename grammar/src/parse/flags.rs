@@ -1,9 +1,8 @@
 //! The flags that each instruction takes (A4.2, A4.3).
 
 use crate::ast::Word;
-use crate::diagnostic::{Diagnostic, shorten, suggest};
-use crate::source::Span;
-use crate::syntax::Flag;
+use crate::diagnostic::{Diagnostic, did_you_mean, shorten, suggest};
+use crate::syntax::{Flag, Node};
 
 /// What a flag takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +24,13 @@ pub(super) struct Flags<'n> {
 impl<'n> Flags<'n> {
     /// Checks flags against what the instruction takes.
     pub(super) fn check(
-        given: &'n [Flag],
+        node: &'n Node,
         known: &[(&'static str, Takes)],
     ) -> Result<Self, Diagnostic> {
+        let given = &node.flags;
         for (index, flag) in given.iter().enumerate() {
             let Some((name, takes)) = known.iter().find(|(name, _)| *name == flag.name) else {
-                return Err(unknown(flag, known));
+                return Err(unknown(node, flag, known));
             };
             let repeated = given[..index].iter().any(|before| before.name == *name);
             if repeated && *takes != Takes::Values {
@@ -87,21 +87,18 @@ impl<'n> Flags<'n> {
     }
 }
 
-fn unknown(flag: &Flag, known: &[(&'static str, Takes)]) -> Diagnostic {
-    let message = format!("unknown flag: --{}", shorten(&flag.name));
-    let error = Diagnostic::error(message, flag.span);
-    match suggest(&flag.name, known.iter().map(|(name, _)| *name)) {
-        Some(name) => error.with_hint(format!("did you mean --{name}?")),
-        None => error,
-    }
+fn unknown(node: &Node, flag: &Flag, known: &[(&'static str, Takes)]) -> Diagnostic {
+    let near = suggest(&flag.name, known.iter().map(|(name, _)| *name));
+    let message = format!(
+        "unknown flag: --{} for {}{}",
+        shorten(&flag.name),
+        node.keyword.value.to_uppercase(),
+        did_you_mean(near.map(|name| format!("--{name}")).as_deref())
+    );
+    Diagnostic::error(message, flag.span)
 }
 
 /// Refuses every flag.
-pub(super) fn none(given: &[Flag]) -> Result<(), Diagnostic> {
-    Flags::check(given, &[]).map(drop)
-}
-
-/// The place of all flags together.
-pub(super) fn span(given: &[Flag]) -> Option<Span> {
-    given.iter().map(|flag| flag.span).reduce(Span::join)
+pub(super) fn none(node: &Node) -> Result<(), Diagnostic> {
+    Flags::check(node, &[]).map(drop)
 }

@@ -46,7 +46,7 @@ fn kind(node: &Node) -> Result<Kind, Diagnostic> {
         "add" => return Ok(Kind::Add(add(node)?)),
         "healthcheck" => return Ok(Kind::Healthcheck(healthcheck(node)?)),
         "" | "from" => return Err(unknown(node)),
-        _ => flags::none(&node.flags)?,
+        _ => flags::none(node)?,
     }
     Ok(match keyword(node) {
         "arg" => Kind::Arg(arg(node)?),
@@ -158,15 +158,16 @@ fn shell(node: &Node) -> Result<Vec<String>, Diagnostic> {
     Ok(words.iter().map(|word| word.value.clone()).collect())
 }
 
+/// `VOLUME`; blanks around an item of a JSON array are no part of the path (A9.7).
 fn volume(node: &Node) -> Result<Vec<Word>, Diagnostic> {
-    let words = at_least_one(node)?;
-    match words.iter().find(|word| word.value.trim().is_empty()) {
-        Some(empty) => {
+    let trimmed = |word: &Word| match word.value.trim() {
+        "" => {
             let message = "VOLUME specified can not be an empty string";
-            Err(Diagnostic::error(message, empty.span))
+            Err(Diagnostic::error(message, word.span))
         }
-        None => Ok(words.to_vec()),
-    }
+        path => Ok(Spanned::new(path.to_owned(), word.span)),
+    };
+    at_least_one(node)?.iter().map(trimmed).collect()
 }
 
 /// `RUN [flags] command` (A8.1, B1 to B3).
@@ -177,7 +178,7 @@ fn run(node: &Node) -> Result<Run, Diagnostic> {
         ("security", Takes::Value),
         ("device", Takes::Values),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     let mounts = flags.values("mount");
     for record in &mounts {
         mount::check(&record.value).map_err(|error| {
@@ -195,8 +196,18 @@ fn run(node: &Node) -> Result<Run, Diagnostic> {
         security: flags.value("security"),
         devices: flags.values("device"),
         command: command_from(node, 0),
-        heredocs: node.heredocs.clone(),
+        heredocs: node.heredocs.iter().map(chomped).collect(),
     })
+}
+
+/// A heredoc as it counts: the body of `<<-` without the tabs that begin its lines (A13.3).
+fn chomped(heredoc: &Heredoc) -> Heredoc {
+    let mut heredoc = heredoc.clone();
+    if heredoc.chomp {
+        let lines = heredoc.content.split_inclusive('\n');
+        heredoc.content = lines.map(|line| line.trim_start_matches('\t')).collect();
+    }
+    heredoc
 }
 
 /// `COPY [flags] source ... destination` (A10, A11).
@@ -209,7 +220,7 @@ fn copy(node: &Node) -> Result<Copy, Diagnostic> {
         ("parents", Takes::Switch),
         ("exclude", Takes::Values),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     let from = flags.value("from");
     if let Some(from) = from.as_ref().filter(|from| from.value.contains('$')) {
         let message = "variable expansion is not supported for --from, define a new stage with \
@@ -234,7 +245,7 @@ fn add(node: &Node) -> Result<Add, Diagnostic> {
         ("keep-git-dir", Takes::Switch),
         ("unpack", Takes::Switch),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     Ok(Add {
         files: files(node, &flags)?,
         checksum: flags.value("checksum"),
@@ -291,14 +302,15 @@ fn sources(node: &Node, words: &[Word], destination: &Word) -> Result<Vec<Source
             let message = format!("a heredoc of {} is written without blanks", name(node));
             return Err(Diagnostic::error(message, heredoc.span));
         }
-        sources.push(Source::Heredoc(file_name(node, heredoc)?.clone()));
+        check_file_name(node, heredoc)?;
+        sources.push(Source::Heredoc(chomped(heredoc)));
     }
     sources.pop();
     Ok(sources)
 }
 
 /// A heredoc of `COPY` becomes a file of that name, so it must be one.
-fn file_name<'h>(node: &Node, heredoc: &'h Heredoc) -> Result<&'h Heredoc, Diagnostic> {
+fn check_file_name(node: &Node, heredoc: &Heredoc) -> Result<(), Diagnostic> {
     if heredoc.name.contains(['/', '\0']) || matches!(heredoc.name.as_str(), "." | "..") {
         let message = format!(
             "{} cannot make a file of the heredoc `{}`: its name is no file name",
@@ -307,7 +319,7 @@ fn file_name<'h>(node: &Node, heredoc: &'h Heredoc) -> Result<&'h Heredoc, Diagn
         );
         return Err(Diagnostic::error(message, heredoc.span));
     }
-    Ok(heredoc)
+    Ok(())
 }
 
 /// `HEALTHCHECK NONE` and `HEALTHCHECK [flags] CMD command` (A9.4).
@@ -319,7 +331,7 @@ fn healthcheck(node: &Node) -> Result<Healthcheck, Diagnostic> {
         ("start-interval", Takes::Value),
         ("retries", Takes::Value),
     ];
-    let flags = Flags::check(&node.flags, &known)?;
+    let flags = Flags::check(node, &known)?;
     let [kind, rest @ ..] = at_least_one(node)? else {
         return Err(Diagnostic::error("HEALTHCHECK without a type", node.span));
     };
@@ -329,10 +341,7 @@ fn healthcheck(node: &Node) -> Result<Healthcheck, Diagnostic> {
                 let message = "HEALTHCHECK NONE takes no arguments";
                 return Err(Diagnostic::error(message, node.span));
             }
-            match flags::span(&node.flags) {
-                Some(span) => Err(Diagnostic::error("HEALTHCHECK NONE takes no flags", span)),
-                None => Ok(Healthcheck::None),
-            }
+            Ok(Healthcheck::None)
         }
         "CMD" if rest.is_empty() => {
             let message = "Missing command after HEALTHCHECK CMD";

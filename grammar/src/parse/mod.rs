@@ -8,9 +8,9 @@ mod flags;
 mod instruction;
 
 use crate::ast::{Dockerfile, Instruction, Kind, Stage};
-use crate::diagnostic::{Diagnostic, shorten, suggest};
+use crate::diagnostic::{Diagnostic, did_you_mean, shorten, suggest};
 use crate::source::{Span, Spanned};
-use crate::syntax::{self, KEYWORDS, MAX_ERRORS, Node, keyword};
+use crate::syntax::{self, Foreign, KEYWORDS, MAX_ERRORS, Node, keyword};
 use flags::{Flags, Takes};
 
 /// Parses a Dockerfile (A1 to A13).
@@ -24,6 +24,9 @@ pub fn parse(text: &str) -> Result<Dockerfile, Vec<Diagnostic>> {
         return Err(vec![error]);
     }
     let syntax = syntax::parse(text).map_err(|error| vec![error])?;
+    if let Some(foreign) = &syntax.foreign {
+        return Err(vec![no_dockerfile(foreign)]);
+    }
     let mut builder = Builder {
         dockerfile: Dockerfile {
             directives: syntax.directives,
@@ -67,6 +70,20 @@ pub fn parse_trigger(text: &str, escape: char) -> Result<Instruction, Vec<Diagno
     }
 }
 
+/// What an instruction before the first `FROM` is told.
+const NO_STAGE: &str = "no build stage in current context";
+
+/// The error for a file that another frontend than a Dockerfile's is to read (A2.4).
+fn no_dockerfile(foreign: &Foreign) -> Diagnostic {
+    let frontend = shorten(&foreign.frontend.value);
+    let message = format!(
+        "the file asks for the frontend `{frontend}` as `{}`: it is no Dockerfile",
+        foreign.form
+    );
+    Diagnostic::error(message, foreign.frontend.span)
+        .with_hint(format!("a Dockerfile asks for it as `# syntax={frontend}`"))
+}
+
 /// A Dockerfile while it is put together.
 struct Builder {
     dockerfile: Dockerfile,
@@ -103,7 +120,7 @@ impl Builder {
         } else if matches!(instruction.kind, Kind::Arg(_)) {
             self.dockerfile.global_args.push(instruction);
         } else if !std::mem::replace(&mut self.stray, true) {
-            let error = Diagnostic::error("no build stage in current context", instruction.span);
+            let error = Diagnostic::error(NO_STAGE, instruction.span);
             let hint = "only ARG can stand before the first FROM";
             self.errors.push(error.with_hint(hint));
         }
@@ -123,12 +140,12 @@ impl Builder {
             return Ok(self.dockerfile);
         }
         // What follows an unknown instruction (a misspelled `FROM`?) is no news.
-        let unknown = |error: &Diagnostic| error.message.starts_with("unknown instruction");
-        if self.errors.iter().any(unknown) {
-            self.errors
-                .retain(|error| error.message != "no build stage in current context");
-        }
         self.errors.sort_by_key(|error| error.span.start);
+        let mut unknown = false;
+        self.errors.retain(|error| {
+            unknown |= error.message.starts_with("unknown instruction");
+            !unknown || error.message != NO_STAGE
+        });
         self.errors.truncate(MAX_ERRORS);
         Err(self.errors)
     }
@@ -146,7 +163,7 @@ fn stage(node: &Node) -> Result<Stage, Diagnostic> {
         }
     };
     let name = name.map(stage_name).transpose()?;
-    let flags = Flags::check(&node.flags, &[("platform", Takes::Value)])?;
+    let flags = Flags::check(node, &[("platform", Takes::Value)])?;
     Ok(Stage {
         base: base.clone(),
         platform: flags.value("platform"),
@@ -175,10 +192,15 @@ fn stage_name(word: &Spanned<String>) -> Result<Spanned<String>, Diagnostic> {
 
 /// The error for an instruction that does not exist (A1.11).
 fn unknown(node: &Node) -> Diagnostic {
-    let message = format!("unknown instruction: {}", shorten(&node.keyword.value));
+    let near = suggest(&node.keyword.value, KEYWORDS).map(str::to_uppercase);
+    let message = format!(
+        "unknown instruction: {}{}",
+        shorten(&node.keyword.value),
+        did_you_mean(near.as_deref())
+    );
     let error = Diagnostic::error(message, node.keyword.span);
-    match suggest(&node.keyword.value, KEYWORDS) {
-        Some(name) => error.with_hint(format!("did you mean {}?", name.to_uppercase())),
-        None => error,
+    if node.keyword.value.is_empty() {
+        return error.with_hint("remove the continuation at the end of the file");
     }
+    error
 }

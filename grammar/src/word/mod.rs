@@ -4,8 +4,8 @@
 //! say which variables were asked for, so that a lint can name those that nobody sets.
 
 use std::collections::BTreeSet;
-use std::iter::Peekable;
-use std::str::Chars;
+
+use pest::unicode::{DECIMAL_NUMBER, LETTER};
 
 use crate::pattern::{Pattern, PatternError};
 
@@ -100,6 +100,16 @@ pub enum WordError {
     TooLong(usize),
 }
 
+/// Why the body of a heredoc cannot be expanded, and where.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{source}")]
+pub struct HeredocError {
+    /// What is wrong.
+    pub source: WordError,
+    /// Offset in the body, in bytes, of the `$` that the trouble starts with.
+    pub at: usize,
+}
+
 /// Expands one word: variables, quotes and escapes.
 ///
 /// # Errors
@@ -168,14 +178,23 @@ pub fn expand_words_with(
 /// # Errors
 ///
 /// Those of [`expand`].
-pub fn expand_heredoc(body: &str, escape: char, env: &Lookup<'_>) -> Result<Expanded, WordError> {
+pub fn expand_heredoc(
+    body: &str,
+    escape: char,
+    env: &Lookup<'_>,
+) -> Result<Expanded, HeredocError> {
     let options = Options {
         plain_quotes: true,
         ..Options::default()
     };
     let mut lexer = Lexer::new(body, escape, options, MAX_HEREDOC, env);
-    let text = lexer.until(None, false)?.text;
-    Ok(lexer.expanded(text))
+    match lexer.until(None, false) {
+        Ok(output) => Ok(lexer.expanded(output.text)),
+        Err(source) => Err(HeredocError {
+            source,
+            at: lexer.dollar,
+        }),
+    }
 }
 
 /// A result that grows, as text and cut into words.
@@ -215,14 +234,43 @@ impl Output {
 }
 
 struct Lexer<'t, 'e> {
-    letters: Peekable<Chars<'t>>,
+    letters: Letters<'t>,
     escape: char,
     options: Options,
     limit: usize,
     env: &'e Lookup<'e>,
     depth: usize,
+    /// Offset of the last `$` that stands in no other substitution.
+    dollar: usize,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
+}
+
+/// The characters of a text, one after the other.
+struct Letters<'t> {
+    text: &'t str,
+    /// Offset of the next one in bytes.
+    at: usize,
+}
+
+impl Letters<'_> {
+    fn peek(&self) -> Option<char> {
+        self.text.get(self.at..)?.chars().next()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        self.next_if(|_| true)
+    }
+
+    fn next_if(&mut self, wanted: impl FnOnce(char) -> bool) -> Option<char> {
+        let letter = self.peek().filter(|letter| wanted(*letter))?;
+        self.at += letter.len_utf8();
+        Some(letter)
+    }
+
+    fn next_if_eq(&mut self, wanted: char) -> Option<char> {
+        self.next_if(|letter| letter == wanted)
+    }
 }
 
 impl<'t, 'e> Lexer<'t, 'e> {
@@ -234,12 +282,13 @@ impl<'t, 'e> Lexer<'t, 'e> {
         env: &'e Lookup<'e>,
     ) -> Self {
         Self {
-            letters: text.chars().peekable(),
+            letters: Letters { text, at: 0 },
             escape,
             options,
             limit,
             env,
             depth: 0,
+            dollar: 0,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         }
@@ -295,7 +344,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
 
     fn single_quoted(&mut self) -> Result<String, WordError> {
         let mut text = String::new();
-        for letter in self.letters.by_ref() {
+        while let Some(letter) = self.letters.next() {
             if letter == '\'' {
                 return Ok(self.quoted(text, '\''));
             }
@@ -312,7 +361,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
                 '$' => text.push_str(&self.dollar(raw_escapes)?),
                 letter if letter == self.escape => {
                     let escape = self.escape;
-                    let special = |next: &char| matches!(next, '"' | '$') || *next == escape;
+                    let special = |next: char| matches!(next, '"' | '$') || next == escape;
                     let escaped = self.letters.next_if(special);
                     if raw_escapes || escaped.is_none() {
                         text.push(letter);
@@ -335,7 +384,10 @@ impl<'t, 'e> Lexer<'t, 'e> {
 
     /// Expands what stands behind a `$`.
     fn dollar(&mut self, raw_escapes: bool) -> Result<String, WordError> {
-        if self.letters.next_if_eq(&'{').is_none() {
+        if self.depth == 0 {
+            self.dollar = self.letters.at.saturating_sub(1);
+        }
+        if self.letters.next_if_eq('{').is_none() {
             let name = self.name();
             if name.is_empty() {
                 return Ok("$".to_owned());
@@ -374,14 +426,14 @@ impl<'t, 'e> Lexer<'t, 'e> {
             ':' => {
                 let modifier = self.letters.next().ok_or(WordError::MissingBrace)?;
                 if !matches!(modifier, '-' | '+' | '?') {
-                    return Err(WordError::Modifier(format!(":{modifier}")));
+                    return Err(WordError::Modifier(format!(":{}", shown(modifier))));
                 }
                 self.conditional(&name, modifier, true, raw_escapes)
             }
             '-' | '+' | '?' => self.conditional(&name, modifier, false, raw_escapes),
             '#' | '%' => self.trimmed(&name, modifier),
             '/' => self.replaced(&name),
-            other => Err(WordError::Modifier(other.to_string())),
+            other => Err(WordError::Modifier(shown(other))),
         }
     }
 
@@ -421,7 +473,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
 
     /// `${name#pattern}`, `${name##pattern}`, `${name%pattern}`, `${name%%pattern}`.
     fn trimmed(&mut self, name: &str, modifier: char) -> Result<String, WordError> {
-        let longest = self.letters.next_if_eq(&modifier).is_some();
+        let longest = self.letters.next_if_eq(modifier).is_some();
         let written = self.until(Some('}'), true)?.text;
         let Some(value) = self.value(name) else {
             if self.options.skip_unset {
@@ -446,7 +498,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
 
     /// `${name/pattern/replacement}` and `${name//pattern/replacement}`.
     fn replaced(&mut self, name: &str) -> Result<String, WordError> {
-        let all = self.letters.next_if_eq(&'/').is_some();
+        let all = self.letters.next_if_eq('/').is_some();
         let written = self.until(Some('/'), true)?.text;
         let replacement = self.until(Some('}'), true)?.text;
         let Some(value) = self.value(name) else {
@@ -474,7 +526,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         let mut name = String::new();
         match self.letters.peek() {
             Some(first) if first.is_ascii_digit() => {
-                while let Some(digit) = self.letters.next_if(char::is_ascii_digit) {
+                while let Some(digit) = self.letters.next_if(|c| c.is_ascii_digit()) {
                     name.push(digit);
                 }
                 return name;
@@ -487,7 +539,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         }
         while let Some(letter) = self
             .letters
-            .next_if(|letter| letter.is_alphanumeric() || *letter == '_')
+            .next_if(|letter| LETTER(letter) || DECIMAL_NUMBER(letter) || letter == '_')
         {
             name.push(letter);
         }
@@ -504,6 +556,15 @@ impl<'t, 'e> Lexer<'t, 'e> {
             looked_up.insert(name.to_owned());
         }
         value
+    }
+}
+
+/// A character for a message: one that would break the line is spelt out.
+fn shown(letter: char) -> String {
+    if letter.is_control() {
+        letter.escape_default().to_string()
+    } else {
+        letter.to_string()
     }
 }
 

@@ -69,6 +69,22 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from an archive
     Load(LoadArgs),
+    /// Answer questions about the languages that kiln reads, one JSON object a line
+    #[command(subcommand, hide = true)]
+    Debug(DebugCommand),
+}
+
+/// `kiln debug`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DebugCommand {
+    /// Expand variables, quotes and escapes
+    Words,
+    /// Parse Dockerfiles
+    Parse,
+    /// Read ignore files and match paths
+    Ignore,
+    /// Parse names of images
+    Reference,
 }
 
 /// `kiln build`

@@ -136,6 +136,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
             .iter()
             .map(|text| build_context(text))
             .collect::<anyhow::Result<_>>()?,
+        ignore: None,
     };
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },

@@ -1,6 +1,7 @@
 //! One file per verb: each reads its arguments, calls the library, and prints the result.
 
 mod build;
+mod debug;
 mod history;
 mod images;
 mod inspect;
@@ -95,6 +96,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(setup, &args),
         Command::Save(args) => save::run(setup, &args),
         Command::Load(args) => load::run(setup, &args),
+        Command::Debug(command) => debug::run(&command),
     }
 }
 

@@ -1,5 +1,8 @@
 //! A build from beginning to end: the calls of all stages in order.
 
+mod check;
+mod contexts;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -9,18 +12,17 @@ use std::sync::Arc;
 use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::dockerignore::{IgnoreError, IgnoreFile};
+use kiln_grammar::lint;
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
 use kiln_registry::spec::Platform;
 
-use crate::context::{ContextError, Contexts, Tree};
+use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::graph::{MountOp, Op, Vertex};
 use crate::image::{self, ImageError};
-use crate::lower::{
-    self, BaseImage, BaseImages, ContextSource, LAYOUT, LowerOptions, NamedContext, Plan, Wanted,
-};
+use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Snapshots, now};
@@ -28,6 +30,8 @@ use crate::step::{
     LayoutImage, RemoteImage, ResolveError, Settings, SourceImage, StepError, Worker,
 };
 use crate::store::{Store, StoreError};
+
+pub use check::{CheckRequest, Checked, check};
 
 /// Longest Dockerfile that is read, bytes.
 const DOCKERFILE_LIMIT: u64 = 64 << 20;
@@ -131,7 +135,7 @@ pub enum BuildError {
         diagnostics: Vec<Diagnostic>,
     },
     /// A base image could not be resolved.
-    #[error("failed to resolve source metadata for `{name}`{}", of(context.as_ref()))]
+    #[error("failed to resolve source metadata for `{name}`{}", contexts::of(context.as_ref()))]
     Resolve {
         /// The image.
         name: String,
@@ -193,7 +197,7 @@ pub enum BaseError {
 /// # Errors
 /// [`BuildError`]; what was finished before stays in the cache, everything else is gone.
 pub async fn build(
-    request: Request,
+    mut request: Request,
     store: Arc<Store>,
     client: Client,
     observer: Observer,
@@ -203,14 +207,21 @@ pub async fn build(
         return Err(BuildError::NeedsRoot);
     }
     let context = open_folder(&request.context)?;
-    let named = named_folders(&request.options.contexts)?;
-    let (path, source) = read_dockerfile(&request)?;
+    let named = contexts::folders(&request.options.contexts)?;
+    let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
     let wrong = |diagnostics| BuildError::Dockerfile {
         source_file: source.clone(),
         diagnostics,
     };
     let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
-    let ignore = read_ignore_file(path.as_deref(), &context)?;
+    let settings = lint_settings(&file, &request.options).map_err(|error| wrong(vec![error]))?;
+    let ignore = read_ignore_file(path.as_deref(), &context)?.map(Arc::new);
+    request.options.ignore.clone_from(&ignore);
+    // Most mistakes show without the base images: no reason to fetch anything first.
+    let early = lower::check(&file, &request.options, &BaseImages::default(), false).refusals();
+    if !early.is_empty() {
+        return Err(wrong(early));
+    }
 
     let mut resolver = Resolver {
         client: &client,
@@ -225,23 +236,14 @@ pub async fn build(
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
     refuse_unsupported(&plan).map_err(wrong)?;
-    let warnings = file
-        .warnings
-        .iter()
-        .chain(&plan.warnings)
-        .cloned()
-        .collect();
-    let warnings = lower::check(&file, &request.options, warnings).map_err(wrong)?;
-
-    let mut contexts = Contexts::default();
-    contexts.insert(None, open_tree(&store, &context, ignore)?);
-    for (named, folder) in named {
-        // What nothing reads need not be readable.
-        if reads(&plan, &named.name) {
-            let tree = open_named(&store, &folder).map_err(|error| in_context(named, error))?;
-            contexts.insert(Some(named.name.clone()), tree.named(named.label()));
-        }
+    let mut warnings = lint::lint(&source.text, &file);
+    warnings.extend(plan.warnings.iter().cloned());
+    let warnings = settings.filter(&source.text, &file, warnings);
+    if let Some(violation) = settings.violation(&file, &warnings) {
+        return Err(wrong(warnings.into_iter().chain([violation]).collect()));
     }
+
+    let contexts = contexts::open(&store, &plan, (&context, ignore), &named)?;
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
@@ -281,6 +283,11 @@ pub async fn build(
         source,
         warnings,
     })
+}
+
+/// What the Dockerfile, or the build argument that replaces its word, wants to hear of (A2.7).
+fn lint_settings(file: &Dockerfile, options: &LowerOptions) -> Result<lint::Settings, Diagnostic> {
+    lint::Settings::of(file, options.build_arg("BUILDKIT_DOCKERFILE_CHECK"))
 }
 
 /// Refuses, before anything runs, what a plan may say and no step can do yet.
@@ -323,54 +330,12 @@ fn open_folder(path: &Path) -> Result<PathBuf, BuildError> {
     }
 }
 
-/// The folders among the named contexts; those that the Dockerfile does not name are looked at, too.
-fn named_folders(contexts: &[NamedContext]) -> Result<Vec<(&NamedContext, PathBuf)>, BuildError> {
-    let mut folders = Vec::new();
-    for context in contexts {
-        if let ContextSource::Folder(path) = &context.source {
-            let folder = open_folder(path).map_err(|error| in_context(context, error))?;
-            folders.push((context, folder));
-        }
-    }
-    Ok(folders)
-}
-
-fn in_context(context: &NamedContext, error: BuildError) -> BuildError {
-    BuildError::NamedContext {
-        label: context.label(),
-        source: Box::new(error),
-    }
-}
-
-/// What stands behind an image that a named context names.
-fn of(context: Option<&String>) -> String {
-    context.map_or(String::new(), |label| format!(" of {label}"))
-}
-
-fn reads(plan: &Plan, context: &str) -> bool {
-    let is_it = |vertex: &Vertex| match &vertex.op {
-        Op::Context(op) => op.name.as_deref() == Some(context),
-        _ => false,
-    };
-    plan.graph.vertices().iter().any(is_it)
-}
-
-/// Opens a named context, which has an ignore file of its own (C7.4).
-fn open_named(store: &Store, folder: &Path) -> Result<Tree, BuildError> {
-    let ignore = read_ignore_file(None, folder)?;
-    open_tree(store, folder, ignore)
-}
-
-/// Opens a folder with the digests that are remembered of its files.
-fn open_tree(store: &Store, folder: &Path, ignore: Option<IgnoreFile>) -> Result<Tree, BuildError> {
-    let name = Digest::of(folder.as_os_str().as_encoded_bytes()).hex();
-    let stat_cache = store.root().join("cache").join(name);
-    Ok(Tree::context(folder, ignore, Some(&stat_cache))?)
-}
-
 /// The Dockerfile's path, where it has one, and its text.
-fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), BuildError> {
-    let path = match &request.dockerfile {
+fn read_dockerfile(
+    dockerfile: &DockerfileFrom,
+    context: &Path,
+) -> Result<(Option<PathBuf>, Source), BuildError> {
+    let path = match dockerfile {
         DockerfileFrom::Text(text) => {
             return Ok((
                 None,
@@ -382,8 +347,8 @@ fn read_dockerfile(request: &Request) -> Result<(Option<PathBuf>, Source), Build
         }
         DockerfileFrom::Path(path) => path.clone(),
         DockerfileFrom::Context => {
-            let usual = request.context.join("Dockerfile");
-            let fallback = request.context.join("dockerfile");
+            let usual = context.join("Dockerfile");
+            let fallback = context.join("dockerfile");
             if !usual.exists() && fallback.exists() {
                 fallback
             } else {
@@ -490,7 +455,7 @@ impl Resolver<'_> {
                     BaseError::Cancelled => BuildError::Cancelled,
                     error => BuildError::Resolve {
                         name: want.reference.clone(),
-                        context: context_of(options, &want.reference),
+                        context: contexts::of_image(options, &want.reference),
                         place: Box::new((source.clone(), want.span)),
                         near: near_stage(file, &want.reference),
                         source: error,
@@ -516,7 +481,7 @@ impl Resolver<'_> {
         }
         let reference = Reference::parse(&want.reference)?;
         if !self.pull
-            && let Some(base) = self.stored(&reference, &want.platform)?
+            && let Some(base) = stored(self.store, &reference, &want.platform)?
         {
             return Ok(base);
         }
@@ -533,34 +498,25 @@ impl Resolver<'_> {
         self.images.insert(base.config_digest, image);
         Ok(base)
     }
-
-    /// An image of that name and platform in the store. A built image may lie here as snapshots
-    /// only, a pulled one as blobs; both will do.
-    fn stored(
-        &self,
-        reference: &Reference,
-        platform: &Platform,
-    ) -> Result<Option<BaseImage>, StoreError> {
-        let Some(id) = self.store.named(reference)? else {
-            return Ok(None);
-        };
-        let config = self.store.config(&id)?;
-        let fits = config.os == platform.os && config.architecture == platform.architecture;
-        Ok(fits.then(|| BaseImage {
-            name: reference.to_string(),
-            config_digest: id,
-            config,
-        }))
-    }
 }
 
-/// The named context that an image comes from.
-fn context_of(options: &LowerOptions, image: &str) -> Option<String> {
-    let is_it = |context: &&NamedContext| match &context.source {
-        ContextSource::Image(reference) => reference == image,
-        _ => false,
+/// An image of that name and platform in the store. A built image may lie here as snapshots only, a
+/// pulled one as blobs; both will do.
+fn stored(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<BaseImage>, StoreError> {
+    let Some(id) = store.named(reference)? else {
+        return Ok(None);
     };
-    options.contexts.iter().find(is_it).map(NamedContext::label)
+    let config = store.config(&id)?;
+    let fits = config.os == platform.os && config.architecture == platform.architecture;
+    Ok(fits.then(|| BaseImage {
+        name: reference.to_string(),
+        config_digest: id,
+        config,
+    }))
 }
 
 /// A stage whose name is like that of an image.

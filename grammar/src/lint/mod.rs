@@ -1,0 +1,17 @@
+//! Lints: what is legal in a Dockerfile and yet probably not meant (A17).
+//!
+//! - [`rules`](rules()) is the table of all rules: docker's 22 and kiln's own, each with its page;
+//! - `docker` finds what docker's rules say and the text alone shows. The rest of the 22 needs the
+//!   values of variables or the base images and is found while the build is planned;
+//! - `practice` finds what kiln's own rules advise against, which only `kiln check` shows;
+//! - [`Settings`] filters what was found: `# check=`, build arguments, comments above instructions.
+
+mod docker;
+mod practice;
+mod rules;
+mod settings;
+
+pub use docker::lint;
+pub use practice::practices;
+pub use rules::{Rule, Set, rule, rules};
+pub use settings::Settings;

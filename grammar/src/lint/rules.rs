@@ -1,0 +1,128 @@
+//! The table of all rules.
+
+/// One rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its name, for example `StageNameCasing`.
+    pub name: &'static str,
+    /// What it asks for, one sentence without a full stop.
+    pub summary: &'static str,
+    /// Whose rule it is.
+    pub set: Set,
+    /// Whether it is on unless somebody turns it off; the others are turned on by name.
+    pub on: bool,
+    /// Its page: what is bad, what is good, and why. Markdown.
+    pub page: &'static str,
+}
+
+/// Whose rule it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// One of the rules that docker's own builder has under this name.
+    Docker,
+    /// One that only kiln has.
+    Kiln,
+}
+
+impl Rule {
+    /// The address of docker's page of the rule; kiln's own rules have none.
+    #[must_use]
+    pub fn url(&self) -> Option<String> {
+        let slug = kebab(self.name);
+        (self.set == Set::Docker)
+            .then(|| format!("https://docs.docker.com/go/dockerfile/rule/{slug}/"))
+    }
+}
+
+/// `JSONArgsRecommended` as `json-args-recommended`.
+fn kebab(name: &str) -> String {
+    let bytes = name.as_bytes();
+    let mut slug = String::with_capacity(name.len() + 8);
+    for (at, letter) in name.char_indices() {
+        let lower = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_lowercase);
+        let starts_word = letter.is_ascii_uppercase() && at > 0 && (lower(at - 1) || lower(at + 1));
+        if starts_word {
+            slug.push('-');
+        }
+        slug.push(letter.to_ascii_lowercase());
+    }
+    slug
+}
+
+/// All rules: docker's in the order of A17, then kiln's.
+pub fn rules() -> impl Iterator<Item = &'static Rule> {
+    DOCKER.iter().chain(KILN)
+}
+
+/// The rule of a name, in any case.
+#[must_use]
+pub fn rule(name: &str) -> Option<&'static Rule> {
+    rules().find(|rule| rule.name.eq_ignore_ascii_case(name))
+}
+
+/// A row of the table, with the page of the rule.
+macro_rules! row {
+    ($set:ident $on:literal $name:literal $summary:literal) => {
+        Rule {
+            name: $name,
+            summary: $summary,
+            set: Set::$set,
+            on: $on,
+            page: include_str!(concat!("../../../docs/rules/", $name, ".md")),
+        }
+    };
+}
+
+const DOCKER: &[Rule] = &[
+    row!(Docker true "StageNameCasing" "Stage names should be lowercase"),
+    row!(Docker true "FromAsCasing" "The 'as' keyword should match the case of the 'from' keyword"),
+    row!(Docker true "NoEmptyContinuation" "Empty continuation lines will become errors in a future release"),
+    row!(Docker true "ConsistentInstructionCasing" "All commands within the Dockerfile should use the same casing (either upper or lower)"),
+    row!(Docker true "DuplicateStageName" "Stage names should be unique"),
+    row!(Docker true "ReservedStageName" "Reserved words should not be used as stage names"),
+    row!(Docker true "JSONArgsRecommended" "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals"),
+    row!(Docker true "MaintainerDeprecated" "The MAINTAINER instruction is deprecated, use a label instead to define an image author"),
+    row!(Docker true "UndefinedArgInFrom" "FROM command must use declared ARGs"),
+    row!(Docker true "InvalidDefaultArgInFrom" "Default value for global ARG results in an empty or invalid base image name"),
+    row!(Docker true "WorkdirRelativePath" "Relative workdir without an absolute workdir declared within the build can have unexpected results if the base image changes"),
+    row!(Docker true "UndefinedVar" "Variables should be defined before their use"),
+    row!(Docker true "MultipleInstructionsDisallowed" "Multiple instructions of the same type should not be used in the same stage"),
+    row!(Docker true "LegacyKeyValueFormat" "Legacy key/value format with whitespace separator should not be used"),
+    row!(Docker true "InvalidBaseImagePlatform" "Base image platform does not match expected target platform"),
+    row!(Docker true "RedundantTargetPlatform" "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior"),
+    row!(Docker true "FromPlatformFlagConstDisallowed" "FROM --platform flag should not use a constant value"),
+    row!(Docker true "SecretsUsedInArgOrEnv" "Sensitive data should not be used in the ARG or ENV commands"),
+    row!(Docker true "CopyIgnoredFile" "Attempting to Copy file that is excluded by .dockerignore"),
+    row!(Docker false "InvalidDefinitionDescription" "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`"),
+    row!(Docker true "ExposeProtoCasing" "Protocol in EXPOSE instruction should be lowercase"),
+    row!(Docker true "ExposeInvalidFormat" "IP address and host-port mapping should not be used in EXPOSE instruction"),
+];
+
+const KILN: &[Rule] = &[
+    row!(Kiln true "Unsupported" "What kiln cannot do yet is said before anything runs"),
+    row!(Kiln true "UnusedBuildArg" "Every --build-arg should be declared by an ARG"),
+    row!(Kiln true "UnusedBuildContext" "Every --build-context should be named by the Dockerfile"),
+    row!(Kiln true "UnknownSyntax" "The language that `# syntax=` asks for should be one that is built in"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_have_addresses() {
+        let url = |name| rule(name).and_then(Rule::url);
+        let address = |slug| {
+            Some(format!(
+                "https://docs.docker.com/go/dockerfile/rule/{slug}/"
+            ))
+        };
+        assert_eq!(url("jsonargsrecommended"), address("json-args-recommended"));
+        assert_eq!(
+            url("SecretsUsedInArgOrEnv"),
+            address("secrets-used-in-arg-or-env")
+        );
+        assert_eq!(url("UnusedBuildArg"), None);
+        assert_eq!(DOCKER.len(), 22, "A17");
+    }
+}
