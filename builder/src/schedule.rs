@@ -11,12 +11,12 @@ use futures_util::future::{join, join_all, try_join};
 use futures_util::stream::FuturesUnordered;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
-use tokio::sync::{Mutex, Semaphore, SetOnce, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::cache::{CacheKey, content_key, definition_key};
 use crate::event::Event;
-use crate::graph::{Graph, ImageOp, Op, Vertex, VertexId};
+use crate::graph::{GitOp, Graph, ImageOp, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{self, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
@@ -167,14 +167,14 @@ impl Schedule {
         })
     }
 
-    /// Computes the definition keys of all that the root needs. URLs are fetched here: what they
-    /// give is part of the definition (A15.4).
+    /// Computes the definition keys of all that the root needs. URLs and git repositories are
+    /// fetched here: what they give is part of the definition (A15.4).
     async fn define(&mut self, root: VertexId) -> Result<(), Failure> {
         let needed = self.needed(root);
         let fetches: Vec<_> = needed
             .iter()
             .copied()
-            .filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_)))
+            .filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_) | Op::Git(_)))
             .collect();
         self.compute(&fetches).await?;
         for id in needed {
@@ -205,8 +205,19 @@ impl Schedule {
             .iter()
             .map(|input| self.defined[input].stack)
             .collect();
-        let local =
-            |input: &VertexId| matches!(self.graph.vertex(*input).op, Op::Context | Op::Fetch(_));
+        let local = |input: &VertexId| {
+            let op = &self.graph.vertex(*input).op;
+            matches!(op, Op::Context(_) | Op::Fetch(_) | Op::Git(_))
+        };
+        // Not the address, but what came from it.
+        if let Op::Fetch(_) | Op::Git(_) = &vertex.op {
+            let key = content_key(vertex, &self.finished(id).identity(), None);
+            return Ok(Defined {
+                key,
+                stack: key,
+                selected: None,
+            });
+        }
         // What is selected in local files stands for them; other inputs have keys.
         let (inputs, selected) = match &vertex.op {
             Op::Copy(_) if vertex.inputs[1..].iter().all(local) => {
@@ -277,7 +288,7 @@ impl Schedule {
             return Err(fail(StepError::Cancelled));
         }
         match &self.graph.vertex(id).op {
-            Op::Scratch | Op::Context => Ok(Stack::default()),
+            Op::Scratch | Op::Context(_) => Ok(Stack::default()),
             Op::Image(image) => {
                 self.image(id, image).await.map_err(fail)?;
                 Ok(Stack {
@@ -292,8 +303,37 @@ impl Schedule {
                     .map_err(fail)?;
                 Ok(Stack::default().with(layer))
             }
+            Op::Git(git) => {
+                let layer = self
+                    .observed(id, self.repository(git))
+                    .await
+                    .map_err(fail)?;
+                self.start_seal(id, &layer).await;
+                Ok(Stack::default().with(layer))
+            }
             Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) => self.layered(id).await,
         }
+    }
+
+    /// The files of a git repository: remembered for their commit, or checked out now.
+    async fn repository(&self, op: &GitOp) -> Result<SnapshotId, StepError> {
+        let (worker, op) = (Arc::clone(&self.worker), op.clone());
+        let resolved = self
+            .permitted(move || step::git::resolve(&worker, &op))
+            .await?;
+        let key = CacheKey::of_source(resolved.key());
+        if let Some(layer) = self.remembered(key).await? {
+            return Ok(layer);
+        }
+        let lock = self.lock(key).await?;
+        if let Some(layer) = self.remembered(key).await? {
+            return Ok(layer);
+        }
+        let worker = Arc::clone(&self.worker);
+        let layer = self.permitted(move || resolved.checkout(&worker)).await?;
+        self.worker.store.remember(key.digest(), &layer)?;
+        drop(lock);
+        Ok(layer)
     }
 
     /// Fetches what is missing of an image.
@@ -428,24 +468,37 @@ impl Schedule {
         selections: Option<Arc<Selections>>,
     ) -> Result<SnapshotId, StepError> {
         let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
-        // The semaphore is never closed.
-        let permit = Arc::clone(&self.permits)
-            .acquire_owned()
-            .await
-            .map_err(|_| StepError::Thread)?;
         if let Op::Fetch(fetch) = &graph.vertex(id).op {
-            let _permit = permit;
+            let _permit = self.permit().await?;
             return tokio::select! {
                 result = step::fetch(&worker, fetch) => result,
                 () = worker.cancel.cancelled() => Err(StepError::Cancelled),
             };
         }
-        blocking(move || {
-            let _permit = permit;
+        self.permitted(move || {
             drop(inputs);
             step::execute(&worker, &graph, id, &root, selections.as_deref())
         })
         .await
+    }
+
+    /// Runs work that blocks, when it is its turn.
+    async fn permitted<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+    ) -> Result<T, StepError> {
+        let permit = self.permit().await?;
+        blocking(move || {
+            let _permit = permit;
+            work()
+        })
+        .await
+    }
+
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, StepError> {
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.permits).acquire_owned();
+        permit.await.map_err(|_| StepError::Thread)
     }
 
     /// Tells the observer of a step's begin and end.

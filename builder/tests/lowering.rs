@@ -1,7 +1,7 @@
 //! Lowers the Dockerfiles under `testdata/lowering`, one folder a case:
 //!
 //! - `Dockerfile`, and perhaps `.dockerignore`;
-//! - `options.json`, optional: `build_args`, `target`, `platform`, `build_platform`, ...;
+//! - `options.json`, optional: `build_args`, `contexts`, `target`, `platform`, `build_platform`, ...;
 //! - `base.json`, optional: image configs by reference; an image that is not there has a config
 //!   with one layer and nothing else;
 //! - `plan.txt` with the plan and its warnings, or `error.txt`.
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_builder::graph::Network;
-use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, Wanted};
+use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, NamedContext, Wanted};
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_grammar::dockerignore::IgnoreFile;
 use kiln_grammar::source::position;
@@ -239,6 +239,12 @@ fn options(value: &Value) -> LowerOptions {
             _ => Network::Host,
         },
         allow_host_network: value["allow_host_network"].as_bool().unwrap_or(false),
+        contexts: value["contexts"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|text| NamedContext::parse(text.as_str().unwrap()).unwrap())
+            .collect(),
         ignore: None,
     }
 }
@@ -354,6 +360,15 @@ const PIECES: &[&str] = &[
     "ADD http://x/%zz%4/ $A",
     "ADD --checksum=$A http://x $B",
     "ADD x.git#a y",
+    "ADD https://h/x.git#$A:b y",
+    "ADD --checksum=$A git://h/x?ref=$A y",
+    "COPY --from=folder a b",
+    "COPY --from=repository a b",
+    "RUN --mount=from=folder,target=/x y",
+    "FROM folder",
+    "FROM repository AS c",
+    "FROM y AS folder",
+    "FROM y AS image",
     "VOLUME $A",
     "EXPOSE $A 1-3/UDP",
     "EXPOSE 99999",
@@ -400,7 +415,8 @@ proptest::proptest! {
             "os": "linux", "architecture": "amd64", "rootfs": {"type": "layers"},
             "config": {"OnBuild": triggers},
         });
-        let options = options(&json!({"build_args": [["A", argument]]}));
+        let contexts = ["folder=a", "repository=git://h/x", "image=docker-image://x"];
+        let options = options(&json!({"build_args": [["A", argument]], "contexts": contexts}));
         let Ok(file) = kiln_grammar::parse(&text) else {
             return Ok(());
         };

@@ -13,6 +13,7 @@
 //! | `COPY`, `ADD` | destination, `--chown`, `--chmod` and the other flags, names and content of heredocs; key of the root; content of the selected context files, or the keys of the stages copied from | the same with the identity of the root's layers and the content of all selected files |
 //! | `WORKDIR` | path, user; key of the root | with the identity of the root's layers |
 //! | `ADD URL` | digest of the body: it is fetched first, then copied | |
+//! | git repository | address without credentials, commit, folder, whether `.git` and submodules are there: the commit is asked for first, its files then remembered | |
 //!
 //! `COPY --link` stands on nothing: the root is in neither of its keys, unless `--chown` names users
 //! of it (A11.9).
@@ -52,6 +53,12 @@ const VERSION: &str = "kiln cache 1";
 pub struct CacheKey(Digest);
 
 impl CacheKey {
+    /// The key of something that comes from elsewhere and is known by what it is, as a commit.
+    #[must_use]
+    pub fn of_source(identity: Digest) -> Self {
+        Self(identity)
+    }
+
     /// The key as the store keeps it.
     #[must_use]
     pub fn digest(&self) -> &Digest {

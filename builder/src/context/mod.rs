@@ -3,6 +3,7 @@
 //! - [`Tree`] is an opened root with what is known of it: listings of directories (`walk`), seen
 //!   through an ignore file, and digests of contents (`digests`, `stat_cache`). Both are found out
 //!   once, when first needed, and shared by all steps of a build.
+//! - [`Contexts`] are the trees of the folders that a build was given.
 //! - [`select`] finds what a `COPY` or `ADD` names; [`key`] makes the content key of it.
 //! - [`resolve`], [`metadata`], [`xattr`], [`chmod`] are shared with the step that writes.
 
@@ -10,6 +11,7 @@ pub mod chmod;
 mod digests;
 pub mod key;
 pub mod metadata;
+mod named;
 pub mod resolve;
 mod rules;
 pub mod select;
@@ -36,6 +38,7 @@ use rules::{Rules, Verdict};
 use stat_cache::StatCache;
 use walk::Listing;
 
+pub use named::Contexts;
 pub use rules::ExcludedBy;
 pub use walk::Entry;
 
@@ -50,6 +53,9 @@ pub enum ContextError {
         /// Why.
         source: io::Error,
     },
+    /// A context that was not opened; a bug.
+    #[error("the context `{0}` is not open")]
+    Unknown(String),
     /// A directory that is to be copied cannot be listed.
     #[error("cannot list directory `{}` of {tree}", path.display())]
     List {

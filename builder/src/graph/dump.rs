@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::{CopyOp, CopySource, Graph, MountOp, Op, RunOp, Vertex};
+use super::{CopyOp, CopySource, GitOp, Graph, MountOp, Op, RunOp, Vertex};
 
 /// Writes a graph: a line for each vertex, its inputs behind `<`, its facts indented below.
 #[must_use]
@@ -29,17 +29,19 @@ fn kind(op: &Op) -> &'static str {
     match op {
         Op::Scratch => "scratch",
         Op::Image(_) => "image",
-        Op::Context => "context",
+        Op::Context(_) => "context",
         Op::Run(_) => "run",
         Op::Copy(_) => "copy",
         Op::Mkdir(_) => "mkdir",
         Op::Fetch(_) => "fetch",
+        Op::Git(_) => "git",
     }
 }
 
 fn facts(text: &mut String, vertex: &Vertex) {
     match &vertex.op {
-        Op::Scratch | Op::Context => {}
+        Op::Scratch => {}
+        Op::Context(context) => optional(text, "name", context.name.as_ref()),
         Op::Image(image) => {
             fact(text, "name", &image.name);
             fact(text, "config", image.config);
@@ -61,6 +63,24 @@ fn facts(text: &mut String, vertex: &Vertex) {
             fact(text, "url", &fetch.url);
             fact(text, "name", &fetch.name);
             optional(text, "checksum", fetch.checksum.as_ref());
+        }
+        Op::Git(git) => git_facts(text, git),
+    }
+}
+
+fn git_facts(text: &mut String, git: &GitOp) {
+    fact(text, "url", &git.url);
+    optional(text, "reference", git.reference.as_ref());
+    optional(text, "commit", git.commit.as_ref());
+    let subdir = Some(&git.subdir).filter(|subdir| !subdir.is_empty());
+    optional(text, "subdir", subdir);
+    for (name, set) in [
+        ("login", git.login.is_some()),
+        ("keep-git-dir", git.keep_git_dir),
+        ("submodules", git.submodules),
+    ] {
+        if set {
+            fact(text, "flag", name);
         }
     }
 }

@@ -10,7 +10,8 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use kiln_registry::digest::{Digest, Hasher};
 
 pub use op::{
-    CopyOp, CopySource, FetchOp, ImageOp, MkdirOp, MountOp, Network, Op, Origin, RunOp, Script,
+    ContextOp, CopyOp, CopySource, FetchOp, GitOp, ImageOp, MkdirOp, MountOp, Network, Op, Origin,
+    RunOp, Script,
 };
 
 /// Version of the encoding that [`Vertex::digest`] hashes; a change of [`Op`] raises it.

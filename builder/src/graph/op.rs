@@ -1,6 +1,7 @@
 //! The operations that make file systems.
 
 use kiln_grammar::source::Span;
+use kiln_registry::credentials::Secret;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
 use serde::Serialize;
@@ -13,8 +14,8 @@ pub enum Op {
     Scratch,
     /// The layers of an image; no inputs.
     Image(ImageOp),
-    /// The build context (no inputs); only [`Op::Copy`] reads it.
-    Context,
+    /// The files of a build context (no inputs); copies and mounts read it.
+    Context(ContextOp),
     /// Runs a process. Input 0 is its root, the others are what its mounts show.
     Run(RunOp),
     /// Copies files. Input 0 is the root that is written to, the others are read from.
@@ -23,6 +24,15 @@ pub enum Op {
     Mkdir(MkdirOp),
     /// Downloads one file (no inputs); the result is a directory that holds just it.
     Fetch(FetchOp),
+    /// Checks out a git repository (no inputs); the result is a layer of its files.
+    Git(GitOp),
+}
+
+/// A folder of the client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ContextOp {
+    /// Which of the named contexts (C7); `None` for the build context itself.
+    pub name: Option<String>,
 }
 
 /// The layers of an image.
@@ -177,6 +187,26 @@ pub struct FetchOp {
     pub name: String,
     /// Digest that it must have.
     pub checksum: Option<Digest>,
+}
+
+/// The files of a git repository at one commit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct GitOp {
+    /// Where the repository is, without credentials.
+    pub url: String,
+    /// User and password that the address had; not part of the operation's identity.
+    #[serde(skip)]
+    pub login: Option<(String, Secret)>,
+    /// Branch, tag, whole reference or commit; `None` for what the repository offers first.
+    pub reference: Option<String>,
+    /// The commit that it must be, or the first digits of it.
+    pub commit: Option<String>,
+    /// The directory of the repository to take, relative and clean; empty for all.
+    pub subdir: String,
+    /// Whether the folder `.git` stays.
+    pub keep_git_dir: bool,
+    /// Whether submodules are checked out, too, and theirs.
+    pub submodules: bool,
 }
 
 /// Where in the Dockerfile a vertex comes from.

@@ -6,9 +6,9 @@ use kiln_grammar::source::Span;
 use kiln_registry::digest::Digest;
 
 use super::stage::{StageLowering, Step};
-use super::stages::{self, Use};
-use super::{chmod, path};
-use crate::graph::{CopyOp, CopySource, FetchOp, Op, Vertex, VertexId};
+use super::stages::{self, Base, Use};
+use super::{chmod, git, path};
+use crate::graph::{CopyOp, CopySource, FetchOp, GitOp, Op, Vertex, VertexId};
 
 /// What `COPY` and `ADD` do not share.
 struct Manner {
@@ -18,6 +18,7 @@ struct Manner {
     unpack: bool,
     unpack_fetched: bool,
     keep_owner: bool,
+    keep_git_dir: bool,
     /// `--checksum`, expanded, with its place.
     checksum: Option<(String, Span)>,
 }
@@ -46,10 +47,13 @@ impl StageLowering<'_, '_> {
             name,
             by: Use::Copy,
         });
+        let mut keep_owner = false;
         let from = match source {
             None => None,
             Some(source) => {
                 let base = self.shared.stages.lookup(&source, self.index)?;
+                // Files of a named context are context files (C7.4).
+                keep_owner = !matches!(base, Base::Context(_));
                 let origin = self.origin(step);
                 Some(self.shared.input(&base, source.name.span, origin)?)
             }
@@ -59,7 +63,8 @@ impl StageLowering<'_, '_> {
             parents: copy.parents,
             unpack: false,
             unpack_fetched: false,
-            keep_owner: from.is_some(),
+            keep_owner,
+            keep_git_dir: false,
             checksum: None,
         };
         self.files(&copy.files, &manner, from, step)
@@ -78,6 +83,7 @@ impl StageLowering<'_, '_> {
             unpack: add.unpack.unwrap_or(true),
             unpack_fetched: add.unpack.unwrap_or(false),
             keep_owner: false,
+            keep_git_dir: add.keep_git_dir,
             checksum: checksum.map(|text| (text, span)),
         };
         self.files(&add.files, &manner, None, step)
@@ -120,7 +126,7 @@ impl StageLowering<'_, '_> {
                     self.inline(heredoc, &mut gathered)?;
                 }
                 Source::Path(word) => {
-                    self.source(word, manner, from, &name, step, &mut gathered)?;
+                    self.source(word, manner, from, step, &mut gathered)?;
                 }
             }
         }
@@ -165,7 +171,6 @@ impl StageLowering<'_, '_> {
         word: &Word,
         manner: &Manner,
         from: Option<VertexId>,
-        name: &str,
         step: &Step<'_>,
         gathered: &mut Gathered,
     ) -> Result<(), Diagnostic> {
@@ -185,19 +190,13 @@ impl StageLowering<'_, '_> {
         }
         let (vertex, path) = match location {
             Location::Git => {
-                let message = format!("ADD from the git repository `{text}` is not supported yet");
-                return Err(error(message));
+                let op = Op::Git(git_op(&text, manner, word.span)?);
+                (self.fetched(op, &text, step), ".".to_owned())
             }
             Location::Url => {
                 let fetch = fetch_op(&text, manner)?;
                 let file = fetch.name.clone();
-                let vertex = self.shared.graph.add(Vertex {
-                    op: Op::Fetch(fetch),
-                    inputs: Vec::new(),
-                    name: name.to_owned(),
-                    origin: Some(self.origin(step)),
-                });
-                (vertex, file)
+                (self.fetched(Op::Fetch(fetch), &text, step), file)
             }
             Location::Path => {
                 check_source(manner)?;
@@ -210,8 +209,22 @@ impl StageLowering<'_, '_> {
         };
         let input = input_index(&mut gathered.inputs, vertex);
         gathered.sources.push(CopySource::Path { input, path });
-        gathered.texts.push(text);
+        gathered.texts.push(match location {
+            Location::Path => text,
+            Location::Url | Location::Git => git::without_login(&text),
+        });
         Ok(())
+    }
+
+    /// What comes from an address; progress names it as it is after expansion.
+    fn fetched(&mut self, op: Op, address: &str, step: &Step<'_>) -> VertexId {
+        let vertex = Vertex {
+            op,
+            inputs: Vec::new(),
+            name: self.fetch_name(step, address),
+            origin: Some(self.origin(step)),
+        };
+        self.shared.graph.add(vertex)
     }
 
     /// A file given in the Dockerfile (A13.8).
@@ -312,16 +325,35 @@ fn created_by(
 
 /// Tells URLs and git repositories from paths (A12.3, A12.4).
 fn locate(text: &str) -> Location {
-    let web = text.starts_with("http://") || text.starts_with("https://");
-    let bare = text.split(['#', '?']).next().unwrap_or_default();
-    let git = ["git://", "ssh://", "git@"];
-    if git.iter().any(|scheme| text.starts_with(scheme)) || (web && bare.ends_with(".git")) {
+    if git::is_git(text) {
         Location::Git
-    } else if web {
+    } else if text.starts_with("http://") || text.starts_with("https://") {
         Location::Url
     } else {
         Location::Path
     }
+}
+
+/// The repository of an `ADD`, with what its flags say besides the address (A12.4).
+fn git_op(text: &str, manner: &Manner, span: Span) -> Result<GitOp, Diagnostic> {
+    let address = git::without_login(text);
+    let mut op = git::parse(text).map_err(|reason| {
+        Diagnostic::error(format!("invalid git address `{address}`: {reason}"), span)
+    })?;
+    op.keep_git_dir |= manner.keep_git_dir;
+    if let Some((text, span)) = &manner.checksum {
+        let invalid = |reason| Diagnostic::error(format!("invalid checksum: {reason}"), *span);
+        let commit = git::commit(text).map_err(invalid)?;
+        match &op.commit {
+            Some(other) if !(commit.starts_with(other) || other.starts_with(&commit)) => {
+                let message = format!("checksum {commit} differs from {other} in `{address}`");
+                return Err(Diagnostic::error(message, *span));
+            }
+            Some(other) if other.len() > commit.len() => {}
+            _ => op.commit = Some(commit),
+        }
+    }
+    Ok(op)
 }
 
 fn fetch_op(url: &str, manner: &Manner) -> Result<FetchOp, Diagnostic> {
@@ -348,27 +380,11 @@ fn file_name(url: &str) -> String {
         .rsplit('/')
         .next()
         .unwrap_or_default();
-    let name = percent_decode(last);
+    let name = git::percent_decode(last);
     if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']) || name.len() > 255 {
         return "__unnamed__".to_owned();
     }
     name
-}
-
-/// Decodes `%41`; what does not decode to text is left as it is.
-fn percent_decode(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let digit = |index: usize| tail.get(index).and_then(|&c| char::from(c).to_digit(16));
-        let decoded = match (byte, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => u8::try_from(high * 16 + low).ok(),
-            _ => None,
-        };
-        bytes.push(decoded.unwrap_or(byte));
-        rest = if decoded.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
 #[cfg(test)]

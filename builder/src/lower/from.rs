@@ -6,11 +6,13 @@ use kiln_grammar::diagnostic::Diagnostic;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 use super::advice;
+use super::contexts::ContextSource;
 use super::path;
+use super::plan::HistoryEntry;
 use super::scope::Scope;
 use super::stage::{Shared, State, prefix};
 use super::stages::Base;
-use crate::graph::{Origin, VertexId};
+use crate::graph::{CopyOp, CopySource, Op, Origin, Vertex, VertexId};
 
 /// Members of a config that speak of the container or the tool that made the base image.
 const STALE: &[&str] = &[
@@ -50,9 +52,15 @@ pub(super) fn initial(shared: &mut Shared<'_>, index: usize, total: usize) -> St
     let span = stage.ast.base.span;
     let mut state = match &stage.base {
         Base::Scratch => {
-            let mut config = ImageConfig::default();
-            config.config.working_dir = "/".to_owned();
-            start(shared.scratch(origin), config)
+            let vertex = shared.scratch(origin);
+            start(vertex, empty())
+        }
+        Base::Context(context) => {
+            let prefix = prefix(shared, index, 1, total);
+            let (vertex, created_by) = tree(shared, *context, origin, &prefix);
+            let mut state = start(vertex, empty());
+            state.history = vec![HistoryEntry::exported(created_by, vertex)];
+            state
         }
         Base::Unknown => unknown(shared.scratch(origin), false),
         Base::Image(reference) => {
@@ -88,6 +96,52 @@ pub(super) fn initial(shared: &mut Shared<'_>, index: usize, total: usize) -> St
         state.env_at.insert(name.to_owned(), index);
     }
     state
+}
+
+/// The config of an image from scratch (A7.3).
+fn empty() -> ImageConfig {
+    let mut config = ImageConfig::default();
+    config.config.working_dir = "/".to_owned();
+    config
+}
+
+/// The files of a named context as a layer on nothing, and what history says of it.
+fn tree(
+    shared: &mut Shared<'_>,
+    context: usize,
+    origin: Origin,
+    prefix: &str,
+) -> (VertexId, String) {
+    let files = shared.named_context(context, origin);
+    let named = &shared.options.contexts[context];
+    if let ContextSource::Git(git) = &named.source {
+        return (files, format!("git snapshot for {}", git.url));
+    }
+    let (name, created_by) = (
+        format!("{prefix}FROM {}", named.name),
+        format!("local source for {}", named.name),
+    );
+    let root = shared.scratch(origin);
+    let path = ".".to_owned();
+    let copy = CopyOp {
+        sources: vec![CopySource::Path { input: 1, path }],
+        destination: "/".to_owned(),
+        chown: None,
+        chmod: None,
+        exclude: Vec::new(),
+        parents: false,
+        link: false,
+        unpack: false,
+        unpack_fetched: false,
+        keep_owner: false,
+    };
+    let vertex = shared.graph.add(Vertex {
+        op: Op::Copy(copy),
+        inputs: vec![root, files],
+        name,
+        origin: Some(origin),
+    });
+    (vertex, created_by)
 }
 
 /// The start of a stage whose base image is not known, though perhaps what such images say.

@@ -11,14 +11,17 @@
 //!   lower them, `history` words them;
 //! - `onbuild` reads triggers, `frontend` judges `# syntax=`, `advice` holds lints of their own size;
 //! - `outline` tells what a Dockerfile takes and offers, without lowering it;
+//! - `contexts` are the named contexts of the command line, `git` the addresses of repositories;
 //! - `expose`, `signal`, `chmod` and `path` are small languages of their own.
 
 mod advice;
 mod chmod;
+mod contexts;
 mod copy;
 mod expose;
 mod from;
 mod frontend;
+mod git;
 mod globals;
 mod history;
 mod meta;
@@ -42,6 +45,7 @@ use kiln_grammar::source::Span;
 use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+pub use contexts::{ContextSource, LAYOUT, NamedContext, NamedContextError};
 pub use options::{BaseImage, BaseImages, LowerOptions};
 pub use outline::{Argument, Need, Outline, Target, outline, targets};
 pub use plan::{HistoryEntry, Plan, Wanted};
@@ -227,11 +231,17 @@ fn walk(file: &Dockerfile, options: &LowerOptions, bases: &BaseImages, mode: Mod
         size: 0,
         guesses: 0,
     };
+    let mut triggers = Vec::new();
     for index in reached.stages {
+        // What is wrong with them was said when the stage was reached.
+        let fired = stages.triggers(index, bases, &mut Vec::new());
+        triggers.extend(fired.into_iter().map(|trigger| trigger.instruction));
         StageLowering::run(&mut shared, index);
     }
     let unknown = unconsumed(file, &shared);
     shared.warnings.extend(unknown);
+    let unused = contexts::unused(file, &options.contexts, &stages, &triggers);
+    shared.warnings.extend(unused);
     Walk {
         target: shared.done.remove(&stages.target),
         graph: shared.graph,

@@ -7,6 +7,7 @@ use kiln_grammar::dockerignore::IgnoreFile;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+use super::contexts::NamedContext;
 use crate::graph::Network;
 
 /// The settings of one build for one platform.
@@ -31,6 +32,8 @@ pub struct LowerOptions {
     pub network: Network,
     /// `--allow network.host`: whether `RUN --network=host` may leave a narrower `network`.
     pub allow_host_network: bool,
+    /// `--build-context`, in order.
+    pub contexts: Vec<NamedContext>,
     /// What the build context leaves out, for a word about sources that are among it.
     pub ignore: Option<Arc<IgnoreFile>>,
 }

@@ -55,6 +55,16 @@ pub struct HistoryEntry {
 }
 
 impl HistoryEntry {
+    /// A layer that no instruction made, as exporters word it.
+    pub(super) fn exported(created_by: String, layer: VertexId) -> Self {
+        Self {
+            created_by,
+            comment: Some("buildkit.exporter.image.v0".to_owned()),
+            author: None,
+            layer: Some(layer),
+        }
+    }
+
     pub(super) fn new(created_by: String, author: Option<String>, layer: Option<VertexId>) -> Self {
         Self {
             created_by,

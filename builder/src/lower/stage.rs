@@ -10,12 +10,14 @@ use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_grammar::word::WordError;
 use kiln_registry::spec::{ImageConfig, Platform};
 
+use super::contexts::ContextSource;
+use super::git;
 use super::onbuild::Trigger;
 use super::options::{BaseImages, LowerOptions};
 use super::plan::HistoryEntry;
 use super::scope::{Expansion, Scope};
 use super::stages::{Base, Stages};
-use crate::graph::{Graph, ImageOp, Op, Origin, Vertex, VertexId};
+use crate::graph::{ContextOp, Graph, ImageOp, Op, Origin, Vertex, VertexId};
 
 /// What lowering of all stages shares.
 #[derive(Debug)]
@@ -145,6 +147,7 @@ impl<'a> Shared<'a> {
     ) -> Result<VertexId, Diagnostic> {
         match base {
             Base::Scratch | Base::Unknown => Ok(self.scratch(origin)),
+            Base::Context(index) => Ok(self.named_context(*index, origin)),
             Base::Image(reference) => {
                 let platform = self.options.platform.clone();
                 match self.image(reference, &platform, span, origin, "")? {
@@ -166,10 +169,29 @@ impl<'a> Shared<'a> {
     /// The build context.
     pub(super) fn context(&mut self) -> VertexId {
         self.graph.add(Vertex {
-            op: Op::Context,
+            op: Op::Context(ContextOp { name: None }),
             inputs: Vec::new(),
             name: "[internal] load build context".to_owned(),
             origin: None,
+        })
+    }
+
+    /// The files of a named context.
+    pub(super) fn named_context(&mut self, index: usize, origin: Origin) -> VertexId {
+        let context = &self.options.contexts[index];
+        let (op, what) = match &context.source {
+            ContextSource::Git(git) => (Op::Git(git.clone()), format!("fetch {}", context.value)),
+            _ => {
+                let name = Some(context.name.clone());
+                let op = Op::Context(ContextOp { name });
+                (op, format!("load {}", context.value))
+            }
+        };
+        self.graph.add(Vertex {
+            op,
+            inputs: Vec::new(),
+            name: format!("[context {}] {what}", context.name),
+            origin: Some(origin),
         })
     }
 
@@ -221,8 +243,8 @@ impl<'a, 'b> StageLowering<'a, 'b> {
         // What is wrong with them was said when the stage was reached.
         let triggers = stages.triggers(index, shared.bases, &mut Vec::new());
         let instructions = triggers.iter().map(|trigger| &trigger.instruction);
-        let instructions = instructions.chain(&stage.ast.instructions);
-        let step = usize::from(matches!(stage.base, Base::Image(_)));
+        let instructions = instructions.chain(stage.instructions());
+        let step = usize::from(matches!(stage.base, Base::Image(_) | Base::Context(_)));
         let total = step + instructions.filter(|one| is_step(one)).count();
         let state = super::from::initial(shared, index, total);
         let mut lowering = StageLowering {
@@ -235,7 +257,7 @@ impl<'a, 'b> StageLowering<'a, 'b> {
         for trigger in &triggers {
             lowering.fire(trigger);
         }
-        for instruction in &stage.ast.instructions {
+        for instruction in stage.instructions() {
             let result = lowering.dispatch(&Step {
                 instruction,
                 place: None,
@@ -379,6 +401,13 @@ impl<'a, 'b> StageLowering<'a, 'b> {
             .get(keyword.len()..)
             .unwrap_or_default();
         format!("{prefix}{onbuild}{}{rest}{suffix}", keyword.to_uppercase())
+    }
+
+    /// Names what an already named step fetches.
+    pub(super) fn fetch_name(&self, step: &Step<'_>, address: &str) -> String {
+        let prefix = prefix(self.shared, self.index, self.step, self.total);
+        let onbuild = if step.onbuild { "ONBUILD " } else { "" };
+        format!("{prefix}{onbuild}ADD {}", git::without_login(address))
     }
 
     /// Adds a vertex on top of the stage's file system.

@@ -8,6 +8,7 @@ use kiln_grammar::source::{Span, Spanned};
 use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_registry::spec::Platform;
 
+use super::contexts::{self, ContextSource, NamedContext};
 use super::globals;
 use super::mounts;
 use super::onbuild::{self, Trigger};
@@ -23,6 +24,7 @@ pub(super) struct Stages<'a> {
     /// Index of the stage to build.
     pub(super) target: usize,
     platform: &'a Platform,
+    contexts: &'a [NamedContext],
     /// The stages of each name, in order.
     names: HashMap<String, Vec<usize>>,
 }
@@ -33,7 +35,11 @@ pub(super) struct Stage<'a> {
     pub(super) ast: &'a ast::Stage,
     /// How progress names it; empty in a file of one stage (C10.2).
     pub(super) title: String,
+    /// What `FROM` names, expanded.
+    pub(super) word: String,
     pub(super) base: Base,
+    /// Whether a named context takes the place of the whole stage (A7.2).
+    replaced: bool,
     pub(super) platform: Platform,
 }
 
@@ -44,10 +50,23 @@ pub(super) enum Base {
     Scratch,
     /// Another stage, which stands earlier in the file.
     Stage(usize),
+    /// The files of a named context, by its index.
+    Context(usize),
     /// An image, by its reference as written.
     Image(String),
     /// Nobody knows: what names it is wrong, which is reported where it stands.
     Unknown,
+}
+
+impl<'a> Stage<'a> {
+    /// The instructions that run: none where a named context stands for the stage.
+    pub(super) fn instructions(&self) -> &'a [Instruction] {
+        if self.replaced {
+            &[]
+        } else {
+            &self.ast.instructions
+        }
+    }
 }
 
 /// Which instruction names a stage.
@@ -91,24 +110,31 @@ impl<'a> Stages<'a> {
             list: Vec::new(),
             target: 0,
             platform: &options.platform,
+            contexts: &options.contexts,
             names: HashMap::new(),
         };
         warn_about_defaults(file, options, warnings);
         for (index, ast) in file.stages.iter().enumerate() {
-            let base = stages.base_of(ast, index, file, globals, warnings);
-            let base = base.unwrap_or_else(|error| {
+            let word = base_word(ast, file, globals, warnings).unwrap_or_else(|error| {
                 errors.push(error);
-                Base::Unknown
+                String::new()
             });
-            let platform = stages.platform_of(ast, &base, file, options, globals, warnings);
-            let platform = platform.unwrap_or_else(|error| {
+            let own = own_platform(ast, file, options, globals, warnings);
+            let own = own.unwrap_or_else(|error| {
                 errors.push(error);
                 options.platform.clone()
             });
+            let alias = ast.name.as_ref();
+            let replacement = alias.and_then(|alias| stages.context(&alias.value, &own));
+            let replaced = replacement.is_some();
+            let base = replacement.unwrap_or_else(|| stages.base_of(&word, index, &own));
+            let platform = stages.platform_of(&base, own);
             stages.list.push(Stage {
                 ast,
                 title: title(file, index),
+                word,
                 base,
+                replaced,
                 platform,
             });
             if let Some(name) = &ast.name {
@@ -123,57 +149,39 @@ impl<'a> Stages<'a> {
         stages
     }
 
-    /// What the word behind `FROM` stands for (A7.2, A7.6).
-    fn base_of(
-        &self,
-        ast: &ast::Stage,
-        index: usize,
-        file: &Dockerfile,
-        globals: &Scope,
-        warnings: &mut Vec<Diagnostic>,
-    ) -> Result<Base, Diagnostic> {
-        let name = expand_from(&ast.base, file, globals, warnings)?.value;
-        if name.is_empty() {
-            let message = format!("base name ({}) should not be blank", ast.base.value);
-            return Err(Diagnostic::error(message, ast.base.span));
-        }
-        Ok(match self.earlier(&name, index) {
+    /// What the word behind `FROM` stands for (A7.2).
+    fn base_of(&self, word: &str, index: usize, platform: &Platform) -> Base {
+        match self.earlier(word, index) {
             Some(earlier) => Base::Stage(earlier),
-            None if name == "scratch" => Base::Scratch,
-            None => Base::Image(name),
-        })
+            None if word.is_empty() => Base::Unknown,
+            None if word == "scratch" => Base::Scratch,
+            None => self.context_or_image(word, platform),
+        }
     }
 
     /// A stage built on another one has its platform; any other has what `--platform` says, or
     /// the platform that is built for (A7.7).
-    fn platform_of(
-        &self,
-        ast: &ast::Stage,
-        base: &Base,
-        file: &Dockerfile,
-        options: &LowerOptions,
-        globals: &Scope,
-        warnings: &mut Vec<Diagnostic>,
-    ) -> Result<Platform, Diagnostic> {
-        let own = match &ast.platform {
-            None => options.platform.clone(),
-            Some(word) => {
-                let expanded = expand_from(word, file, globals, warnings)?;
-                if expanded.value.is_empty() {
-                    let message = format!("empty platform value from expression {}", word.value);
-                    return Err(Diagnostic::error(message, word.span));
-                }
-                let platform = Platform::parse_on(&expanded.value, &options.build_platform)
-                    .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
-                warnings.extend(platform_warning(ast, word, &expanded, &platform, globals));
-                platform
-            }
-        };
-        Ok(match base {
+    fn platform_of(&self, base: &Base, own: Platform) -> Platform {
+        match base {
             Base::Stage(earlier) => self.list[*earlier].platform.clone(),
-            Base::Scratch => options.platform.clone(),
+            Base::Scratch | Base::Context(_) => self.platform.clone(),
             Base::Image(_) | Base::Unknown => own,
+        }
+    }
+
+    /// What the named context of this name stands for, where there is one.
+    fn context(&self, name: &str, platform: &Platform) -> Option<Base> {
+        let index = contexts::find(self.contexts, name, platform)?;
+        Some(match &self.contexts[index].source {
+            ContextSource::Folder(_) | ContextSource::Git(_) => Base::Context(index),
+            ContextSource::Image(reference) => Base::Image(reference.clone()),
+            ContextSource::Scratch => Base::Scratch,
         })
+    }
+
+    fn context_or_image(&self, name: &str, platform: &Platform) -> Base {
+        let context = self.context(name, platform);
+        context.unwrap_or_else(|| Base::Image(name.to_owned()))
     }
 
     fn find_target(&self, options: &LowerOptions) -> Result<usize, Diagnostic> {
@@ -235,7 +243,11 @@ impl<'a> Stages<'a> {
             self.any(name, current)
         };
         match index {
-            Some(index) if index < current => Ok(Base::Stage(index)),
+            // The files of a context that stands for a stage need not be a layer to be read.
+            Some(index) if index < current => Ok(match &self.list[index].base {
+                Base::Context(context) if self.list[index].replaced => Base::Context(*context),
+                _ => Base::Stage(index),
+            }),
             Some(index) if self.reaches(index, current) => {
                 let stage = self.stage_name(current);
                 Err(error(format!(
@@ -260,7 +272,7 @@ impl<'a> Stages<'a> {
                 Err(error("`context` is a reserved name".to_owned())
                     .with_hint("leave `from` out to read from the build context"))
             }
-            None => Ok(Base::Image(name.clone())),
+            None => Ok(self.context_or_image(name, self.platform)),
         }
     }
 
@@ -286,7 +298,7 @@ impl<'a> Stages<'a> {
             if let Base::Stage(base) = self.list[index].base {
                 open.push(base);
             }
-            for source in self.list[index].ast.instructions.iter().flat_map(sources) {
+            for source in self.list[index].instructions().iter().flat_map(sources) {
                 let name = &source.name.value;
                 let number = name.parse().ok().filter(|number| *number < self.list.len());
                 open.extend(number.or_else(|| self.any(name, index)));
@@ -311,7 +323,7 @@ impl<'a> Stages<'a> {
             }
             let stage = &self.list[index];
             match &stage.base {
-                Base::Scratch | Base::Unknown => {}
+                Base::Scratch | Base::Context(_) | Base::Unknown => {}
                 Base::Stage(base) => open.push(*base),
                 Base::Image(reference) => {
                     reached.want(reference, &stage.platform, stage.ast.base.span);
@@ -326,7 +338,7 @@ impl<'a> Stages<'a> {
                     }
                 }
             }
-            for source in stage.ast.instructions.iter().flat_map(sources) {
+            for source in stage.instructions().iter().flat_map(sources) {
                 match self.lookup(&source, index) {
                     Ok(base) => self.follow(base, source.name.span, &mut reached, &mut open),
                     Err(error) => errors.push(error),
@@ -338,7 +350,7 @@ impl<'a> Stages<'a> {
 
     fn follow(&self, base: Base, span: Span, reached: &mut Reached, open: &mut Vec<usize>) {
         match base {
-            Base::Scratch | Base::Unknown => {}
+            Base::Scratch | Base::Context(_) | Base::Unknown => {}
             Base::Stage(index) => open.push(index),
             Base::Image(reference) => reached.want(&reference, self.platform, span),
         }
@@ -352,13 +364,20 @@ impl<'a> Stages<'a> {
         errors: &mut Vec<Diagnostic>,
     ) -> Vec<Trigger> {
         let stage = &self.list[index];
-        match &stage.base {
-            Base::Scratch | Base::Unknown => Vec::new(),
-            Base::Stage(base) => onbuild::of_stage(self.list[*base].ast),
-            Base::Image(reference) => match bases.get(reference, &stage.platform) {
+        // Nothing runs in a stage that a context stands for, but the context's own triggers wait
+        // for the stages built on it.
+        let below = match &stage.base {
+            _ if stage.replaced => return Vec::new(),
+            Base::Stage(base) if self.list[*base].replaced => &self.list[*base],
+            Base::Stage(base) => return onbuild::of_stage(self.list[*base].ast),
+            _ => stage,
+        };
+        match &below.base {
+            Base::Image(reference) => match bases.get(reference, &below.platform) {
                 Some(image) => onbuild::of_image(&image.config, reference, stage.ast.span, errors),
                 None => Vec::new(),
             },
+            _ => Vec::new(),
         }
     }
 }
@@ -398,6 +417,43 @@ fn title(file: &Dockerfile, index: usize) -> String {
         Some(name) => name.value.clone(),
         None => format!("stage-{index}"),
     }
+}
+
+/// The word behind `FROM`, expanded (A7.6).
+fn base_word(
+    ast: &ast::Stage,
+    file: &Dockerfile,
+    globals: &Scope,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<String, Diagnostic> {
+    let word = expand_from(&ast.base, file, globals, warnings)?.value;
+    if word.is_empty() {
+        let message = format!("base name ({}) should not be blank", ast.base.value);
+        return Err(Diagnostic::error(message, ast.base.span));
+    }
+    Ok(word)
+}
+
+/// The platform that `FROM --platform` asks for, else the one that is built for (A7.7).
+fn own_platform(
+    ast: &ast::Stage,
+    file: &Dockerfile,
+    options: &LowerOptions,
+    globals: &Scope,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<Platform, Diagnostic> {
+    let Some(word) = &ast.platform else {
+        return Ok(options.platform.clone());
+    };
+    let expanded = expand_from(word, file, globals, warnings)?;
+    if expanded.value.is_empty() {
+        let message = format!("empty platform value from expression {}", word.value);
+        return Err(Diagnostic::error(message, word.span));
+    }
+    let platform = Platform::parse_on(&expanded.value, &options.build_platform)
+        .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
+    warnings.extend(platform_warning(ast, word, &expanded, &platform, globals));
+    Ok(platform)
 }
 
 /// Expands a word of a `FROM` line in the global scope.

@@ -1,6 +1,7 @@
 //! A build from beginning to end: the calls of all stages in order.
 
 mod check;
+mod contexts;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,15 +18,17 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
 use kiln_registry::spec::Platform;
 
-use crate::context::{ContextError, Tree};
+use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::graph::{MountOp, Op, Vertex};
 use crate::image::{self, ImageError};
-use crate::lower::{self, BaseImage, BaseImages, LowerOptions, Plan, Wanted};
+use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Snapshots, now};
-use crate::step::{RemoteImage, ResolveError, Settings, StepError, Worker};
+use crate::step::{
+    LayoutImage, RemoteImage, ResolveError, Settings, SourceImage, StepError, Worker,
+};
 use crate::store::{Store, StoreError};
 
 pub use check::{CheckRequest, Checked, check};
@@ -99,6 +102,14 @@ pub enum BuildError {
     /// The build context is not a folder.
     #[error("unable to prepare context: \"{}\" is not a directory", .0.display())]
     ContextNotFolder(PathBuf),
+    /// A named context cannot be used.
+    #[error("in {label}")]
+    NamedContext {
+        /// Which one, and what it is.
+        label: String,
+        /// Why.
+        source: Box<Self>,
+    },
     /// The Dockerfile cannot be read (A18.1).
     #[error("failed to read dockerfile: open {}", path.display())]
     NoDockerfile {
@@ -132,10 +143,12 @@ pub enum BuildError {
         diagnostics: Vec<Diagnostic>,
     },
     /// A base image could not be resolved.
-    #[error("failed to resolve source metadata for `{name}`")]
+    #[error("failed to resolve source metadata for `{name}`{}", contexts::of(context.as_ref()))]
     Resolve {
         /// The image.
         name: String,
+        /// The named context that says so.
+        context: Option<String>,
         /// The Dockerfile, and the instruction that names the image.
         place: Box<(Source, Option<kiln_grammar::source::Span>)>,
         /// A stage that may have been meant.
@@ -202,6 +215,7 @@ pub async fn build(
         return Err(BuildError::NeedsRoot);
     }
     let context = open_folder(&request.context)?;
+    let named = contexts::folders(&request.options.contexts)?;
     let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
     let wrong = |diagnostics| BuildError::Dockerfile {
         source_file: source.clone(),
@@ -237,23 +251,17 @@ pub async fn build(
         return Err(wrong(warnings.into_iter().chain([violation]).collect()));
     }
 
-    let stat_cache = store
-        .root()
-        .join("cache")
-        .join(Digest::of(context.as_os_str().as_encoded_bytes()).hex());
-    let mut tree = Tree::context(&context, ignore, Some(&stat_cache))?;
-    if let Some(name) = ignore_file(path.as_deref(), &context)
-        .as_deref()
-        .and_then(Path::file_name)
-    {
-        tree = tree.ignored_by(name.to_string_lossy());
-    }
-    let tree = Arc::new(tree);
+    let main = contexts::Main {
+        folder: &context,
+        ignore,
+        ignore_file: ignore_file(path.as_deref(), &context),
+    };
+    let contexts = contexts::open(&store, &plan, main, &named)?;
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
         runtime: Native::current(),
-        context: Arc::clone(&tree),
+        contexts,
         client,
         images,
         observer: observer.clone(),
@@ -261,13 +269,18 @@ pub async fn build(
         settings: request.settings.clone(),
     });
     let exported = plan.layers().collect();
-    let schedule = Schedule::new(plan.graph.clone(), worker, request.cache, exported);
+    let schedule = Schedule::new(
+        plan.graph.clone(),
+        Arc::clone(&worker),
+        request.cache,
+        exported,
+    );
     let finished = schedule
         .run(plan.root)
         .await
         .map_err(|failure| step_error(failure, &plan, &source))?;
     // A stat cache that cannot be written costs time in the next build, no more.
-    if let Err(error) = tree.save_stat_cache() {
+    if let Err(error) = worker.contexts.save_stat_caches() {
         observer.tell(Event::Note {
             step: None,
             text: error.to_string(),
@@ -439,7 +452,7 @@ struct Resolver<'a> {
     store: &'a Store,
     cancel: &'a Cancel,
     pull: bool,
-    images: BTreeMap<Digest, RemoteImage>,
+    images: BTreeMap<Digest, SourceImage>,
 }
 
 impl Resolver<'_> {
@@ -466,6 +479,7 @@ impl Resolver<'_> {
                     BaseError::Cancelled => BuildError::Cancelled,
                     error => BuildError::Resolve {
                         name: want.reference.clone(),
+                        context: contexts::of_image(options, &want.reference),
                         place: Box::new((source.clone(), want.span)),
                         near: near_stage(file, &want.reference),
                         source: error,
@@ -478,6 +492,17 @@ impl Resolver<'_> {
 
     /// Resolves one image: in the store, unless it has to be asked for, else in its registry.
     async fn resolve(&mut self, want: &Wanted) -> Result<BaseImage, BaseError> {
+        if let Some(place) = want.reference.strip_prefix(LAYOUT) {
+            let image = LayoutImage::resolve(place, &want.platform)?;
+            let base = BaseImage {
+                name: want.reference.clone(),
+                config_digest: image.manifest.value.config.digest,
+                config: image.config.clone(),
+            };
+            let image = SourceImage::Layout(Box::new(image));
+            self.images.insert(base.config_digest, image);
+            return Ok(base);
+        }
         let reference = Reference::parse(&want.reference)?;
         if !self.pull
             && let Some(base) = stored(self.store, &reference, &want.platform)?
@@ -493,7 +518,8 @@ impl Resolver<'_> {
             config_digest: remote.resolved.manifest.value.config.digest,
             config: remote.config.clone(),
         };
-        self.images.insert(base.config_digest, remote);
+        let image = SourceImage::Registry(Box::new(remote));
+        self.images.insert(base.config_digest, image);
         Ok(base)
     }
 }

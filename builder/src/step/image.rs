@@ -6,19 +6,20 @@ use std::sync::Arc;
 
 use kiln_registry::blob::BlobError;
 use kiln_registry::client::{Client, ClientError, Resolved};
+use kiln_registry::layout::LayoutError;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::layer_compression;
-use kiln_registry::spec::{ChainId, Descriptor, DiffId, ImageConfig, Platform};
+use kiln_registry::spec::{ChainId, Descriptor, DiffId, ImageConfig, Manifest, Platform};
 use kiln_registry::transfer;
 
-use super::{Stack, StepError, Worker};
+use super::{LayoutImage, Stack, StepError, Worker};
 use crate::event::{BlobState, Event, Observer};
 use crate::layer::{self, Hashing, Limits, UnpackOptions};
 use crate::snapshot::{SnapshotId, Snapshots};
 use crate::store::{LayerBlob, Store, StoreError};
 
 /// Blobs fetched at once.
-const JOBS: usize = 6;
+pub(super) const JOBS: usize = 6;
 
 /// Why an image could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,27 @@ pub enum ResolveError {
     /// The image's config could not be fetched.
     #[error("{0}")]
     Blob(#[from] BlobError),
+    /// The layout cannot be read, or has no such image.
+    #[error("{0}")]
+    Layout(#[from] LayoutError),
+    /// A layout has no image for the platform.
+    #[error("no match for platform `{wanted}` in `{image}`: it has {available}")]
+    NoPlatform {
+        /// The image.
+        image: String,
+        /// The platform.
+        wanted: String,
+        /// The platforms that it has.
+        available: String,
+    },
+    /// What a layout names is no image.
+    #[error("`{image}` is no image but a `{media_type}`")]
+    NotAnImage {
+        /// What was named.
+        image: String,
+        /// What it is.
+        media_type: String,
+    },
     /// The image's config is no config.
     #[error("the image's config cannot be understood")]
     Config(#[from] serde_json::Error),
@@ -40,6 +62,33 @@ pub enum ResolveError {
         /// Layers in the config.
         diff_ids: usize,
     },
+}
+
+/// An image that was resolved, and may not be here yet.
+#[derive(Debug)]
+pub enum SourceImage {
+    /// In a registry.
+    Registry(Box<RemoteImage>),
+    /// In an OCI image layout.
+    Layout(Box<LayoutImage>),
+}
+
+impl SourceImage {
+    /// Fetches what the store lacks of the image.
+    ///
+    /// # Errors
+    /// When something cannot be fetched or stored.
+    pub async fn fetch(
+        &self,
+        client: &Client,
+        store: &Store,
+        observer: &Observer,
+    ) -> Result<(), StepError> {
+        match self {
+            Self::Registry(image) => image.fetch(client, store, observer).await,
+            Self::Layout(image) => image.fetch(store, observer).await,
+        }
+    }
 }
 
 /// An image that was resolved in a registry.
@@ -71,13 +120,7 @@ impl RemoteImage {
             None => client.config(&resolved).await?,
         };
         let config: ImageConfig = serde_json::from_slice(&bytes)?;
-        let (layers, diff_ids) = (
-            resolved.manifest.value.layers.len(),
-            config.rootfs.diff_ids.len(),
-        );
-        if layers != diff_ids {
-            return Err(ResolveError::Layers { layers, diff_ids });
-        }
+        check_layers(&config, &resolved.manifest.value)?;
         Ok(Self { resolved, config })
     }
 
@@ -105,20 +148,7 @@ impl RemoteImage {
             .map_err(|error| StepError::Blob(reference.familiar(), error))?;
         let id = manifest.value.config.digest;
         store.add_image(&id, Some(descriptor))?;
-        for (diff_id, blob) in self
-            .config
-            .rootfs
-            .diff_ids
-            .iter()
-            .zip(&manifest.value.layers)
-        {
-            let blob = LayerBlob {
-                digest: blob.digest,
-                media_type: blob.media_type.clone(),
-                size: blob.size,
-            };
-            store.add_layer_blob(*diff_id, &blob)?;
-        }
+        record_layers(store, &self.config, &manifest.value)?;
         if let Some((_, bytes)) = &self.resolved.index {
             store.write_blob(bytes)?;
         }
@@ -127,6 +157,33 @@ impl RemoteImage {
             store.tag(reference, &id)?;
         }
         Ok(())
+    }
+}
+
+/// Records which blobs hold the layers of an image.
+pub(super) fn record_layers(
+    store: &Store,
+    config: &ImageConfig,
+    manifest: &Manifest,
+) -> Result<(), StoreError> {
+    for (diff_id, blob) in config.rootfs.diff_ids.iter().zip(&manifest.layers) {
+        let blob = LayerBlob {
+            digest: blob.digest,
+            media_type: blob.media_type.clone(),
+            size: blob.size,
+        };
+        store.add_layer_blob(*diff_id, &blob)?;
+    }
+    Ok(())
+}
+
+/// Refuses an image whose parts do not fit each other.
+pub(super) fn check_layers(config: &ImageConfig, manifest: &Manifest) -> Result<(), ResolveError> {
+    let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
+    if layers == diff_ids {
+        Ok(())
+    } else {
+        Err(ResolveError::Layers { layers, diff_ids })
     }
 }
 

@@ -2,7 +2,9 @@
 
 pub mod copy;
 mod fetch;
+pub mod git;
 mod image;
+mod layout;
 mod mkdir;
 mod opaque;
 mod run;
@@ -20,7 +22,7 @@ use kiln_registry::spec::{ChainId, DiffId};
 
 use crate::cache::StackLayer;
 use crate::context::key::KeyError;
-use crate::context::{ContextError, Tree};
+use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::{Graph, Op, VertexId};
 use crate::layer::{PackError, UnpackError};
@@ -30,7 +32,8 @@ use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
-pub use image::{RemoteImage, ResolveError, blob_event, open_layer, remove_altered};
+pub use image::{RemoteImage, ResolveError, SourceImage, blob_event, open_layer, remove_altered};
+pub use layout::LayoutImage;
 pub use select::Selections;
 
 /// What steps need to do their work.
@@ -42,12 +45,12 @@ pub struct Worker {
     pub snapshots: Snapshots,
     /// Runs processes.
     pub runtime: Native,
-    /// The build context.
-    pub context: Arc<Tree>,
+    /// The build context and the named ones.
+    pub contexts: Contexts,
     /// Fetches images and URLs.
     pub client: Client,
     /// Images that were resolved but whose layers may not be here yet, by config digest.
-    pub images: BTreeMap<Digest, RemoteImage>,
+    pub images: BTreeMap<Digest, SourceImage>,
     /// Who watches.
     pub observer: Observer,
     /// Ends everything early.
@@ -129,6 +132,14 @@ pub enum StepError {
         url: String,
         /// Why.
         source: fetch::FetchError,
+    },
+    /// The files of a git repository could not be had.
+    #[error("failed to fetch git repository `{url}`")]
+    Git {
+        /// The repository, without credentials.
+        url: String,
+        /// Why.
+        source: git::GitError,
     },
     /// An image could not be resolved.
     #[error("{0}")]

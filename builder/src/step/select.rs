@@ -48,9 +48,9 @@ impl Selections {
         let mut empty = Vec::new();
         for (input, stack) in vertex.inputs[1..].iter().zip(inputs) {
             let input = graph.vertex(*input);
-            fetched.push(matches!(input.op, Op::Fetch(_)));
+            fetched.push(matches!(input.op, Op::Fetch(_) | Op::Git(_)));
             trees.push(Some(match &input.op {
-                Op::Context => Arc::clone(&worker.context),
+                Op::Context(context) => worker.contexts.get(context.name.as_deref())?,
                 _ => Arc::new(tree(worker, stack, &mut empty)?.named(format!("`{}`", input.name))),
             }));
         }

@@ -101,6 +101,7 @@ const DOCKER: &[Rule] = &[
 const KILN: &[Rule] = &[
     row!(Kiln true "Unsupported" "What kiln cannot do yet is said before anything runs"),
     row!(Kiln true "UnusedBuildArg" "Every --build-arg should be declared by an ARG"),
+    row!(Kiln true "UnusedBuildContext" "Every --build-context should be named by the Dockerfile"),
     row!(Kiln true "UnknownSyntax" "The language that `# syntax=` asks for should be one that is built in"),
     row!(Kiln true "UnpinnedImage" "Images should be named with a version or a digest, not with latest"),
     row!(Kiln true "LastUserRoot" "The last USER of an image should not be root"),

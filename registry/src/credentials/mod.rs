@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use file::ConfigFile;
 
 /// A text that cannot be printed by accident.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 impl Secret {

@@ -104,6 +104,12 @@ pub(crate) struct BuildArgs {
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
 
+    /// Context besides the build context, that FROM, COPY --from and RUN --mount may name: a folder,
+    /// a git repository, docker-image://IMAGE or oci-layout://FOLDER[:TAG]; NAME::PLATFORM is for one
+    /// platform; may be repeated
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    pub(crate) build_contexts: Vec<String>,
+
     /// Label for the image; may be repeated
     #[arg(long = "label", value_name = "NAME[=VALUE]")]
     pub(crate) labels: Vec<String>,

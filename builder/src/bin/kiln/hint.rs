@@ -8,6 +8,7 @@ use kiln_builder::pipeline::BuildError;
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::copy::CopyError;
+use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
 use kiln_registry::archive::ArchiveError;
 use kiln_registry::client::ClientError;
@@ -33,8 +34,18 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<CopyError>(error).and_then(CopyError::hint))
         .or_else(|| find::<SelectError>(error).and_then(SelectError::hint))
         .or_else(|| find::<RuntimeError>(error).and_then(program))
+        .or_else(|| find::<GitError>(error).and_then(GitError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))
-        .or_else(|| find::<ClientError>(error).and_then(ClientError::hint))
+        .or_else(|| find::<ClientError>(error).and_then(|client| client_hint(error, client)))
+}
+
+/// Hints about refusals speak of registries; a file that `ADD` fetches lies in none.
+fn client_hint(error: &anyhow::Error, client: &ClientError) -> Option<String> {
+    let file = matches!(find(error), Some(StepError::Fetch { .. }));
+    match client {
+        ClientError::Refused(_) if file => None,
+        _ => client.hint(),
+    }
 }
 
 fn build(error: &BuildError) -> Option<String> {
@@ -42,6 +53,15 @@ fn build(error: &BuildError) -> Option<String> {
         BuildError::NoDockerfile { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             Some("name the Dockerfile with -f, or give the folder that holds it".to_owned())
         }
+        BuildError::NamedContext { source, .. } => match &**source {
+            BuildError::NoContext(path) if !path.starts_with("/") && !path.starts_with(".") => {
+                Some(format!(
+                    "an image is named as `docker-image://{}`",
+                    path.display()
+                ))
+            }
+            _ => None,
+        },
         BuildError::Resolve { near, .. } => near
             .as_ref()
             .map(|stage| format!("there is no stage of that name; did you mean `{stage}`?")),
@@ -77,6 +97,7 @@ pub(crate) fn is_disk_full(error: &anyhow::Error) -> bool {
 fn printed_disk_full(error: &anyhow::Error) -> bool {
     match find::<StepError>(error) {
         Some(StepError::Exit { log, .. }) => log.iter().any(|line| line.contains(NO_SPACE)),
+        Some(StepError::Git { source, .. }) => source.to_string().contains(NO_SPACE),
         _ => false,
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use kiln_builder::pipeline::{BuildError, Source};
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::step::StepError;
+use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
 use kiln_grammar::diagnostic::{Diagnostic, Severity};
 use kiln_grammar::source::Span;
@@ -242,6 +243,7 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     if find::<ClientError>(error).is_some_and(is_environment)
         || find::<RuntimeError>(error).is_some_and(is_sandbox)
+        || find::<GitError>(error).is_some_and(GitError::is_environment)
     {
         return ENVIRONMENT;
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use kiln_builder::graph::Network;
-use kiln_builder::lower::LowerOptions;
+use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::Cancel;
 use kiln_builder::schedule::CachePolicy;
@@ -130,6 +130,11 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
             NetworkArg::None => Network::None,
         },
         allow_host_network: false,
+        contexts: args
+            .build_contexts
+            .iter()
+            .map(|text| build_context(text))
+            .collect::<anyhow::Result<_>>()?,
         ignore: None,
     };
     let settings = Settings {
@@ -227,6 +232,11 @@ pub(super) fn build_arg(text: &str) -> anyhow::Result<(String, Option<String>)> 
         .into());
     }
     Ok((name.to_owned(), value))
+}
+
+/// A named context (C7).
+fn build_context(text: &str) -> anyhow::Result<NamedContext> {
+    NamedContext::parse(text).map_err(|error| UsageError::new(error.to_string()).into())
 }
 
 fn pair(text: &str) -> (String, String) {
