@@ -21,7 +21,7 @@ pub const MAX_HEREDOC: usize = 32 << 20;
 
 /// How much one expansion may handle, in bytes of the values it looks up and in comparisons of
 /// patterns: a stop to many uses of a long value that leave no trace in the result.
-pub const MAX_WORK: usize = 256 << 20;
+pub const MAX_WORK: usize = 64 << 20;
 
 /// Looks a variable up; `None` stands for unset.
 pub type Lookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
