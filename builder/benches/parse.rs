@@ -31,7 +31,11 @@ fn main() {
     let file = kiln_grammar::parse(&text).unwrap();
     let options = options();
     let bases = bases(&file, &options);
-    let vertices = lower::lower(&file, &options, &bases).unwrap().graph.vertices().len();
+    let vertices = lower::lower(&file, &options, &bases)
+        .unwrap()
+        .graph
+        .vertices()
+        .len();
     assert!(vertices > STAGES * 6, "only {vertices} vertices");
 
     let report = json!({
