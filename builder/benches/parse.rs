@@ -36,7 +36,7 @@ fn main() {
         .graph
         .vertices()
         .len();
-    assert!(vertices > STAGES * 6, "only {vertices} vertices");
+    assert!(vertices > STAGES * 5, "only {vertices} vertices");
 
     let report = json!({
         "lines": STAGES * LINES,
@@ -68,8 +68,8 @@ LABEL org.opencontainers.image.title="part {number}" \
       org.opencontainers.image.version=$VERSION
 WORKDIR /src/part{number}
 COPY --link package.json lock.json ./
-RUN --mount=type=cache,target=/root/.cache,sharing=locked \
-    --mount=type=secret,id=token,required=false \
+RUN --mount=type=bind,source=lock.json,target=/tmp/lock.json \
+    --mount=type=tmpfs,target=/var/cache/apk \
     apk add --no-cache build-base curl git \
     && ./configure --prefix="${{PART_{number}:-/usr/local}}" \
     && make -j4 VERSION="$VERSION" install
