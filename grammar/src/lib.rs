@@ -9,7 +9,7 @@
 //! 3. [`parse()`] types each instruction ([`ast`]) and puts the stages together. What is wrong comes
 //!    back as [`diagnostic`]s with their places, several at once.
 //!
-//! [`print`] turns the typed Dockerfile into text again.
+//! [`mod@print`] turns the typed Dockerfile into text again.
 //!
 //! Nothing is expanded on the way, since values are known only while a build is planned: [`word`]
 //! does it, over a lookup closure. Beside them stand the small languages inside the language:

@@ -1,8 +1,9 @@
 //! Set-up and chores of kiln: `cargo xtask VERB`.
 //!
 //! One file per verb: [`demo`], [`mod@test`], [`bases`], [`mod@bench`], [`dist`], [`deny`],
-//! [`fuzz`]. The rest are the things they hold: [`kiln`] (the binary under test), [`registry`] (a docker-registry on loopback),
-//! [`scratch`] (a directory that goes away), [`peers`] (programs of the host).
+//! [`fuzz`]. The rest are the things they hold: [`kiln`] (the binary under test), [`registry`] (a
+//! docker-registry on loopback), [`scratch`] (a directory that goes away), [`peers`] (programs of
+//! the host).
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,

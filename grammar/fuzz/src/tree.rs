@@ -50,7 +50,7 @@ pub fn check_instruction(text: &str, instruction: &Instruction, outer: Span) {
     check_span(text, instruction.span, outer);
     let mut copy = instruction.clone();
     spans(&mut copy, &mut |span| {
-        check_span(text, *span, instruction.span)
+        check_span(text, *span, instruction.span);
     });
     if let Kind::Onbuild(onbuild) = &instruction.kind {
         check_instruction(text, &onbuild.instruction, instruction.span);
@@ -126,7 +126,7 @@ fn spans(instruction: &mut Instruction, visit: &mut dyn FnMut(&mut Span)) {
     visit(&mut instruction.keyword.span);
     words(&mut instruction.kind, &mut |word| visit(&mut word.span));
     heredocs(&mut instruction.kind, &mut |heredoc| {
-        visit(&mut heredoc.span)
+        visit(&mut heredoc.span);
     });
 }
 

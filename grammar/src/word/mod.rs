@@ -19,9 +19,9 @@ pub const MAX_LENGTH: usize = 1 << 20;
 /// The longest result for the body of a heredoc in bytes.
 pub const MAX_HEREDOC: usize = 32 << 20;
 
-/// How much one expansion may handle, in bytes of the values it looks up and in comparisons of
+/// How much one expansion may handle, in bytes of values and results and in comparisons of
 /// patterns: a stop to many uses of a long value that leave no trace in the result.
-pub const MAX_WORK: usize = 256 << 20;
+pub const MAX_WORK: usize = 128 << 20;
 
 /// Looks a variable up; `None` stands for unset.
 pub type Lookup<'e> = dyn Fn(&str) -> Option<String> + 'e;
@@ -413,6 +413,7 @@ impl<'t, 'e> Lexer<'t, 'e> {
         self.depth += 1;
         let value = self.braces(raw_escapes)?;
         self.depth -= 1;
+        self.spend(value.len())?;
         Ok(value)
     }
 

@@ -60,6 +60,20 @@ fn bounds_the_use_of_long_values() {
     }
 }
 
+/// Found by fuzzing: a result that is thrown away costs as well.
+#[test]
+fn bounds_the_work_on_results() {
+    let short = |_: &str| Some("a".repeat(1 << 10));
+    let word = "${A:+${A//a/${A//a/aaaaaaaa}}}#${A##*}".repeat(100);
+    let refused = expand_heredoc(&word, '\\', &short);
+    assert!(refused.is_err(), "{}", refused.unwrap().text.len());
+    let dropped = "${A#${A//a/${A//a/aaaaaaaa}}}".repeat(100);
+    assert_eq!(
+        expand_heredoc(&dropped, '\\', &short),
+        Err(WordError::TooMuch)
+    );
+}
+
 #[test]
 fn errors_keep_their_cause() {
     use std::error::Error as _;

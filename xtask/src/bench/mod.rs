@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: kiln against other builders, in one run on one machine.
 //!
 //! [`tool`] says how each builder is told to do a thing, [`workload`] what is measured,
-//! [`measure`] how, [`generate`] makes the inputs, [`report`] the table.
+//! [`measure`] how, [`generate`] makes the inputs, [`report`] the table. [`parse`] stands apart:
+//! it measures inside one process, and kiln alone.
 
 mod generate;
 mod measure;
+mod parse;
 mod report;
 mod tool;
 mod workload;
@@ -14,9 +16,10 @@ use anyhow::{Context, Result, bail};
 use crate::kiln::{self, Profile};
 use crate::scratch::Scratch;
 use crate::{bases, peers, workspace};
+use parse::Parse;
 use report::Row;
 use tool::Tool;
-use workload::{Bench, WORKLOADS};
+use workload::{Bench, PARSE, WORKLOADS};
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,6 +32,11 @@ struct Options {
 /// Measures the workloads that `arguments` name, or all.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let options = Options::parse(arguments)?;
+    if options.workloads == [PARSE] && !options.write {
+        // it needs none of the others' programs
+        print!("{}", Parse::measure()?.sentence());
+        return Ok(());
+    }
     peers::ensure(&[peers::REGISTRY, peers::BUSYBOX, peers::BUILDAH, peers::RUNC])?;
     let binary = kiln::build(Profile::Release)?;
     let scratch = Scratch::new("bench")?;
@@ -38,7 +46,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let bench = Bench::new(&scratch, base, options.runs);
 
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
+    let mut parse = None;
     for name in &options.workloads {
+        if name == PARSE {
+            eprintln!("measuring {name}");
+            match Parse::measure() {
+                Ok(measured) => parse = Some(measured),
+                Err(error) => failures.push(format!("{name}: {error:#}")),
+            }
+            continue;
+        }
         for tool in &tools {
             eprintln!("measuring {name}: {}", tool.name());
             match bench.measure(name, tool) {
@@ -49,7 +66,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             tool.reset()?;
         }
     }
-    let text = report::render(&rows, &tools, options.runs);
+    let mut text = report::render(&rows, &tools, options.runs);
+    text.extend(parse.map(|parse| parse.sentence()));
     print!("{text}");
     if !failures.is_empty() {
         bail!("not measured:\n{}", failures.join("\n"));

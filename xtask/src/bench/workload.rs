@@ -13,8 +13,11 @@ use crate::process;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 
+/// The workload that is no command.
+pub(super) const PARSE: &str = "parse";
+
 /// The workloads and what they are, in the order of the table.
-pub(super) const WORKLOADS: [(&str, &str); 7] = [
+pub(super) const WORKLOADS: [(&str, &str); 8] = [
     (
         "noop",
         "rebuild with nothing changed: a context of 20,000 files, 200 MB",
@@ -31,6 +34,7 @@ pub(super) const WORKLOADS: [(&str, &str); 7] = [
     ("pull", "the same image into an empty store"),
     ("save", "the same image to a tar file"),
     ("load", "that tar file into an empty store"),
+    (PARSE, "a Dockerfile of 200 lines from text to plan"),
 ];
 
 const MIB: usize = 1 << 20;
