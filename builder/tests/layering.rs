@@ -20,7 +20,7 @@ const GRAMMAR: Order = &[
     &["directive", "word"],
     &["heredoc", "mount", "syntax"],
     &["parse"],
-    &["lint"],
+    &["lint", "print"],
 ];
 
 const REGISTRY: Order = &[

@@ -215,7 +215,8 @@ fn node(line: &LogicalLine, depth: usize) -> Result<Node, Diagnostic> {
         }
         _ => {}
     }
-    if matches!(keyword(&node), "run" | "copy" | "add") && !node.json {
+    // What `ONBUILD ONBUILD` holds is refused anyhow.
+    if depth <= 1 && matches!(keyword(&node), "run" | "copy" | "add") && !node.json {
         node.heredocs = redirections(line, start);
     }
     Ok(node)
@@ -263,6 +264,7 @@ fn word(line: &LogicalLine, pair: &Pair<'_, Rule>) -> Word {
 /// Resolves the quotes and escapes of a flag and splits it at its `=`.
 fn flag(line: &LogicalLine, pair: &Pair<'_, Rule>) -> Flag {
     let start = pair.as_span().start();
+    let escape = line.marked().chars().next();
     let mut name = String::new();
     let mut value: Option<(usize, String)> = None;
     let mut quote = None;
@@ -275,7 +277,7 @@ fn flag(line: &LogicalLine, pair: &Pair<'_, Rule>) -> Flag {
         } else if quote.is_none() && matches!(letter, '\'' | '"') {
             quote = Some(letter);
             continue;
-        } else if letter == '\\' {
+        } else if Some(letter) == escape {
             match letters.next() {
                 Some((_, escaped)) => literal = escaped,
                 None => continue,

@@ -31,6 +31,7 @@ const PLANNED: [&str; 14] = [
     "ExposeInvalidFormat",
     "Unsupported",
     "UnusedBuildArg",
+    "UnusedBuildContext",
     "UnknownSyntax",
 ];
 

@@ -52,6 +52,17 @@ pub fn check_instruction(text: &str, instruction: &Instruction, outer: Span) {
     spans(&mut copy, &mut |span| {
         check_span(text, *span, instruction.span);
     });
+    // A place in a body leads to that place in the file.
+    heredocs(&mut copy.kind, &mut |heredoc| {
+        let mut at = 0;
+        for line in heredoc.content.split_inclusive('\n') {
+            let place = heredoc.place(at);
+            check_span(text, place, instruction.span);
+            let shown = line.lines().next().unwrap_or_default();
+            assert_eq!(&text[place.range()], shown, "{heredoc:?}");
+            at += line.len();
+        }
+    });
     if let Kind::Onbuild(onbuild) = &instruction.kind {
         check_instruction(text, &onbuild.instruction, instruction.span);
     }
@@ -111,6 +122,7 @@ pub fn normal(dockerfile: &Dockerfile) -> Dockerfile {
 pub fn normal_instruction(instruction: &Instruction) -> Instruction {
     let mut normal = instruction.clone();
     spans(&mut normal, &mut |span| *span = Span::default());
+    heredocs(&mut normal.kind, &mut |heredoc| heredoc.lines.clear());
     normal.span = Span::default();
     normal.text.clear();
     normal.keyword.value.make_ascii_uppercase();
