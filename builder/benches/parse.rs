@@ -8,7 +8,6 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use kiln_builder::graph::Network;
 use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions};
 use kiln_grammar::ast::Dockerfile;
 use kiln_registry::digest::Digest;
@@ -91,15 +90,9 @@ fn options() -> LowerOptions {
         ..Platform::default()
     };
     LowerOptions {
-        build_args: Vec::new(),
-        target: None,
         platform: platform.clone(),
-        platform_given: false,
         build_platform: platform,
-        name_platform: false,
-        labels: Vec::new(),
-        network: Network::Host,
-        allow_host_network: false,
+        ..LowerOptions::default()
     }
 }
 
