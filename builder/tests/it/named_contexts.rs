@@ -287,7 +287,7 @@ fn what_cannot_be_a_context_is_refused_before_anything_runs() {
     assert!(
         failed
             .stderr
-            .starts_with("error: in named context \"x\" (full): cannot read ignore file"),
+            .starts_with("error: in named context \"x\" (full): invalid ignore file"),
         "{failed}"
     );
     // One that nothing names does no harm, and is told of.
