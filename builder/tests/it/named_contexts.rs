@@ -296,7 +296,7 @@ fn what_cannot_be_a_context_is_refused_before_anything_runs() {
     assert!(
         built
             .stderr
-            .contains("UnusedBuildContext: named context `scretch` is not used by any FROM")
+            .contains("\nnamed context `scretch` is not used by any FROM")
             && built.stderr.contains("hint: did you mean `scratch`?"),
         "{built}"
     );
