@@ -80,15 +80,25 @@ impl Diagnostic {
     }
 }
 
+/// The longest word that is compared with others, bytes.
+const LONGEST: usize = 200;
+
 /// Finds the candidate that was probably meant, by edit distance without regard to case; `None`
 /// if none is near.
 #[must_use]
 pub fn suggest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    // Comparing costs the square of the length, and nobody types names of that length.
+    if word.len() > LONGEST {
+        return None;
+    }
     let word: Vec<char> = word.chars().flat_map(char::to_lowercase).collect();
     let allowed = word.len().div_ceil(3).clamp(1, 3).min(word.len() / 2);
     candidates
         .into_iter()
         .filter_map(|candidate| {
+            if candidate.len() > LONGEST {
+                return None;
+            }
             let letters: Vec<char> = candidate.chars().flat_map(char::to_lowercase).collect();
             // Two words of one letter are always "near".
             if word.len() < 2 || word.len().abs_diff(letters.len()) > allowed {

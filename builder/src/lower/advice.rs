@@ -55,7 +55,7 @@ impl StageLowering<'_, '_> {
         let span = instruction.keyword.span;
         let warning = Diagnostic::warning("JSONArgsRecommended", message, span);
         let place = tail(instruction.span, text);
-        self.shared.warnings.push(match exec_form(text) {
+        self.shared.warn(match exec_form(text) {
             Some(array) if is_one_line(instruction.span, span, &instruction.text) => {
                 warning.with_edit(place, array)
             }
@@ -83,7 +83,7 @@ impl StageLowering<'_, '_> {
         );
         let warning = Diagnostic::warning("WorkdirRelativePath", message, word.span);
         let sure = self.state.known && !word.value.contains('$');
-        self.shared.warnings.push(if sure {
+        self.shared.warn(if sure {
             warning.with_edit(word.span, path)
         } else {
             warning
@@ -95,7 +95,7 @@ impl StageLowering<'_, '_> {
         let message =
             format!("Defined protocol '{text}' in EXPOSE instruction should be lowercase");
         let warning = Diagnostic::warning("ExposeProtoCasing", message, word.span);
-        self.shared.warnings.push(if text == word.value {
+        self.shared.warn(if text == word.value {
             warning.with_edit(word.span, text.to_lowercase())
         } else {
             warning
@@ -119,7 +119,7 @@ impl StageLowering<'_, '_> {
                 "Attempting to {keyword} file {source:?} that is excluded by .dockerignore"
             );
             let warning = Diagnostic::warning("CopyIgnoredFile", message, word.span);
-            self.shared.warnings.push(warning);
+            self.shared.warn(warning);
         }
     }
 }

@@ -216,5 +216,5 @@ fn warn_about_platform(shared: &mut Shared<'_>, index: usize, name: &str, config
         "Base image {name} was pulled with platform \"{actual}\", expected \"{wanted}\" for current build"
     );
     let warning = Diagnostic::warning("InvalidBaseImagePlatform", message, stage.ast.base.span);
-    shared.warnings.push(warning);
+    shared.warn(warning);
 }

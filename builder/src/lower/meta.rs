@@ -204,7 +204,7 @@ impl StageLowering<'_, '_> {
                          found '{text}'"
                     );
                     let warning = Diagnostic::warning("ExposeInvalidFormat", message, word.span);
-                    self.shared.warnings.push(warning);
+                    self.shared.warn(warning);
                 }
                 insert_all(
                     self.state

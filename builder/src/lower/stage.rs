@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use kiln_grammar::ast::{Instruction, Kind, Word};
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
+use kiln_grammar::lint::MAX_FOUND;
 use kiln_grammar::source::Span;
 use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_grammar::word::WordError;
@@ -93,7 +94,7 @@ pub(super) struct Step<'a> {
 pub(super) const UNSUPPORTED: &str = "Unsupported";
 
 /// How many slips of the pen are looked for: who has more undefined variables has not misspelt them.
-const GUESSES: usize = 100;
+pub(super) const GUESSES: usize = 100;
 
 /// Bytes that a plan may hold. A file of a few lines can ask for much more.
 const SIZE_LIMIT: usize = 128 << 20;
@@ -110,6 +111,13 @@ impl State {
 }
 
 impl<'a> Shared<'a> {
+    /// Keeps a warning, unless there are more than anybody reads.
+    pub(super) fn warn(&mut self, warning: Diagnostic) {
+        if self.warnings.len() < MAX_FOUND {
+            self.warnings.push(warning);
+        }
+    }
+
     /// Whether there is no use in going on.
     fn is_full(&self) -> bool {
         self.errors.len() >= MAX_ERRORS || self.size > SIZE_LIMIT
@@ -123,7 +131,7 @@ impl<'a> Shared<'a> {
             return Err(Diagnostic::error(message, span));
         }
         let warning = Diagnostic::warning(UNSUPPORTED, message, span);
-        self.warnings.push(warning);
+        self.warn(warning);
         Ok(())
     }
 
@@ -374,7 +382,7 @@ impl<'a, 'b> StageLowering<'a, 'b> {
                 None => {}
             }
             let warning = Diagnostic::warning("UndefinedVar", message, span);
-            self.shared.warnings.push(warning);
+            self.shared.warn(warning);
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kiln_grammar::ast::{self, Dockerfile, Instruction, Kind};
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
+use kiln_grammar::lint::MAX_FOUND;
 use kiln_grammar::source::{Span, Spanned};
 use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_registry::spec::Platform;
@@ -15,6 +16,7 @@ use super::onbuild::{self, Trigger};
 use super::options::{BaseImages, LowerOptions};
 use super::plan::Wanted;
 use super::scope::{Expansion, Scope};
+use super::stage::GUESSES;
 
 /// The stages of a file.
 #[derive(Debug)]
@@ -467,8 +469,13 @@ fn expand_from(
         .expand(&word.value, file.directives.escape)
         .map_err(|error| Diagnostic::error(error.to_string(), word.span))?;
     for name in &expanded.undefined {
+        if warnings.len() >= MAX_FOUND {
+            break;
+        }
         let mut message = format!("FROM argument '{name}' is not declared");
-        if let Some(near) = suggest(name, globals.names()) {
+        let few = warnings.len() < GUESSES;
+        let near = few.then(|| suggest(name, globals.names()));
+        if let Some(near) = near.flatten() {
             message.push_str(&format!(" (did you mean {near}?)"));
         }
         warnings.push(Diagnostic::warning(
@@ -524,7 +531,7 @@ fn warn_about_defaults(file: &Dockerfile, options: &LowerOptions, warnings: &mut
     if !errors.is_empty() {
         return;
     }
-    for stage in &file.stages {
+    for stage in file.stages.iter().take(MAX_FOUND) {
         let base = &stage.base;
         let Ok(name) = defaults.expand(&base.value, file.directives.escape) else {
             continue;

@@ -31,11 +31,14 @@ const SECRET: [&str; 10] = [
 ];
 const NO_SECRET: [&str; 3] = ["public", "file", "version"];
 
+/// How many warnings are kept: a file of 16 MiB can be wrong millions of times, which nobody reads.
+pub const MAX_FOUND: usize = 100_000;
+
 /// Finds what docker's rules say of a Dockerfile's text. What needs values or base images is found
 /// when the build is planned.
 #[must_use]
 pub fn lint(text: &str, file: &Dockerfile) -> Vec<Diagnostic> {
-    let mut found = Vec::new();
+    let mut found = Found(Vec::new());
     empty_continuations(file, &mut found);
     if let Ok(syntax) = syntax::parse(text) {
         casing(&syntax.nodes, &mut found);
@@ -53,7 +56,18 @@ pub fn lint(text: &str, file: &Dockerfile) -> Vec<Diagnostic> {
     for stage in &file.stages {
         repeated(stage, &mut found);
     }
-    found
+    found.0
+}
+
+/// What is found, up to [`MAX_FOUND`].
+struct Found(Vec<Diagnostic>);
+
+impl Found {
+    fn push(&mut self, warning: Diagnostic) {
+        if self.0.len() < MAX_FOUND {
+            self.0.push(warning);
+        }
+    }
 }
 
 fn instructions(file: &Dockerfile) -> impl Iterator<Item = &Instruction> {
@@ -61,15 +75,17 @@ fn instructions(file: &Dockerfile) -> impl Iterator<Item = &Instruction> {
     file.global_args.iter().chain(stages)
 }
 
-fn empty_continuations(file: &Dockerfile, found: &mut Vec<Diagnostic>) {
-    found.extend(file.warnings.iter().map(|warning| Diagnostic {
-        message: "Empty continuation line".to_owned(),
-        ..warning.clone()
-    }));
+fn empty_continuations(file: &Dockerfile, found: &mut Found) {
+    for warning in file.warnings.iter().take(MAX_FOUND) {
+        found.push(Diagnostic {
+            message: "Empty continuation line".to_owned(),
+            ..warning.clone()
+        });
+    }
 }
 
 /// `ConsistentInstructionCasing`: all upper or all lower, like most of the file.
-fn casing(nodes: &[Node], found: &mut Vec<Diagnostic>) {
+fn casing(nodes: &[Node], found: &mut Found) {
     let words = || nodes.iter().map(|node| node.keyword.value.as_str());
     let lower = words().filter(|word| *word == word.to_lowercase()).count();
     let upper = words().filter(|word| *word == word.to_uppercase()).count();
@@ -92,7 +108,7 @@ fn casing(nodes: &[Node], found: &mut Vec<Diagnostic>) {
 }
 
 /// `FromAsCasing`: both words in upper, or both in lower case.
-fn from_casing(node: &Node, found: &mut Vec<Diagnostic>) {
+fn from_casing(node: &Node, found: &mut Found) {
     let ("from", [_, word, _]) = (keyword(node), node.args.as_slice()) else {
         return;
     };
@@ -113,7 +129,7 @@ fn from_casing(node: &Node, found: &mut Vec<Diagnostic>) {
 }
 
 /// `StageNameCasing`, `ReservedStageName`, `DuplicateStageName`.
-fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
+fn stage_names(text: &str, file: &Dockerfile, found: &mut Found) {
     let mut seen: HashMap<&str, Span> = HashMap::new();
     let mut bases: HashMap<String, Vec<&Spanned<String>>> = HashMap::new();
     for base in file.stages.iter().map(|stage| &stage.base) {
@@ -159,7 +175,7 @@ fn stage_names(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
 }
 
 /// `MaintainerDeprecated`.
-fn maintainer(text: &str, escape: char, instruction: &Instruction, found: &mut Vec<Diagnostic>) {
+fn maintainer(text: &str, escape: char, instruction: &Instruction, found: &mut Found) {
     if let Kind::Maintainer(author) = &instruction.kind {
         let message = "Maintainer instruction is deprecated in favor of using label";
         let span = instruction.keyword.span;
@@ -199,12 +215,12 @@ fn quote(text: &str, escape: char) -> String {
 }
 
 /// `LegacyKeyValueFormat`.
-fn key_values(text: &str, escape: char, node: &Node, found: &mut Vec<Diagnostic>) {
+fn key_values(text: &str, escape: char, node: &Node, found: &mut Found) {
     if let Some(sub) = &node.sub {
-        let known = found.len();
+        let known = found.0.len();
         key_values(text, escape, sub, found);
         // The image that keeps the trigger does not say which escape character it was written with.
-        for warning in found.iter_mut().skip(known).filter(|_| escape != '\\') {
+        for warning in found.0.iter_mut().skip(known).filter(|_| escape != '\\') {
             warning.fix.clear();
         }
         return;
@@ -228,7 +244,7 @@ fn key_values(text: &str, escape: char, node: &Node, found: &mut Vec<Diagnostic>
 }
 
 /// `SecretsUsedInArgOrEnv`.
-fn secrets(instruction: &Instruction, found: &mut Vec<Diagnostic>) {
+fn secrets(instruction: &Instruction, found: &mut Found) {
     let (name, keys): (_, Vec<&Spanned<String>>) = match &instruction.kind {
         Kind::Arg(pairs) => ("ARG", pairs.iter().map(|pair| &pair.name).collect()),
         Kind::Env(pairs) => ("ENV", pairs.iter().map(|pair| &pair.key).collect()),
@@ -251,7 +267,7 @@ fn is_secret(name: &str) -> bool {
 }
 
 /// `MultipleInstructionsDisallowed`: only the last one counts, so the others are pointed at.
-fn repeated(stage: &Stage, found: &mut Vec<Diagnostic>) {
+fn repeated(stage: &Stage, found: &mut Found) {
     let mut last: HashMap<&str, Span> = HashMap::new();
     for instruction in &stage.instructions {
         let name = match instruction.kind {
@@ -276,7 +292,7 @@ fn repeated(stage: &Stage, found: &mut Vec<Diagnostic>) {
 
 /// `InvalidDefinitionDescription`: a comment right above a named stage or an argument describes
 /// it, name first (A1.12).
-fn descriptions(text: &str, file: &Dockerfile, found: &mut Vec<Diagnostic>) {
+fn descriptions(text: &str, file: &Dockerfile, found: &mut Found) {
     let stages = file.stages.iter().filter_map(|stage| {
         let name = stage.name.as_ref()?;
         Some(("FROM", stage.span, name.value.as_str()))
