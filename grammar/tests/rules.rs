@@ -12,28 +12,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kiln_grammar::diagnostic::Diagnostic;
-use kiln_grammar::lint::{self, Looked, Rule, Set, Settings, fix_all};
+use kiln_grammar::lint::{self, FoundBy, Looked, Rule, Set, Settings, fix_all};
 use kiln_grammar::parse;
 use kiln_grammar::source::position;
-
-/// Rules that need the values of variables, base images or options: builder's tests see to them.
-const PLANNED: [&str; 15] = [
-    "UndefinedArgInFrom",
-    "InvalidDefaultArgInFrom",
-    "WorkdirRelativePath",
-    "UndefinedVar",
-    "InvalidBaseImagePlatform",
-    "RedundantTargetPlatform",
-    "FromPlatformFlagConstDisallowed",
-    "CopyIgnoredFile",
-    "JSONArgsRecommended",
-    "ExposeProtoCasing",
-    "ExposeInvalidFormat",
-    "Unsupported",
-    "UnusedBuildArg",
-    "UnusedBuildContext",
-    "UnknownSyntax",
-];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -113,7 +94,7 @@ fn cases() {
 #[test]
 fn every_practice_has_a_case() {
     let rules: Vec<&Rule> = lint::rules()
-        .filter(|rule| rule.set == Set::Kiln && !PLANNED.contains(&rule.name))
+        .filter(|rule| rule.set == Set::Kiln && rule.found_by == FoundBy::Text)
         .collect();
     let mut all = String::new();
     for entry in fs::read_dir(root().join("testdata/lint")).unwrap() {
@@ -216,7 +197,7 @@ fn every_rule_has_a_page() {
 
 #[test]
 fn examples_are_true() {
-    for rule in lint::rules().filter(|rule| !PLANNED.contains(&rule.name)) {
+    for rule in lint::rules().filter(|rule| rule.found_by == FoundBy::Text) {
         let name = rule.name;
         let enable = if rule.on { "" } else { name };
         let raises = |text: &str| {
@@ -264,9 +245,9 @@ fn row(rule: &Rule) -> String {
         "JSONArgsRecommended",
         "ExposeProtoCasing",
     ];
-    let found = match PLANNED.contains(&name) {
-        true => Vec::new(),
-        false => findings(bad, name),
+    let found = match rule.found_by {
+        FoundBy::Plan => Vec::new(),
+        FoundBy::Text => findings(bad, name),
     };
     let fixes = found
         .iter()

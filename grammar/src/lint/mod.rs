@@ -17,5 +17,5 @@ mod settings;
 pub use docker::{MAX_FOUND, lint};
 pub use fix::{Looked, fix, fix_all};
 pub use practice::practices;
-pub use rules::{Rule, Set, rule, rules};
+pub use rules::{FoundBy, Rule, Set, rule, rules};
 pub use settings::{Names, Settings};
