@@ -74,7 +74,8 @@ impl StageLowering<'_, '_> {
         if step.onbuild || std::mem::replace(&mut self.state.workdir_set, true) {
             return;
         }
-        let windows = self.state.config.os == "windows" && written.get(1..2) == Some(":");
+        let may_be_windows = self.state.config.os == "windows" || !self.state.known;
+        let windows = may_be_windows && written.get(1..2) == Some(":");
         if written.starts_with('/') || windows {
             return;
         }

@@ -91,7 +91,8 @@ impl StageLowering<'_, '_> {
     /// Where a mount appears: joined with the working directory, and never the root (B1.4).
     fn mount_target(&self, target: &str, record: &Word) -> Result<String, Diagnostic> {
         let path = path::join(self.directory(), target);
-        if path == "/" {
+        // Where the working directory is not known yet, `.` need not be the root.
+        if path == "/" && (self.state.known || self.state.workdir_set) {
             let message = format!("invalid mount target \"{target}\"");
             return Err(Diagnostic::error(message, record.span));
         }
