@@ -83,7 +83,8 @@ impl StageLowering<'_, '_> {
             "Relative workdir {written:?} can have unexpected results if the base image changes"
         );
         let warning = Diagnostic::warning("WorkdirRelativePath", message, word.span);
-        let sure = self.state.known && !word.value.contains('$');
+        // Neither variables nor quotes and escapes are in it.
+        let sure = self.state.known && word.value == written;
         self.shared.warn(if sure {
             warning.with_edit(word.span, path)
         } else {
