@@ -67,7 +67,7 @@ fn fuzz(target: &str, seconds: &str) -> Result<()> {
         .arg(&built)
         .arg(target)
         .arg(&corpus)
-        .args(["--", "-fork=0", "-rss_limit_mb=2048", "-timeout=5"])
+        .args(["--", "-fork=0", "-rss_limit_mb=2048", "-timeout=20"])
         .args(["-max_len=4096", "-print_final_stats=1"])
         .arg(format!("-dict={}", dictionary.display()))
         .arg(format!("-max_total_time={seconds}"))
