@@ -47,16 +47,6 @@ const ASKING: [&str; 9] = [
     "build-dep",
 ];
 
-/// Packages that do little without one that they only recommend; `--fix` leaves them to a person.
-const NEEDY: [(&str, &str); 6] = [
-    ("curl", "ca-certificates"),
-    ("wget", "ca-certificates"),
-    ("git", "ca-certificates"),
-    ("python3-pip", "build-essential"),
-    ("npm", "build-essential"),
-    ("gcc", "libc6-dev"),
-];
-
 /// What can stand behind `apt-get update` without using the lists.
 const HARMLESS: [&str; 9] = [
     "echo", "true", ":", "rm", "sleep", "break", "fi", "done", "}",
@@ -182,29 +172,18 @@ fn no_recommends(apt: &Apt<'_>, found: &mut Vec<Diagnostic>) {
             .iter()
             .any(|word| word.value.contains("Install-Recommends"))
         || may_hold_options(apt);
-    let packages: Vec<&str> = operands(apt.rest, &VALUED)
-        .map(|word| word.value.as_str())
-        .collect();
-    if given || !apt.is(&["install"]) || packages.is_empty() {
+    let nothing = operands(apt.rest, &VALUED).next().is_none();
+    if given || !apt.is(&["install"]) || nothing {
         return;
     }
     let message = format!(
         "`{}` also installs what the packages only recommend",
         apt.call.title(apt.subcommand)
     );
+    // Leaving packages out is for a person to decide, so there is no edit.
     let hint = "add --no-install-recommends, and name the recommended packages that are needed";
-    let warning = apt
-        .warning("AptGetNoInstallRecommends", message)
-        .with_hint(hint);
-    let lacking =
-        |(package, needs): &(&str, &str)| packages.contains(package) && !packages.contains(needs);
-    let unknown = operands(apt.rest, &VALUED).any(|word| word.expands);
-    found.push(if unknown || NEEDY.iter().any(lacking) {
-        warning
-    } else {
-        let option = "--no-install-recommends";
-        apt.subcommand.followed_by(option, warning)
-    });
+    let warning = apt.warning("AptGetNoInstallRecommends", message);
+    found.push(warning.with_hint(hint));
 }
 
 /// Whether a variable may bring the options that are missing: one of such a name, or one before
