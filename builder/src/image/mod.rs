@@ -89,7 +89,8 @@ pub fn assemble(
         config.history.push(History {
             created: Some(last.clone()),
             created_by: Some(entry.created_by.clone()),
-            author: entry.author.clone(),
+            // As in docker's builds, `MAINTAINER` names the author of the image, not of its steps.
+            author: None,
             comment: entry.comment.clone(),
             empty_layer: time.is_none(),
             ..History::default()

@@ -47,8 +47,6 @@ pub struct HistoryEntry {
     pub created_by: String,
     /// A remark.
     pub comment: Option<String>,
-    /// Who is the author of the image at this point.
-    pub author: Option<String>,
     /// The vertex that makes its layer: what it changes in its input 0. `None` for an
     /// instruction that makes no layer.
     pub layer: Option<VertexId>,
@@ -60,16 +58,14 @@ impl HistoryEntry {
         Self {
             created_by,
             comment: Some("buildkit.exporter.image.v0".to_owned()),
-            author: None,
             layer: Some(layer),
         }
     }
 
-    pub(super) fn new(created_by: String, author: Option<String>, layer: Option<VertexId>) -> Self {
+    pub(super) fn new(created_by: String, layer: Option<VertexId>) -> Self {
         Self {
             created_by,
             comment: Some(HISTORY_COMMENT.to_owned()),
-            author,
             layer,
         }
     }
@@ -118,11 +114,7 @@ impl Plan {
                 Some(vertex) => format!("layer {}", vertex.index()),
                 None => "empty".to_owned(),
             };
-            let author = match &entry.author {
-                Some(author) => format!(" ({author})"),
-                None => String::new(),
-            };
-            let _ = writeln!(text, "history {layer}{author} {:?}", entry.created_by);
+            let _ = writeln!(text, "history {layer} {:?}", entry.created_by);
         }
         text
     }

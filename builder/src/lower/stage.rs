@@ -426,8 +426,7 @@ impl<'a, 'b> StageLowering<'a, 'b> {
 
     /// Adds to the history (A16.2).
     pub(super) fn record(&mut self, created_by: String, layer: Option<VertexId>) {
-        let author = self.state.config.author.clone();
-        let entry = HistoryEntry::new(created_by, author, layer);
+        let entry = HistoryEntry::new(created_by, layer);
         self.state.history.push(entry);
     }
 
