@@ -2,12 +2,12 @@
 //! directory, the shell, the ignore file.
 
 use kiln_grammar::ast::{Command, Word};
-use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::diagnostic::{Diagnostic, suggest};
 use kiln_grammar::glob;
 use kiln_grammar::source::Span;
 
 use super::path;
-use super::stage::{StageLowering, Step};
+use super::stage::{GUESSES, Shared, StageLowering, Step};
 
 /// Images of Docker Hub's library that set `PATH` at most and no working directory, so that a
 /// Dockerfile on them can be judged without having them.
@@ -35,6 +35,27 @@ pub(super) fn is_plain(reference: &str) -> bool {
         .trim_start_matches("library/");
     let name = name.split(':').next().unwrap_or_default();
     PLAIN.contains(&name)
+}
+
+impl Shared<'_> {
+    /// `MisspeltStage`: an image that nobody has looked at and whose name is nearly that of a
+    /// stage, unless the stage is built on just that image.
+    pub(super) fn advise_stage(&mut self, image: &str, span: Span) {
+        self.guesses += 1;
+        if image.contains(['/', ':', '@']) || is_plain(image) || self.guesses > GUESSES {
+            return;
+        }
+        let stages = self.stages.list.iter().map(|stage| stage.ast);
+        let names = stages
+            .filter(|stage| stage.base.value != image)
+            .filter_map(|stage| stage.name.as_ref());
+        let Some(near) = suggest(image, names.map(|name| name.value.as_str())) else {
+            return;
+        };
+        let message =
+            format!("no stage is named {image:?}, so it is an image (did you mean {near}?)");
+        self.warn(Diagnostic::warning("MisspeltStage", message, span));
+    }
 }
 
 impl StageLowering<'_, '_> {

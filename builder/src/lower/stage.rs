@@ -40,7 +40,7 @@ pub(super) struct Shared<'a> {
     pub(super) declared: Vec<String>,
     /// Bytes that the plan holds besides the text of the Dockerfile.
     pub(super) size: usize,
-    /// How many undefined variables were compared with all that are defined.
+    /// How many unknown names were compared with all that are known.
     pub(super) guesses: usize,
 }
 
@@ -223,6 +223,7 @@ impl<'a> Shared<'a> {
     ) -> Result<Option<(VertexId, ImageConfig)>, Diagnostic> {
         let Some(image) = self.bases.get(reference, platform) else {
             if self.looking {
+                self.advise_stage(reference, span);
                 return Ok(None);
             }
             let platform = platform.to_string();

@@ -112,6 +112,7 @@ const DOCKER: &[Rule] = &[
 
 const KILN: &[Rule] = &[
     row!(Kiln Plan true "Unsupported" "What kiln cannot do yet is said before anything runs"),
+    row!(Kiln Plan true "MisspeltStage" "Names that are nearly those of stages should be those of stages"),
     row!(Kiln Plan true "UnusedBuildArg" "Every --build-arg should be declared by an ARG"),
     row!(Kiln Plan true "UnusedBuildContext" "Every --build-context should be named by the Dockerfile"),
     row!(Kiln Plan true "UnknownSyntax" "The language that `# syntax=` asks for should be one that is built in"),
