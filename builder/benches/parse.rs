@@ -2,14 +2,15 @@
 //! seconds, which `cargo xtask bench parse` reads. Beside it a pass of SHA-256 over the same text,
 //! as a measure of the machine.
 
-#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(clippy::print_stdout, reason = "its result")]
 
 use std::hint::black_box;
 use std::time::Instant;
 
+use anyhow::{Result, anyhow, ensure};
 use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions};
 use kiln_grammar::ast::Dockerfile;
+use kiln_grammar::diagnostic::Diagnostic;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
 use serde_json::json;
@@ -24,18 +25,19 @@ const LINES: usize = 20;
 /// How often each thing is done.
 const RUNS: usize = 301;
 
-fn main() {
+fn main() -> Result<()> {
     let text: String = (0..STAGES).map(stage).collect();
-    assert_eq!(text.lines().count(), STAGES * LINES);
-    let file = kiln_grammar::parse(&text).unwrap();
+    let lines = text.lines().count();
+    ensure!(lines == STAGES * LINES, "the file has {lines} lines");
+    let file = kiln_grammar::parse(&text).map_err(wrong)?;
     let options = options();
-    let bases = bases(&file, &options);
+    let bases = bases(&file, &options)?;
     let vertices = lower::lower(&file, &options, &bases)
-        .unwrap()
+        .map_err(wrong)?
         .graph
         .vertices()
         .len();
-    assert!(vertices > STAGES * 5, "only {vertices} vertices");
+    ensure!(vertices > STAGES * 5, "only {vertices} vertices");
 
     let report = json!({
         "lines": STAGES * LINES,
@@ -50,6 +52,13 @@ fn main() {
         }),
     });
     println!("{report}");
+    Ok(())
+}
+
+/// What is wrong with the file of the benchmark, which is a mistake in it.
+fn wrong(errors: Vec<Diagnostic>) -> anyhow::Error {
+    let messages: Vec<String> = errors.into_iter().map(|error| error.message).collect();
+    anyhow!("the file cannot be planned: {}", messages.join("; "))
 }
 
 /// A stage as people write them; each needs the one before.
@@ -96,17 +105,16 @@ fn options() -> LowerOptions {
     }
 }
 
-fn bases(file: &Dockerfile, options: &LowerOptions) -> BaseImages {
+fn bases(file: &Dockerfile, options: &LowerOptions) -> Result<BaseImages> {
     let mut bases = BaseImages::default();
-    for wanted in lower::wanted(file, options, &bases).unwrap() {
+    for wanted in lower::wanted(file, options, &bases).map_err(wrong)? {
         let layer = Digest::of(b"layer");
         let config: ImageConfig = serde_json::from_value(json!({
             "os": "linux",
             "architecture": "amd64",
             "config": {"Env": ["PATH=/usr/bin:/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [layer]},
-        }))
-        .unwrap();
+        }))?;
         let base = BaseImage {
             name: wanted.reference.clone(),
             config_digest: layer,
@@ -114,7 +122,7 @@ fn bases(file: &Dockerfile, options: &LowerOptions) -> BaseImages {
         };
         bases.insert(wanted.reference, wanted.platform, base);
     }
-    bases
+    Ok(bases)
 }
 
 /// The median time of one call, in seconds.

@@ -75,16 +75,8 @@ pub(crate) fn op(words: &str) -> CopyOp {
     let mut words: Vec<&str> = words.split_whitespace().collect();
     let destination = words.pop().unwrap().to_owned();
     let mut op = CopyOp {
-        unpack_fetched: false,
-        sources: Vec::new(),
         destination,
-        chown: None,
-        chmod: None,
-        exclude: Vec::new(),
-        parents: false,
-        link: false,
-        unpack: false,
-        keep_owner: false,
+        ..CopyOp::default()
     };
     for word in words {
         if let Some(pattern) = word.strip_prefix("--exclude=") {

@@ -114,7 +114,7 @@ pub enum Network {
 }
 
 /// A `COPY` or `ADD`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct CopyOp {
     /// What is copied, in order.
     pub sources: Vec<CopySource>,

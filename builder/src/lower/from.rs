@@ -126,14 +126,7 @@ fn tree(
     let copy = CopyOp {
         sources: vec![CopySource::Path { input: 1, path }],
         destination: "/".to_owned(),
-        chown: None,
-        chmod: None,
-        exclude: Vec::new(),
-        parents: false,
-        link: false,
-        unpack: false,
-        unpack_fetched: false,
-        keep_owner: false,
+        ..CopyOp::default()
     };
     let vertex = shared.graph.add(Vertex {
         op: Op::Copy(copy),
