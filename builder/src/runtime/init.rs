@@ -14,7 +14,7 @@ use super::message::{self, Failure, Message, errno};
 use super::mount_points::{self, Kind, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
-use super::{ProcessSpec, filesystems, privileges, program};
+use super::{Files, Network, ProcessSpec, filesystems, privileges, program};
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
@@ -76,14 +76,14 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
 fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
     let mut flags =
         UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
-    if !spec.host_network {
+    if spec.network == Network::None {
         flags |= UnshareFlags::NEWNET;
     }
     process::new_namespaces(flags).act("create namespaces")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).act("make mounts private")?;
     rustix::system::sethostname(spec.hostname.as_bytes()).act("set the host name")?;
-    if !spec.host_network {
+    if spec.network == Network::None {
         loopback::up().act("bring the loopback interface up")?;
     }
     Ok(())
@@ -95,20 +95,29 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
 /// cgroup that would tell the harmless ones from the disks of the host.
 fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
     let work = &spec.root.work;
-    let points = work.join(MOUNT_POINTS);
-    mount_points::lay_out(&points, &places(mounts))?;
-    let lowers = spec.root.lowers.iter().chain([&points]);
-    let lowers = lowers.map(|layer| layer.as_path()).collect::<Vec<_>>();
-    let overlay_work = work.join(OVERLAY_WORK);
-    let writable = Writable {
-        upper: &spec.root.upper,
-        work: &overlay_work,
+    let mount = match &spec.root.files {
+        Files::Overlay { lowers, upper } => {
+            let points = work.join(MOUNT_POINTS);
+            mount_points::lay_out(&points, &places(mounts))?;
+            let lowers = lowers.iter().chain([&points]);
+            let lowers = lowers.map(|layer| layer.as_path()).collect::<Vec<_>>();
+            let overlay_work = work.join(OVERLAY_WORK);
+            let writable = Writable {
+                upper,
+                work: &overlay_work,
+            };
+            mount::overlay(&lowers, Some(writable), MountAttrFlags::MOUNT_ATTR_NODEV)?
+        }
+        Files::Tree(tree) => {
+            let mount = mount::clone(rustix::fs::CWD, tree)?;
+            mount::set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_NODEV)?;
+            mount
+        }
     };
-    let mount = mount::overlay(&lowers, Some(writable), MountAttrFlags::MOUNT_ATTR_NODEV)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let upper = rustix::fs::open(&spec.root.upper, flags, Mode::empty())?;
-    mount::attach(mount.as_fd(), upper.as_fd())?;
-    Ok((Root::from_fd(mount), upper))
+    let writable = rustix::fs::open(spec.root.files.writable(), flags, Mode::empty())?;
+    mount::attach(mount.as_fd(), writable.as_fd())?;
+    Ok((Root::from_fd(mount), writable))
 }
 
 /// All mount points that the image may lack. What stands below a file system of the sandbox is made

@@ -20,7 +20,7 @@ mod provide;
 mod sandbox;
 mod seccomp;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,8 @@ pub struct ProcessSpec {
     pub root: Root,
     /// Host name.
     pub hostname: String,
-    /// Whether the process shares the host's network; else it has a loopback of its own only.
-    pub host_network: bool,
+    /// What it sees of the network.
+    pub network: Network,
     /// Content of `/etc/hosts`, shown read-only.
     pub hosts: String,
     /// Content of `/etc/resolv.conf`, shown read-only.
@@ -62,17 +62,127 @@ pub struct ProcessSpec {
     pub shm_size: u64,
     /// Resource limits: name as `ulimit` has it (`nofile`), soft and hard.
     pub rlimits: Vec<(String, u64, u64)>,
+    /// What it may do.
+    pub privileges: Privileges,
+    /// The `cgroup.procs` files of the control groups that it runs in, one of each hierarchy; none
+    /// leaves it where kiln is.
+    pub cgroups: Vec<PathBuf>,
+    /// How far it is kept apart from the host.
+    pub isolation: Isolation,
+    /// What it reads and where it writes.
+    pub streams: Streams,
 }
 
-/// A root file system to be mounted for a process.
+/// What a process sees of the network (B3.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// All that the host sees.
+    Host,
+    /// A loopback interface of its own, and nothing else.
+    None,
+    /// A network namespace that exists: the file that stands for it.
+    Namespace(PathBuf),
+}
+
+/// What a process may do (B3.2, B5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Privileges {
+    /// What docker gives: 14 capabilities, masked paths, and these system calls.
+    Sandbox(Seccomp),
+    /// All that the host's root has: `--security=insecure`.
+    Insecure,
+}
+
+/// The system calls that a process may make (B5.5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// Those of docker's default profile.
+    Default,
+    /// All.
+    Unconfined,
+    /// Those of a profile of the user's, docker's JSON as read from its file.
+    Profile(String),
+}
+
+/// How far a process is kept apart from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// Namespaces and mounts by the host's root.
+    Root,
+    /// The same in a user namespace that kiln has entered at its start.
+    Rootless(Ids),
+    /// Root without the right to mount: a changed root directory, and nothing else. Steps are not
+    /// isolated from each other, nor from kiln.
+    Chroot,
+}
+
+/// The users and groups that a user namespace has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ids {
+    /// Root and the subordinate ids of the user.
+    Range,
+    /// Root only; all other owners exist in the records of snapshots, not on disk.
+    Single,
+}
+
+/// What a process reads and where it writes (B4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Streams {
+    /// Nothing to read; standard output and error are kept apart.
+    #[default]
+    Pipes,
+    /// As kiln's own standard input; standard output and error are kept apart.
+    Input,
+    /// A terminal of this many rows and columns, connected to kiln's own.
+    Terminal {
+        /// Lines.
+        rows: u16,
+        /// Characters in a line.
+        columns: u16,
+    },
+}
+
+/// A root file system for a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
-    /// Layer directories in overlayfs form, topmost first; may be empty.
-    pub lowers: Vec<PathBuf>,
-    /// Directory that receives changes.
-    pub upper: PathBuf,
-    /// An empty directory on the same file system, for overlayfs.
+    /// Where its files are.
+    pub files: Files,
+    /// An empty directory for the runtime's own use; with an overlay, on the same file system.
     pub work: PathBuf,
+}
+
+/// Where the files of a root are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Files {
+    /// In layers, to be merged by overlayfs.
+    Overlay {
+        /// Layer directories in overlayfs form, topmost first; may be empty.
+        lowers: Vec<PathBuf>,
+        /// Directory that receives changes.
+        upper: PathBuf,
+    },
+    /// In one directory that is complete as it is, and is changed.
+    Tree(PathBuf),
+}
+
+impl Files {
+    /// The directory that is written to.
+    #[must_use]
+    pub fn writable(&self) -> &Path {
+        match self {
+            Self::Overlay { upper, .. } => upper,
+            Self::Tree(tree) => tree,
+        }
+    }
+
+    /// The layers below it, topmost first.
+    #[must_use]
+    pub fn lowers(&self) -> &[PathBuf] {
+        match self {
+            Self::Overlay { lowers, .. } => lowers,
+            Self::Tree(_) => &[],
+        }
+    }
 }
 
 /// Something to be shown in the root.

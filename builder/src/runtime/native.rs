@@ -52,8 +52,9 @@ impl Native {
     /// When it returns, all processes of the sandbox are gone, whatever the result; only when the
     /// sandbox was killed from outside ([`RuntimeError::Lost`]) the kernel may still be at it.
     ///
-    /// [`Root::work`] is used for scratch and empty again afterwards; [`Root::upper`] holds what
-    /// the process changed, in the form of overlayfs, and nothing of the runtime's own (B1.6).
+    /// [`Root::work`] is used for scratch and empty again afterwards; the writable directory of
+    /// [`Root::files`] holds what the process changed, in the form of overlayfs where it is one, and
+    /// nothing of the runtime's own (B1.6).
     ///
     /// # Errors
     /// [`RuntimeError`] when the process was not started, was cancelled, or its end is not known.
@@ -113,9 +114,10 @@ fn remove_work(root: &Root) -> Result<(), RuntimeError> {
 /// Takes out of the root what the run itself put there (B1.6).
 fn clean(root: &Root, made: &[Made]) -> Result<(), RuntimeError> {
     let layer = root.work.join(MOUNT_POINTS);
-    mount_points::clean(&root.upper, &root.lowers, &layer, made).map_err(|source| {
+    let writable = root.files.writable();
+    mount_points::clean(writable, root.files.lowers(), &layer, made).map_err(|source| {
         RuntimeError::Clean {
-            path: root.upper.clone(),
+            path: writable.to_owned(),
             source,
         }
     })?;

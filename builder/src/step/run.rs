@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use super::{StepError, Worker, opaque};
 use crate::event::Event;
 use crate::graph::{MountOp, Network, RunOp};
-use crate::runtime::{Exit, Mount, ProcessSpec, Root};
+use crate::runtime::{
+    self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams,
+};
 use crate::snapshot::SnapshotId;
 
 /// Host name inside the sandbox (B4.3).
@@ -51,8 +53,10 @@ pub(super) fn execute(
     work: PathBuf,
 ) -> Result<(), StepError> {
     let root = Root {
-        lowers: worker.snapshots.lowers(stack)?,
-        upper: upper.to_owned(),
+        files: Files::Overlay {
+            lowers: worker.snapshots.lowers(stack)?,
+            upper: upper.to_owned(),
+        },
         work,
     };
     let spec = specification(worker, op, root, stack)?;
@@ -128,12 +132,19 @@ fn specification(
         user: op.user.clone(),
         root,
         hostname: hostname.to_owned(),
-        host_network: op.network == Network::Host,
+        network: match op.network {
+            Network::Host => runtime::Network::Host,
+            Network::None => runtime::Network::None,
+        },
         hosts: hosts(hostname),
         resolv_conf: resolv_conf(Path::new("/")),
         mounts,
         shm_size: SHM_SIZE,
         rlimits: Vec::new(),
+        privileges: Privileges::Sandbox(Seccomp::Default),
+        cgroups: Vec::new(),
+        isolation: Isolation::Root,
+        streams: Streams::Pipes,
     })
 }
 

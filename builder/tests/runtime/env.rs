@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use kiln_builder::runtime::{Cancel, Exit, Mount, Native, ProcessSpec, Root, RuntimeError, Stream};
+use kiln_builder::runtime::{
+    Cancel, Exit, Files, Isolation, Mount, Native, Network, Privileges, ProcessSpec, Root,
+    RuntimeError, Seccomp, Stream, Streams,
+};
 use tempfile::TempDir;
 
 /// Where the test has to run as root, says so and skips, unless a CI would take that for success.
@@ -96,17 +99,23 @@ impl Step {
             cwd: "/".to_owned(),
             user: String::new(),
             root: Root {
-                lowers: vec![busybox().to_owned()],
-                upper,
+                files: Files::Overlay {
+                    lowers: vec![busybox().to_owned()],
+                    upper,
+                },
                 work,
             },
             hostname: "buildkitsandbox".to_owned(),
-            host_network: true,
+            network: Network::Host,
             hosts: "127.0.0.1 localhost buildkitsandbox\n".to_owned(),
             resolv_conf: "nameserver 192.0.2.1\n".to_owned(),
             mounts: Vec::new(),
             shm_size: 64 << 20,
             rlimits: Vec::new(),
+            privileges: Privileges::Sandbox(Seccomp::Default),
+            cgroups: Vec::new(),
+            isolation: Isolation::Root,
+            streams: Streams::Pipes,
         };
         Self { spec, directory }
     }
@@ -133,11 +142,13 @@ impl Step {
 
     /// Puts a layer on top of the others, made by a function.
     pub(crate) fn layer(mut self, make: impl FnOnce(&Path)) -> Self {
-        let name = format!("layer{}", self.spec.root.lowers.len());
-        let layer = self.directory.path().join(name);
+        let Files::Overlay { lowers, .. } = &mut self.spec.root.files else {
+            panic!("only an overlay has layers");
+        };
+        let layer = self.directory.path().join(format!("layer{}", lowers.len()));
         fs::create_dir(&layer).unwrap();
         make(&layer);
-        self.spec.root.lowers.insert(0, layer);
+        lowers.insert(0, layer);
         self
     }
 
@@ -171,7 +182,7 @@ impl Step {
     }
 
     pub(crate) fn upper(&self) -> &Path {
-        &self.spec.root.upper
+        self.spec.root.files.writable()
     }
 
     /// All paths in the writable directory.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use kiln_builder::runtime::Exit;
+use kiln_builder::runtime::{Exit, Network};
 
 use crate::env::{Step, needs_root};
 
@@ -108,7 +108,7 @@ fn without_a_network_there_is_only_a_loopback() {
     needs_root!();
     let script = "ls /sys/class/net; cat /sys/class/net/lo/flags; ping -c 1 -W 1 127.0.0.1 >/dev/null; echo $?";
     let mut step = Step::sh(script);
-    step.spec.host_network = false;
+    step.spec.network = Network::None;
     // IFF_UP | IFF_LOOPBACK
     assert_eq!(step.output(), "lo\n0x9\n0");
     let own = Step::exec(&["readlink", "/proc/self/ns/net"]);
