@@ -58,6 +58,7 @@ pub(super) fn execute(
             upper: upper.to_owned(),
         },
         work,
+        read_only: false,
     };
     let spec = specification(worker, op, root, stack)?;
     let mut tail = Tail::default();
@@ -92,7 +93,8 @@ fn shown(args: &[String]) -> String {
     args.join(" ")
 }
 
-fn specification(
+/// The process of an operation in a root, with all that the machine gives to it.
+pub(super) fn specification(
     worker: &Worker,
     op: &RunOp,
     root: Root,

@@ -5,6 +5,7 @@ mod call;
 mod check;
 mod debug;
 mod fix;
+mod foreground;
 mod history;
 mod images;
 mod inspect;
@@ -12,6 +13,7 @@ mod load;
 mod pull;
 mod push;
 mod rmi;
+mod run;
 mod save;
 mod tag;
 
@@ -92,6 +94,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Build(args) => build::run(setup, &args),
         Command::Check(args) => check::run(setup, &args),
         Command::Images(args) => images::run(setup, &args),
+        Command::Run(args) => run::run(setup, &args),
         Command::Tag(args) => tag::run(setup, &args),
         Command::Rmi(args) => rmi::run(setup, &args),
         Command::Inspect(args) => inspect::run(setup, &args),
