@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/version             format version of the store, one line
+//! ROOT/ids                 whose files the snapshots are, where not every id is the host's own
 //! ROOT/blobs/sha256/HEX    manifests, configs and layers as pulled, loaded or pushed
 //! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
@@ -26,10 +27,12 @@ mod sweep;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kiln_registry::digest::{Digest, Mismatch};
 use rusqlite::Connection;
+
+use crate::sys::ids::Map;
 
 pub use blobs::BlobWriter;
 pub use cache::CacheRecord;
@@ -68,6 +71,18 @@ pub enum StoreError {
         path: PathBuf,
         /// Its version.
         found: String,
+    },
+    /// The owners of the snapshots' files mean something else here.
+    #[error(
+        "the files of the store `{path}` belong to the ids {found}, and this process has {here}"
+    )]
+    Ids {
+        /// The store.
+        path: PathBuf,
+        /// The ids that it was made with.
+        found: String,
+        /// The ids that there are.
+        here: String,
     },
     /// Content is not what it was announced to be; nothing was stored.
     #[error("{0}")]
@@ -135,6 +150,9 @@ impl StoreError {
             Self::Version { .. } => {
                 "use the kiln that made it, or choose another place with --root"
             }
+            Self::Ids { .. } => {
+                "use the isolation and the subordinate ids that it was made with, or choose another place with --root"
+            }
             Self::Missing { .. } | Self::Damaged { .. } | Self::Altered { .. } => {
                 "pull, load or build the image again"
             }
@@ -160,6 +178,8 @@ pub struct Store {
     /// Held shared as long as the store is open, so that nobody sweeps what we are adding.
     content: fs::File,
     boot: String,
+    /// Set once the owners of files are known to be what they were.
+    claimed: OnceLock<()>,
 }
 
 impl Store {
@@ -185,6 +205,7 @@ impl Store {
             database: Mutex::new(database),
             content,
             boot,
+            claimed: OnceLock::new(),
         };
         lock::clean_temporary(&store.root);
         store.settle_snapshots()?;
@@ -195,6 +216,51 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Makes sure that the owners of the snapshots' files are what they were to the process that
+    /// wrote them: users of a namespace are other users on the disk. To be called before snapshots
+    /// are read or written.
+    ///
+    /// # Errors
+    /// [`StoreError::Ids`] when they are not.
+    pub fn claim_ids(&self) -> Result<(), StoreError> {
+        if self.claimed.get().is_none() {
+            self.compare_ids()?;
+            // Another thread may have come to the same result.
+            _ = self.claimed.set(());
+        }
+        Ok(())
+    }
+
+    fn compare_ids(&self) -> Result<(), StoreError> {
+        let path = self.root.join("ids");
+        let here = ids(&Map::current().map_err(StoreError::io("reading", Path::new("/proc")))?);
+        let found = match fs::read_to_string(&path) {
+            Ok(text) => text.trim().chars().take(1000).collect(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let snapshots = self.root.join("snapshots");
+                let mut entries = fs::read_dir(&snapshots)
+                    .map_err(StoreError::io("reading the folder", &snapshots))?;
+                if here != ALL_IDS && entries.next().is_none() {
+                    let temporary = self.root.join("tmp").join(lock::random_name());
+                    fs::write(&temporary, format!("{here}\n"))
+                        .and_then(|()| fs::rename(&temporary, &path))
+                        .map_err(StoreError::io("writing", &path))?;
+                    return Ok(());
+                }
+                ALL_IDS.to_owned()
+            }
+            Err(error) => return Err(StoreError::io("reading", &path)(error)),
+        };
+        if found == here {
+            return Ok(());
+        }
+        Err(StoreError::Ids {
+            path: self.root.clone(),
+            found,
+            here,
+        })
     }
 
     /// The database. A panic of another thread while it held the connection leaves at worst an
@@ -241,6 +307,17 @@ impl Store {
             what: what.into(),
             detail: error.to_string(),
         }
+    }
+}
+
+/// The ids of a store that was made where every id is the host's own.
+const ALL_IDS: &str = "of the host";
+
+fn ids(map: &Map) -> String {
+    if map.is_whole() {
+        ALL_IDS.to_owned()
+    } else {
+        map.to_string()
     }
 }
 
