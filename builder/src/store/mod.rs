@@ -22,6 +22,7 @@ mod layers;
 mod lock;
 mod schema;
 mod sweep;
+mod version;
 
 use std::fs;
 use std::io;
@@ -37,8 +38,7 @@ pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
 
-/// Format version that this kiln reads and writes.
-const VERSION: &str = "1";
+use version::VERSION;
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,16 @@ pub enum StoreError {
     /// Another version of kiln made the store.
     #[error("the store `{path}` has format version `{found}`, this kiln knows version {VERSION}")]
     Version {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// An earlier version of kiln made the store, and this process lacks the right to convert it.
+    #[error(
+        "the store `{path}` has the older format version `{found}`, which only root can convert"
+    )]
+    OldVersion {
         /// The store.
         path: PathBuf,
         /// Its version.
@@ -135,6 +145,9 @@ impl StoreError {
             Self::Version { .. } => {
                 "use the kiln that made it, or choose another place with --root"
             }
+            Self::OldVersion { .. } => {
+                "run `kiln images` on it once as root, with all rights, or choose another place with --root"
+            }
             Self::Missing { .. } | Self::Damaged { .. } | Self::Altered { .. } => {
                 "pull, load or build the image again"
             }
@@ -173,7 +186,7 @@ impl Store {
             fs::create_dir_all(&path).map_err(StoreError::io("making the folder", &path))?;
         }
         let root = fs::canonicalize(root).map_err(StoreError::io("finding the folder", root))?;
-        check_version(&root)?;
+        version::check(&root)?;
         let content = lock::content(&root)?;
         let database = schema::open(&root.join("kiln.db"))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -241,26 +254,6 @@ impl Store {
             what: what.into(),
             detail: error.to_string(),
         }
-    }
-}
-
-fn check_version(root: &Path) -> Result<(), StoreError> {
-    let path = root.join("version");
-    match fs::read_to_string(&path) {
-        Ok(text) if text.trim() == VERSION => Ok(()),
-        Ok(text) => Err(StoreError::Version {
-            path: root.to_owned(),
-            found: text.trim().chars().take(40).collect(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let temporary = root.join("tmp").join(lock::random_name());
-            let write = || {
-                fs::write(&temporary, format!("{VERSION}\n"))?;
-                fs::rename(&temporary, &path)
-            };
-            write().map_err(StoreError::io("writing", &path))
-        }
-        Err(error) => Err(StoreError::io("reading", &path)(error)),
     }
 }
 
