@@ -18,11 +18,13 @@
 
 mod blobs;
 mod cache;
+mod ids;
 mod images;
 mod layers;
 mod lock;
 mod schema;
 mod sweep;
+mod version;
 
 use std::fs;
 use std::io;
@@ -32,16 +34,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use kiln_registry::digest::{Digest, Mismatch};
 use rusqlite::Connection;
 
-use crate::sys::ids::Map;
-
 pub use blobs::BlobWriter;
 pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
 
-/// Format version that this kiln reads and writes.
-const VERSION: &str = "1";
+use version::VERSION;
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +82,16 @@ pub enum StoreError {
         found: String,
         /// The ids that there are.
         here: String,
+    },
+    /// An earlier version of kiln made the store, and this process lacks the right to convert it.
+    #[error(
+        "the store `{path}` has the older format version `{found}`, which only root can convert"
+    )]
+    OldVersion {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: String,
     },
     /// Content is not what it was announced to be; nothing was stored.
     #[error("{0}")]
@@ -153,6 +162,9 @@ impl StoreError {
             Self::Ids { .. } => {
                 "use the isolation and the subordinate ids that it was made with, or choose another place with --root"
             }
+            Self::OldVersion { .. } => {
+                "run `kiln images` on it once as root, with all rights, or choose another place with --root"
+            }
             Self::Missing { .. } | Self::Damaged { .. } | Self::Altered { .. } => {
                 "pull, load or build the image again"
             }
@@ -193,7 +205,7 @@ impl Store {
             fs::create_dir_all(&path).map_err(StoreError::io("making the folder", &path))?;
         }
         let root = fs::canonicalize(root).map_err(StoreError::io("finding the folder", root))?;
-        check_version(&root)?;
+        version::check(&root)?;
         let content = lock::content(&root)?;
         let database = schema::open(&root.join("kiln.db"))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -216,51 +228,6 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// Makes sure that the owners of the snapshots' files are what they were to the process that
-    /// wrote them: users of a namespace are other users on the disk. To be called before snapshots
-    /// are read or written.
-    ///
-    /// # Errors
-    /// [`StoreError::Ids`] when they are not.
-    pub fn claim_ids(&self) -> Result<(), StoreError> {
-        if self.claimed.get().is_none() {
-            self.compare_ids()?;
-            // Another thread may have come to the same result.
-            _ = self.claimed.set(());
-        }
-        Ok(())
-    }
-
-    fn compare_ids(&self) -> Result<(), StoreError> {
-        let path = self.root.join("ids");
-        let here = ids(&Map::current().map_err(StoreError::io("reading", Path::new("/proc")))?);
-        let found = match fs::read_to_string(&path) {
-            Ok(text) => text.trim().chars().take(1000).collect(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let snapshots = self.root.join("snapshots");
-                let mut entries = fs::read_dir(&snapshots)
-                    .map_err(StoreError::io("reading the folder", &snapshots))?;
-                if here != ALL_IDS && entries.next().is_none() {
-                    let temporary = self.root.join("tmp").join(lock::random_name());
-                    fs::write(&temporary, format!("{here}\n"))
-                        .and_then(|()| fs::rename(&temporary, &path))
-                        .map_err(StoreError::io("writing", &path))?;
-                    return Ok(());
-                }
-                ALL_IDS.to_owned()
-            }
-            Err(error) => return Err(StoreError::io("reading", &path)(error)),
-        };
-        if found == here {
-            return Ok(());
-        }
-        Err(StoreError::Ids {
-            path: self.root.clone(),
-            found,
-            here,
-        })
     }
 
     /// The database. A panic of another thread while it held the connection leaves at worst an
@@ -307,37 +274,6 @@ impl Store {
             what: what.into(),
             detail: error.to_string(),
         }
-    }
-}
-
-/// The ids of a store that was made where every id is the host's own.
-const ALL_IDS: &str = "of the host";
-
-fn ids(map: &Map) -> String {
-    if map.is_whole() {
-        ALL_IDS.to_owned()
-    } else {
-        map.to_string()
-    }
-}
-
-fn check_version(root: &Path) -> Result<(), StoreError> {
-    let path = root.join("version");
-    match fs::read_to_string(&path) {
-        Ok(text) if text.trim() == VERSION => Ok(()),
-        Ok(text) => Err(StoreError::Version {
-            path: root.to_owned(),
-            found: text.trim().chars().take(40).collect(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let temporary = root.join("tmp").join(lock::random_name());
-            let write = || {
-                fs::write(&temporary, format!("{VERSION}\n"))?;
-                fs::rename(&temporary, &path)
-            };
-            write().map_err(StoreError::io("writing", &path))
-        }
-        Err(error) => Err(StoreError::io("reading", &path)(error)),
     }
 }
 

@@ -25,6 +25,10 @@ const OVERLAY_OPTIONS: [(&str, &str); 3] = [
     ("index", "off"),
 ];
 
+/// Overlayfs keeps its attributes as `user.overlay.*`, which it hides from who looks at the mount;
+/// so layers have one form, whoever made them, and mounts need no privilege over the whole system.
+const USER_ATTRIBUTES: &str = "userxattr";
+
 /// The two directories that make an overlay writable.
 #[derive(Clone, Copy, Debug)]
 pub struct Writable<'a> {
@@ -222,6 +226,7 @@ fn overlay_by_descriptors(
     for (key, value) in OVERLAY_OPTIONS {
         rustix::mount::fsconfig_set_string(&context, key, value)?;
     }
+    rustix::mount::fsconfig_set_flag(&context, USER_ATTRIBUTES)?;
     if let Some((upper, work)) = &opened.writable {
         set("upperdir", upper)?;
         set("workdir", work)?;
@@ -274,6 +279,7 @@ fn mount_options(opened: &Opened) -> io::Result<CString> {
     for (key, value) in OVERLAY_OPTIONS {
         _ = write!(options, ",{key}={value}");
     }
+    _ = write!(options, ",{USER_ATTRIBUTES}");
     if let Some((upper, work)) = &opened.writable {
         let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
         _ = write!(options, ",upperdir={upper},workdir={work},volatile");

@@ -7,6 +7,7 @@ use kiln_builder::context::select::SelectError;
 use kiln_builder::pipeline::BuildError;
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::runtime::isolation::IsolationError;
+use kiln_builder::snapshot::SnapshotError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::copy::CopyError;
 use kiln_builder::step::git::GitError;
@@ -38,6 +39,7 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<GitError>(error).and_then(GitError::hint))
         .or_else(|| find::<IsolationError>(error).and_then(IsolationError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))
+        .or_else(|| find::<SnapshotError>(error).and_then(SnapshotError::hint))
         .or_else(|| find::<ClientError>(error).and_then(|client| client_hint(error, client)))
 }
 
