@@ -11,12 +11,15 @@ use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::UnshareFlags;
 
-use super::message::{self, Failure, Message, errno};
+use super::message::{self, Failure, IdKind, Message, errno};
 use super::mount_points::{self, Kind, Made, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
 use super::terminal::Terminal;
-use super::{Files, Network, ProcessSpec, Streams, filesystems, privileges, program};
+use super::{
+    Files, Ids, Isolation, Network, ProcessSpec, Streams, filesystems, privileges, program,
+};
+use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
@@ -24,7 +27,11 @@ use crate::sys::{loopback, mount, process};
 
 /// Becomes the step's program; returns only when that failed. `input` is what it reads, where it
 /// reads anything ([`Streams::Input`]).
-pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) -> Failure {
+pub(super) fn run(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    input: Option<&OwnedFd>,
+) -> Failure {
     match become_program(spec, control, input) {
         Ok(never) => match never {},
         Err(failure) => failure,
@@ -49,7 +56,7 @@ impl<T, E: Into<io::Error>> Act<T> for Result<T, E> {
 fn become_program(
     spec: &ProcessSpec,
     control: &mut UnixStream,
-    input: Option<OwnedFd>,
+    input: Option<&OwnedFd>,
 ) -> Result<Infallible, Failure> {
     // Until the program starts, modes are as written.
     rustix::process::umask(Mode::empty());
@@ -59,6 +66,7 @@ fn become_program(
     let mounts = provider.prepare_all(spec)?;
     let (root, upper) = mount_root(spec, &mounts).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
+    check_ids(spec, &user)?;
 
     let mut points = MountPoints::new(&root, upper);
     let null = filesystems::mount_all(spec, &mut points, &provider)?;
@@ -82,12 +90,11 @@ fn become_program(
     report(control, made, terminal.as_ref()).act("report mount points")?;
 
     enter_root(&root, &cwd).act("enter the root file system")?;
-    match terminal {
-        Some(terminal) => connect_terminal(&terminal, &user).act("connect the terminal")?,
-        None => {
-            connect_streams(input.as_ref(), &null, &user).act("connect the standard streams")?
-        }
-    }
+    let connected = match &terminal {
+        Some(terminal) => connect_terminal(terminal, &user),
+        None => connect_streams(input, &null, &user),
+    };
+    connected.act("connect the standard streams")?;
     drop((root, cwd, provider));
     privileges::drop_to(spec, &user)?;
     program::exec(spec, &user)
@@ -139,6 +146,31 @@ fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, Owne
     let writable = rustix::fs::open(spec.root.files.writable(), flags, Mode::empty())?;
     mount::attach(mount.as_fd(), writable.as_fd())?;
     Ok((Root::from_fd(mount), writable))
+}
+
+/// Makes sure that the user and its groups exist in this user namespace. With a single id nobody
+/// exists but root, and every user is made up.
+fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
+    if spec.isolation == Isolation::Rootless(Ids::Single) {
+        return Ok(());
+    }
+    let map = Map::current().act("read the ids of the namespace")?;
+    let groups = [user.gid].into_iter().chain(user.groups.iter().copied());
+    let unmapped = if map.has_user(user.uid) {
+        groups
+            .map(|group| (IdKind::Group, group))
+            .find(|(_, group)| !map.has_group(*group))
+    } else {
+        Some((IdKind::User, user.uid))
+    };
+    match unmapped {
+        None => Ok(()),
+        Some((kind, id)) => Err(Failure::Unmapped {
+            kind,
+            id,
+            subordinates: map.subordinates(),
+        }),
+    }
 }
 
 /// All mount points that the image may lack. What stands below a file system of the sandbox is made

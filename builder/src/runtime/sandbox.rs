@@ -140,7 +140,7 @@ fn outer_init(
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let failure = init::run(spec, control, input);
+            let failure = init::run(spec, control, input.as_ref());
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use kiln_builder::graph::Network;
 use kiln_builder::image::pull::pull;
 use kiln_builder::pipeline::{self, Invocation, Volume, build_time};
-use kiln_builder::runtime::{Cancel, Streams};
+use kiln_builder::runtime::{Cancel, Isolation, Streams};
 use kiln_builder::step::{Settings, Worker};
 use kiln_builder::store::{Store, StoreError};
 use kiln_registry::client::Client;
@@ -18,7 +18,7 @@ use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
 use super::{Setup, block_on, foreground, platform};
-use crate::args::{NetworkArg, PullPolicy, RunArgs};
+use crate::args::{Command, NetworkArg, PullPolicy, RunArgs};
 use crate::render::{self, transfer};
 use crate::report::{Exited, Interrupted, NotRun, UsageError};
 
@@ -42,13 +42,29 @@ pub(super) fn not_run(what: &str, error: anyhow::Error) -> anyhow::Error {
     .into()
 }
 
+/// What an error means to a command: see [`not_run`].
+pub(super) fn failure(command: &Command, error: anyhow::Error) -> anyhow::Error {
+    match command {
+        Command::Run(args) => {
+            let image = args.image_and_command.first();
+            not_run(image.map(String::as_str).unwrap_or_default(), error)
+        }
+        _ => error,
+    }
+}
+
 fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyhow::Result<()> {
     let invocation = invocation(args, command)?;
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
     let image = image(&store, &client, &cancel, args, name)?;
+    let level = setup.level()?;
+    if level.isolation == Isolation::Chroot && !args.quiet {
+        render::err(&format!("isolation: {level}"));
+    }
     let settings = Settings {
         time: build_time(None),
+        isolation: level.isolation,
         ..Settings::default()
     };
     let worker = Worker::for_processes(&store, client, &cancel, settings);
