@@ -12,6 +12,7 @@ mod error;
 mod executable;
 mod filesystems;
 mod init;
+pub mod isolation;
 mod message;
 mod mount_points;
 mod native;
@@ -107,9 +108,10 @@ pub enum Seccomp {
 }
 
 /// How far a process is kept apart from the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Isolation {
     /// Namespaces and mounts by the host's root.
+    #[default]
     Root,
     /// The same in a user namespace that kiln has entered at its start.
     Rootless(Ids),

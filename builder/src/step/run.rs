@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{StepError, Worker, opaque};
 use crate::event::Event;
 use crate::graph::{MountOp, Network, RunOp};
-use crate::runtime::{
-    self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams,
-};
+use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams};
 use crate::snapshot::SnapshotId;
 
 /// Host name inside the sandbox (B4.3).
@@ -143,7 +141,7 @@ fn specification(
         rlimits: Vec::new(),
         privileges: Privileges::Sandbox(Seccomp::Default),
         cgroups: Vec::new(),
-        isolation: Isolation::Root,
+        isolation: worker.settings.isolation,
         streams: Streams::Pipes,
     })
 }
