@@ -115,7 +115,7 @@ impl Worker {
         Self {
             snapshots: Snapshots::new(Arc::clone(store)),
             store: Arc::clone(store),
-            runtime: Native::current(),
+            runtime: Native::default(),
             contexts: Contexts::default(),
             client,
             images: BTreeMap::new(),
