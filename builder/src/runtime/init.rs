@@ -234,8 +234,8 @@ fn report(
     message::send_with(control, &Message::Made(made), &descriptors)
 }
 
-/// The terminal is all three standard streams, belongs to the user, and is what the session, of
-/// which this process is the first, gets its signals from.
+/// The terminal is all three standard streams, belongs to the user, and controls this process, as
+/// job control wants it.
 fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
     let slave = &terminal.slave;
     rustix::process::ioctl_tiocsctty(slave)?;
