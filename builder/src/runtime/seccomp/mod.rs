@@ -1,18 +1,59 @@
-//! The system calls that a step may make (B5.5): docker's default profile as a table, turned into
-//! a filter program by our own generator.
+//! The system calls that a step may make (B5.5): profiles in docker's JSON, docker's default list
+//! among them as data, turned into a filter program by our own generator.
+//!
+//! Read in this order: `profile` (what a profile says), `syscalls` (which numbers its names mean),
+//! `compile` (a verdict for every number of every calling convention), `filter` (the program).
 
+mod compile;
+mod error;
 mod filter;
 mod profile;
+mod syscalls;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
+use super::Seccomp;
 use crate::sys::process;
 
-/// Installs the default profile for this process and its children.
+pub use error::ProfileError;
+pub(super) use profile::{Host, Profile};
+
+/// docker's default profile for the capabilities that a step has. What docker allows with other
+/// capabilities only is left out.
+const DEFAULT: &str = include_str!("default.json");
+
+/// Checks a profile of the user's before anything is built with it, and gives the names of system
+/// calls in it that kiln does not know, which a filter cannot hold.
 ///
 /// # Errors
-/// `Unsupported` on an instruction set without a table; those of `seccomp`.
-pub(super) fn install() -> io::Result<()> {
-    let machine = profile::Machine::current().ok_or(io::ErrorKind::Unsupported)?;
-    process::install_filter(&mut filter::program(&profile::abis(machine)))
+/// What is wrong with it.
+pub fn check(text: &str) -> Result<Vec<String>, ProfileError> {
+    let profile = Profile::parse(text, &Host::current()?)?;
+    compile::program(&profile)?;
+    Ok(profile.unknown)
+}
+
+/// The profile that a setting means; none for no filter at all.
+pub(super) fn profile(seccomp: &Seccomp) -> Result<Option<Profile>, ProfileError> {
+    let text = match seccomp {
+        Seccomp::Default => DEFAULT,
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::Profile(text) => text,
+    };
+    Profile::parse(text, &Host::current()?).map(Some)
+}
+
+/// Installs a profile for this process and its children.
+///
+/// # Errors
+/// `InvalidInput` for a profile that is wrong, `Unsupported` on an instruction set without a
+/// table; those of `seccomp`.
+pub(super) fn install(seccomp: &Seccomp) -> io::Result<()> {
+    let Some(profile) = profile(seccomp).map_err(io::Error::from)? else {
+        return Ok(());
+    };
+    let mut program = compile::program(&profile).map_err(io::Error::from)?;
+    process::install_filter(&mut program, profile.flags)
 }
