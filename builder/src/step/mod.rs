@@ -26,7 +26,7 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::{Graph, Op, VertexId};
 use crate::layer::{PackError, UnpackError};
-use crate::runtime::{Cancel, Native, RuntimeError, Seccomp};
+use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
@@ -70,6 +70,8 @@ pub struct Settings {
     pub seccomp: Seccomp,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
+    /// How far steps are kept apart from the host.
+    pub isolation: Isolation,
 }
 
 /// Why a step failed.

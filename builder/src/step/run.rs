@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{StepError, Worker, opaque};
 use crate::event::Event;
 use crate::graph::{MountOp, Network, RunOp, Security};
-use crate::runtime::{self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Streams};
+use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::SnapshotId;
 
 /// Host name inside the sandbox (B4.3).
@@ -144,7 +144,7 @@ fn specification(
             Security::Insecure => Privileges::Insecure,
         },
         cgroups: Vec::new(),
-        isolation: Isolation::Root,
+        isolation: worker.settings.isolation,
         streams: Streams::Pipes,
     })
 }

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use kiln_builder::graph::Network;
 use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
-use kiln_builder::runtime::Cancel;
+use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::step::Settings;
 use kiln_grammar::syntax::MAX_SIZE;
@@ -40,13 +40,18 @@ const PROXIES: [&str; 5] = [
 ];
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
-    let request = request(args)?;
+    let mut request = request(args)?;
     if let Some(call) = call::of(args)? {
         return call::run(setup, &call, request, args);
     }
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
+    }
+    let level = setup.level()?;
+    request.settings.isolation = level.isolation;
+    if level.isolation != Isolation::Root && !args.quiet {
+        render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
@@ -145,6 +150,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         proxies: proxies(&options, args.host_ca),
         seccomp: seccomp(&args.security_opt)?,
         time: build_time(epoch),
+        ..Settings::default()
     };
     Ok(Request {
         context: context(&args.context)?,
