@@ -11,7 +11,7 @@ use kiln_registry::spec::config::ContainerConfig;
 
 use crate::context::Contexts;
 use crate::event::{Observer, Stream};
-use crate::graph::{Network, RunOp};
+use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{Attached, Cancel, Exit, Mount, Native, Streams};
 use crate::snapshot::Snapshots;
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
@@ -151,6 +151,7 @@ impl Invocation {
             cwd: if cwd.is_empty() { "/" } else { cwd }.to_owned(),
             user: self.user.as_ref().unwrap_or(&config.user).clone(),
             network: self.network,
+            security: Security::Sandbox,
             hostname: Some(hostname.to_owned()),
             scripts: Vec::new(),
             mounts: Vec::new(),

@@ -272,6 +272,19 @@ fn network_and_host_name() {
 }
 
 #[test]
+fn system_calls_are_those_of_the_profile() {
+    let env = test_env!().with_busybox();
+    let mode = "grep Seccomp: /proc/self/status | tr -dc 0-9";
+    assert_eq!(env.prints(&[], mode), "2");
+    let none = ["--security-opt", "seccomp=unconfined"];
+    assert_eq!(env.prints(&none, mode), "0");
+    env.refuses(
+        &["--security-opt", "seccomp=/none", "busybox"],
+        "seccomp profile `/none`",
+    );
+}
+
+#[test]
 fn standard_input_is_passed_on_when_asked_for() {
     let env = test_env!().with_busybox();
     let input = "line\n".repeat(100_000);

@@ -166,6 +166,16 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     pub(crate) network: NetworkArg,
 
+    /// Allow what the Dockerfile asks for: network.host, security.insecure; a list with commas, may
+    /// be repeated
+    #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
+    pub(crate) allow: Vec<String>,
+
+    /// Rights of RUN steps: seccomp=FILE is a profile of system calls in docker's JSON,
+    /// seccomp=unconfined allows all of them, seccomp=builtin is the default; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image
     #[arg(long)]
@@ -339,6 +349,10 @@ pub(crate) struct RunArgs {
     /// Network of the program
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     pub(crate) network: NetworkArg,
+
+    /// Rights of the program: seccomp=FILE|unconfined|builtin; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
 
     /// Host name [default: kiln]
     #[arg(short = 'h', long, value_name = "NAME")]

@@ -16,6 +16,7 @@ use kiln_grammar::syntax::MAX_SIZE;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
+use super::security::{Allowed, seccomp};
 use super::{Setup, block_on, call, platform, push};
 use crate::args::{BuildArgs, NetworkArg};
 use crate::render;
@@ -122,6 +123,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         .map(|text| build_arg(text))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
+    let allowed = Allowed::parse(&args.allow)?;
     let options = LowerOptions {
         build_args,
         target: args.target.clone(),
@@ -134,7 +136,8 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
             NetworkArg::Host => Network::Host,
             NetworkArg::None => Network::None,
         },
-        allow_host_network: false,
+        allow_host_network: allowed.host_network,
+        allow_insecure: allowed.insecure,
         contexts: args
             .build_contexts
             .iter()
@@ -145,6 +148,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
         proxies: proxies(&options, args.host_ca),
+        seccomp: seccomp(&args.security_opt)?,
         time: build_time(epoch),
         ..Settings::default()
     };

@@ -15,6 +15,7 @@ mod push;
 mod rmi;
 mod run;
 mod save;
+mod security;
 mod tag;
 
 use std::collections::BTreeSet;

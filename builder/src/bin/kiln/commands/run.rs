@@ -17,6 +17,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
+use super::security::seccomp;
 use super::{Setup, block_on, foreground, platform};
 use crate::args::{Command, NetworkArg, PullPolicy, RunArgs};
 use crate::render::{self, transfer};
@@ -65,6 +66,7 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
     let settings = Settings {
         time: build_time(None),
         isolation: level.isolation,
+        seccomp: seccomp(&args.security_opt)?,
         ..Settings::default()
     };
     let worker = Worker::for_processes(&store, client, &cancel, settings);
