@@ -15,14 +15,10 @@ use super::message::{self, Failure, IdKind, Message, errno};
 use super::mount_points::{self, Kind, Made, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
-<<<<<<< HEAD
 use super::terminal::Terminal;
 use super::{
-    Files, Ids, Isolation, Network, ProcessSpec, Streams, filesystems, privileges, program,
-=======
-use super::{
-    Files, Ids, Isolation, Network, Privileges, ProcessSpec, filesystems, privileges, program,
->>>>>>> main
+    Files, Ids, Isolation, Network, Privileges, ProcessSpec, Streams, filesystems, privileges,
+    program,
 };
 use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
