@@ -31,7 +31,7 @@ pub(super) fn content(root: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-fn open(path: &Path) -> Result<File, StoreError> {
+pub(super) fn open(path: &Path) -> Result<File, StoreError> {
     File::options()
         .create(true)
         .append(true)
@@ -171,7 +171,7 @@ impl Store {
 }
 
 /// Whether the opened file is still the one of that name.
-fn same_file(file: &File, path: &Path) -> io::Result<bool> {
+pub(super) fn same_file(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     let ours = file.metadata()?;
     match fs::metadata(path) {

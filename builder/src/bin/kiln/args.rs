@@ -138,6 +138,11 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     pub(crate) network: NetworkArg,
 
+    /// Secret for RUN --mount=type=secret: id=ID[,src=FILE][,env=VARIABLE][,type=file|env]; may be
+    /// repeated
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE]")]
+    pub(crate) secrets: Vec<String>,
+
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image
     #[arg(long)]
