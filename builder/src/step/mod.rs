@@ -31,7 +31,7 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
-use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::runtime::{Cancel, Isolation, Native, RuntimeError};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
@@ -76,6 +76,8 @@ pub struct Settings {
     pub secrets: BTreeMap<String, SecretBytes>,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
+    /// How far steps are kept apart from the host.
+    pub isolation: Isolation,
 }
 
 /// Why a step failed.

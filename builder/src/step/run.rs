@@ -8,9 +8,7 @@ use super::mounts::Mounts;
 use super::{Inputs, StepError, Worker, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp};
-use crate::runtime::{
-    self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams,
-};
+use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams};
 use crate::snapshot::{Active, SnapshotId};
 
 /// Host name inside the sandbox (B4.3).
@@ -154,7 +152,7 @@ fn specification(
         rlimits: Vec::new(),
         privileges: Privileges::Sandbox(Seccomp::Default),
         cgroups: Vec::new(),
-        isolation: Isolation::Root,
+        isolation: worker.settings.isolation,
         streams: Streams::Pipes,
     })
 }

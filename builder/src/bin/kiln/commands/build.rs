@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use kiln_builder::graph::Network;
 use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
-use kiln_builder::runtime::Cancel;
+use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::step::Settings;
 use kiln_builder::step::secrets::{SecretError, SecretSource};
@@ -54,6 +54,11 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
+    }
+    let level = setup.level()?;
+    request.settings.isolation = level.isolation;
+    if level.isolation != Isolation::Root && !args.quiet {
+        render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
@@ -148,8 +153,8 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
         proxies: proxies(&options, args.host_ca),
-        secrets: BTreeMap::new(),
         time: build_time(epoch),
+        ..Settings::default()
     };
     Ok(Request {
         context: context(&args.context)?,
