@@ -34,6 +34,7 @@ pub use cancel::Cancel;
 pub use error::RuntimeError;
 pub use native::Native;
 pub use sandbox::sandbox_main;
+pub use seccomp::{ProfileError, check as check_seccomp};
 
 /// First argument of the kiln process that becomes a sandbox.
 pub const INIT_ARGUMENT: &str = "__kiln-sandbox";
@@ -100,9 +101,10 @@ pub enum Privileges {
 }
 
 /// The system calls that a process may make (B5.5).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Seccomp {
     /// Those of docker's default profile.
+    #[default]
     Default,
     /// All.
     Unconfined,

@@ -31,7 +31,7 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
-use crate::runtime::{Cancel, Isolation, Native, RuntimeError};
+use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
@@ -74,6 +74,8 @@ pub struct Settings {
     pub proxies: Vec<(String, String)>,
     /// Secrets by their ids (`--secret`).
     pub secrets: BTreeMap<String, SecretBytes>,
+    /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
+    pub seccomp: Seccomp,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
     /// How far steps are kept apart from the host.

@@ -7,8 +7,8 @@ use std::path::Path;
 use super::mounts::Mounts;
 use super::{Inputs, StepError, Worker, opaque};
 use crate::event::{Event, Stream};
-use crate::graph::{Network, RunOp};
-use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams};
+use crate::graph::{Network, RunOp, Security};
+use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::{Active, SnapshotId};
 
 /// Host name inside the sandbox (B4.3).
@@ -150,7 +150,10 @@ fn specification(
         mounts,
         shm_size: SHM_SIZE,
         rlimits: Vec::new(),
-        privileges: Privileges::Sandbox(Seccomp::Default),
+        privileges: match op.security {
+            Security::Sandbox => Privileges::Sandbox(worker.settings.seccomp.clone()),
+            Security::Insecure => Privileges::Insecure,
+        },
         cgroups: Vec::new(),
         isolation: worker.settings.isolation,
         streams: Streams::Pipes,

@@ -19,6 +19,7 @@ use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
+use super::security::{Allowed, seccomp};
 use super::{Setup, block_on, call, platform, push};
 use crate::args::{BuildArgs, NetworkArg};
 use crate::render;
@@ -130,6 +131,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         .map(|text| build_arg(text))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
+    let allowed = Allowed::parse(&args.allow)?;
     let options = LowerOptions {
         build_args,
         target: args.target.clone(),
@@ -142,7 +144,8 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
             NetworkArg::Host => Network::Host,
             NetworkArg::None => Network::None,
         },
-        allow_host_network: false,
+        allow_host_network: allowed.host_network,
+        allow_insecure: allowed.insecure,
         contexts: args
             .build_contexts
             .iter()
@@ -153,6 +156,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
         proxies: proxies(&options, args.host_ca),
+        seccomp: seccomp(&args.security_opt)?,
         time: build_time(epoch),
         ..Settings::default()
     };
