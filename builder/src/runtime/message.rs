@@ -13,6 +13,7 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::Exit;
 use super::mount_points::Made;
@@ -192,11 +193,13 @@ pub(super) fn read_with(
     Ok(received.bytes)
 }
 
-fn frame(value: &impl Serialize) -> io::Result<Vec<u8>> {
-    let body = serde_json::to_vec(value)?;
+fn frame(value: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
+    // A specification may hold secrets: no copy of it stays in memory.
+    let body = Zeroizing::new(serde_json::to_vec(value)?);
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-    let mut frame = length.to_le_bytes().to_vec();
-    frame.extend(body);
+    let mut frame = Zeroizing::new(Vec::with_capacity(4 + body.len()));
+    frame.extend(length.to_le_bytes());
+    frame.extend(body.iter());
     Ok(frame)
 }
 
@@ -204,7 +207,7 @@ fn frame(value: &impl Serialize) -> io::Result<Vec<u8>> {
 pub(super) fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
-    let mut body = vec![0; frame_length(length)?];
+    let mut body = Zeroizing::new(vec![0; frame_length(length)?]);
     stream.read_exact(&mut body)?;
     Ok(serde_json::from_slice(&body)?)
 }

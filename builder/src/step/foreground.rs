@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::mounts::Mounts;
 use super::{Stack, StepError, Worker, run};
 use crate::event::Stream;
 use crate::graph::RunOp;
@@ -49,7 +50,8 @@ pub fn foreground(
         work: active.work(),
         read_only: process.read_only,
     };
-    let mut spec = run::specification(worker, process.op, root, &stack)?;
+    let mut made = Mounts::default();
+    let mut spec = run::specification(worker, process.op, &mut made, root, &stack)?;
     spec.mounts.extend(process.mounts.iter().cloned());
     spec.streams = process.streams;
     let exit = worker
