@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -96,6 +96,8 @@ pub fn run(
             built: Vec::new(),
         },
         changes: None,
+        inputs: &[],
+        known: &BTreeMap::new(),
         mounts: invocation.mounts(&config),
         read_only: invocation.read_only,
         streams: invocation.streams,
@@ -122,6 +124,7 @@ impl Worker {
             observer: Observer::silent(),
             cancel: cancel.clone(),
             settings,
+            failed: Mutex::default(),
         }
     }
 }
@@ -143,9 +146,14 @@ impl Invocation {
         if args.first().is_none_or(String::is_empty) {
             return Err(RunError::NoCommand);
         }
+        Ok(self.around(config, args))
+    }
+
+    /// A process with these arguments in what the image and the command line give to it.
+    pub(super) fn around(&self, config: &ContainerConfig, args: Vec<String>) -> RunOp {
         let hostname = self.hostname.as_deref().unwrap_or(HOSTNAME);
         let cwd = self.cwd.as_ref().unwrap_or(&config.working_dir);
-        Ok(RunOp {
+        RunOp {
             args,
             env: self.environment(config, hostname),
             cwd: if cwd.is_empty() { "/" } else { cwd }.to_owned(),
@@ -155,7 +163,7 @@ impl Invocation {
             hostname: Some(hostname.to_owned()),
             scripts: Vec::new(),
             mounts: Vec::new(),
-        })
+        }
     }
 
     /// What docker sets, then what the image sets, then what the command line says.

@@ -84,6 +84,12 @@ impl Active {
         self.folder.path().join("fs")
     }
 
+    /// Its folder in the store, which holds the directory that was to become the layer as `fs`.
+    #[must_use]
+    pub fn into_folder(self) -> TempDir {
+        self.folder
+    }
+
     /// An empty directory beside it, for overlayfs.
     #[must_use]
     pub fn work(&self) -> PathBuf {

@@ -17,7 +17,7 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
@@ -33,7 +33,7 @@ use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
-use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
+use crate::snapshot::{Active, SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
 
@@ -65,6 +65,8 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the machine adds to each process.
     pub settings: Settings,
+    /// What processes that failed have left, by the index of their vertex.
+    pub failed: Mutex<BTreeMap<usize, Active>>,
 }
 
 /// What the machine, not the Dockerfile, gives to steps. Nothing of it is in a cache key.
@@ -237,7 +239,12 @@ pub fn execute(
     let active = worker.snapshots.prepare()?;
     let step = inputs.id.index();
     match (&inputs.graph.vertex(inputs.id).op, selections) {
-        (Op::Run(op), _) => run::execute(worker, op, inputs, &stack, &active)?,
+        (Op::Run(op), _) => {
+            if let Err(error) = run::execute(worker, op, inputs, &stack, &active) {
+                worker.keep_failed(step, active, &error);
+                return Err(error);
+            }
+        }
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
         (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, step, &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.
@@ -247,6 +254,15 @@ pub fn execute(
 }
 
 impl Worker {
+    /// Keeps what a failed process has left until the end of the build, for whoever wants to know why.
+    fn keep_failed(&self, step: usize, left: Active, error: &StepError) {
+        if !matches!(error, StepError::Cancelled) {
+            let failed = self.failed.lock();
+            let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
+            failed.insert(step, left);
+        }
+    }
+
     /// The snapshots of a stack, with layers of images unpacked where they are not yet. Blocks.
     ///
     /// # Errors

@@ -57,7 +57,7 @@ pub(super) fn clean_temporary(root: &Path) {
     }
 }
 
-fn remove_all_but(folder: &Path, keep: &str) {
+pub(super) fn remove_all_but(folder: &Path, keep: &str) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name() != keep {
             let path = entry.path();
@@ -74,6 +74,8 @@ fn remove_all_but(folder: &Path, keep: &str) {
 #[derive(Debug)]
 pub struct TempDir {
     path: PathBuf,
+    /// Whether it has another place now, and stays.
+    kept: bool,
     _lock: File,
 }
 
@@ -83,10 +85,21 @@ impl TempDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Moves it to another folder of the store, where it stays. Its name is the same there.
+    pub(super) fn keep_in(mut self, folder: &Path) -> Result<PathBuf, StoreError> {
+        let path = folder.join(self.path.file_name().unwrap_or_default());
+        fs::rename(&self.path, &path).map_err(StoreError::io("keeping", &self.path))?;
+        self.kept = true;
+        Ok(path)
+    }
 }
 
 impl Drop for TempDir {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         remove_all_but(&self.path, "lock");
         // What could not be removed now, the next process will find unlocked.
         drop(fs::remove_dir_all(&self.path));
@@ -121,7 +134,13 @@ impl Store {
             let lock = File::create(&file).map_err(StoreError::io("making", &file))?;
             match lock.try_lock() {
                 // A cleaner may have come between the two calls and removed the folder again.
-                Ok(()) if file.exists() => return Ok(TempDir { path, _lock: lock }),
+                Ok(()) if file.exists() => {
+                    return Ok(TempDir {
+                        path,
+                        kept: false,
+                        _lock: lock,
+                    });
+                }
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
                     return Err(StoreError::io("locking", &file)(error));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use kiln_builder::graph::Network;
 use kiln_builder::lower::{LowerOptions, NamedContext};
-use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
+use kiln_builder::pipeline::{self, BuildError, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::step::Settings;
@@ -20,8 +20,8 @@ use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
 use super::security::{Allowed, seccomp};
-use super::{Setup, block_on, call, platform, push};
-use crate::args::{BuildArgs, NetworkArg};
+use super::{Setup, block_on, call, platform, push, shell};
+use crate::args::{BuildArgs, NetworkArg, OnFail};
 use crate::render;
 use crate::render::excerpt::Excerpts;
 use crate::report::{NotPushed, UsageError};
@@ -52,6 +52,8 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         return call::run(setup, &call, request, args);
     }
     request.settings.secrets = read_secrets(&secrets)?;
+    let absolute = |secret: SecretSource| secret.absolute(&|name| std::env::var_os(name));
+    request.secrets = secrets.into_iter().map(absolute).collect();
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
@@ -65,7 +67,8 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
-    block_on(&cancel, async {
+    let settings = request.settings.clone();
+    let built = block_on(&cancel, async {
         let outcome = pipeline::build(
             request,
             Arc::clone(&store),
@@ -104,7 +107,17 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             render::out(&outcome.image.to_string());
         }
         Ok(())
-    })
+    });
+    if let Err(error) = &built
+        && args.on_fail == OnFail::Shell
+        && let Some(BuildError::Step {
+            kept: true, source, ..
+        }) = error.downcast_ref()
+    {
+        // Everything else has ended: what the shell shows is not mixed with anything.
+        shell::in_failed(&store, client.clone(), settings, source);
+    }
+    built
 }
 
 fn remove(file: &Path) -> anyhow::Result<()> {
@@ -176,12 +189,15 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         },
         pull: args.pull,
         settings,
+        secrets: Vec::new(),
         epoch,
     })
 }
 
 /// Reads secrets into memory, once (B7.1).
-fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
+pub(super) fn read_secrets(
+    sources: &[SecretSource],
+) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
     let mut secrets = BTreeMap::new();
     for source in sources {
         let (secret, unset) = source
@@ -198,7 +214,7 @@ fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, Sec
     Ok(secrets)
 }
 
-fn secret_error(error: SecretError) -> anyhow::Error {
+pub(super) fn secret_error(error: SecretError) -> anyhow::Error {
     match error.is_usage() {
         true => UsageError::new(error.to_string()).into(),
         false => error.into(),

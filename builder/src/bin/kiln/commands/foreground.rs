@@ -1,7 +1,7 @@
 //! A process in the foreground: kiln's terminal becomes its terminal, kiln's signals its signals,
 //! and its exit code kiln's.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::panic::resume_unwind;
 
@@ -17,6 +17,11 @@ use crate::report::{Exited, Interrupted};
 const SIZE: (u16, u16) = (24, 80);
 /// What programs end by that write to a pipe which nobody reads.
 const BROKEN_PIPE: u8 = 128 + 13;
+
+/// Whether kiln reads from one terminal and writes to one.
+pub(crate) fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
 
 /// A terminal for the process, as large as kiln's own.
 pub(crate) fn terminal() -> Streams {

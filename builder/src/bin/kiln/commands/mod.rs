@@ -16,6 +16,7 @@ mod rmi;
 mod run;
 mod save;
 mod security;
+mod shell;
 mod tag;
 
 use std::collections::BTreeSet;
@@ -106,6 +107,16 @@ impl Setup {
             .context("this command has entered no level of isolation")
     }
 
+    /// How to call kiln with the same store, for a hint that can be copied.
+    pub(crate) fn again(&self) -> String {
+        match &self.root {
+            Some(root) if std::env::var_os("KILN_ROOT").is_none() => {
+                format!("kiln --root {}", root.display())
+            }
+            _ => "kiln".to_owned(),
+        }
+    }
+
     /// Opens the store.
     pub(crate) fn store(&self) -> anyhow::Result<Arc<Store>> {
         Ok(Arc::new(Store::open(&self.root()?)?))
@@ -148,7 +159,7 @@ enum Need {
 fn need(command: &Command) -> Need {
     match command {
         Command::Build(args) if matches!(call::of(args), Ok(None)) => Need::Steps,
-        Command::Run(_) => Need::Steps,
+        Command::Run(_) | Command::Shell(_) => Need::Steps,
         Command::Build(_) | Command::Check(_) | Command::Debug(_) => Need::Nothing,
         Command::Images(_)
         | Command::Tag(_)
@@ -169,6 +180,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Check(args) => check::run(setup, &args),
         Command::Images(args) => images::run(setup, &args),
         Command::Run(args) => run::run(setup, &args),
+        Command::Shell(args) => shell::run(setup, &args),
         Command::Tag(args) => tag::run(setup, &args),
         Command::Rmi(args) => rmi::run(setup, &args),
         Command::Inspect(args) => inspect::run(setup, &args),

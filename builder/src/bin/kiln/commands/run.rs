@@ -50,6 +50,7 @@ pub(super) fn failure(command: &Command, error: anyhow::Error) -> anyhow::Error 
             let image = args.image_and_command.first();
             not_run(image.map(String::as_str).unwrap_or_default(), error)
         }
+        Command::Shell(_) => not_run("a shell", error),
         _ => error,
     }
 }
@@ -58,7 +59,13 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
     let invocation = invocation(args, command)?;
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
-    let image = image(&store, &client, &cancel, args, name)?;
+    let wanted = Wanted {
+        name,
+        platform: args.platform.as_deref(),
+        pull: args.pull,
+        quiet: args.quiet,
+    };
+    let image = wanted.find(&store, &client, &cancel)?;
     let level = setup.level()?;
     if level.isolation == Isolation::Chroot && !args.quiet {
         render::err(&format!("isolation: {level}"));
@@ -118,40 +125,51 @@ fn invocation(args: &RunArgs, command: &[String]) -> anyhow::Result<Invocation> 
     })
 }
 
-/// The image: from the store, or from its registry where the policy says so.
-fn image(
-    store: &Arc<Store>,
-    client: &Client,
-    cancel: &Cancel,
-    args: &RunArgs,
-    name: &str,
-) -> anyhow::Result<Digest> {
-    let (platform, given) = platform(args.platform.as_deref())?;
-    if args.pull != PullPolicy::Always {
-        match store.find(name) {
-            Ok(image) if !given || fits(store, &image, &platform)? => return Ok(image),
-            Ok(_) if args.pull == PullPolicy::Never => {
-                let message = format!("the image `{name}` in the store is not for {platform}");
-                return Err(UsageError::new(message).into());
-            }
-            Ok(_) => {}
-            Err(StoreError::NoImage(_)) if args.pull == PullPolicy::Missing => {
-                if !args.quiet {
-                    render::err(&format!("Unable to find image '{name}' locally"));
+/// An image that the command line names.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) name: &'a str,
+    pub(super) platform: Option<&'a str>,
+    pub(super) pull: PullPolicy,
+    pub(super) quiet: bool,
+}
+
+impl Wanted<'_> {
+    /// The image: from the store, or from its registry where the policy says so.
+    pub(super) fn find(
+        &self,
+        store: &Arc<Store>,
+        client: &Client,
+        cancel: &Cancel,
+    ) -> anyhow::Result<Digest> {
+        let name = self.name;
+        let (platform, given) = platform(self.platform)?;
+        if self.pull != PullPolicy::Always {
+            match store.find(name) {
+                Ok(image) if !given || fits(store, &image, &platform)? => return Ok(image),
+                Ok(_) if self.pull == PullPolicy::Never => {
+                    let message = format!("the image `{name}` in the store is not for {platform}");
+                    return Err(UsageError::new(message).into());
                 }
+                Ok(_) => {}
+                Err(StoreError::NoImage(_)) if self.pull == PullPolicy::Missing => {
+                    if !self.quiet {
+                        render::err(&format!("Unable to find image '{name}' locally"));
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
+        let mut reference = Reference::parse(name)?;
+        if reference.tag.is_none() && reference.digest.is_none() {
+            reference.tag = Some("latest".to_owned());
+        }
+        let observer = transfer::observer(transfer::PULL, self.quiet);
+        let pulled = block_on(cancel, async {
+            Ok(pull(store, client, &reference, &platform, &observer, cancel).await?)
+        })?;
+        Ok(pulled.image)
     }
-    let mut reference = Reference::parse(name)?;
-    if reference.tag.is_none() && reference.digest.is_none() {
-        reference.tag = Some("latest".to_owned());
-    }
-    let observer = transfer::observer(transfer::PULL, args.quiet);
-    let pulled = block_on(cancel, async {
-        Ok(pull(store, client, &reference, &platform, &observer, cancel).await?)
-    })?;
-    Ok(pulled.image)
 }
 
 fn fits(store: &Store, image: &Digest, platform: &Platform) -> anyhow::Result<bool> {
