@@ -29,5 +29,7 @@ mod interrupt;
 mod named_contexts;
 mod push_pull;
 mod security;
+mod shell;
 mod standalone;
 mod steps;
+mod terminal;

@@ -61,7 +61,7 @@ pub(crate) struct Exited {
 
 /// A process that kiln was to run did not run.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot run `{what}`")]
+#[error("cannot {what}")]
 pub(crate) struct NotRun {
     pub(crate) what: String,
     #[source]

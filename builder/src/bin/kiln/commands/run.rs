@@ -27,20 +27,26 @@ pub(crate) fn run(setup: &Setup, args: &RunArgs) -> anyhow::Result<()> {
     // The first word is required.
     let (image, command) = args.image_and_command.split_first().unzip();
     let image = image.map(String::as_str).unwrap_or_default();
-    start(setup, args, image, command.unwrap_or_default()).map_err(|error| not_run(image, error))
+    start(setup, args, image, command.unwrap_or_default())
+        .map_err(|error| not_run(run_of(image), error))
 }
 
 /// Whatever keeps a program from running exits as docker has it (125 to 127); how the program itself
 /// ended is no such thing.
-pub(super) fn not_run(what: &str, error: anyhow::Error) -> anyhow::Error {
+pub(super) fn not_run(what: String, error: anyhow::Error) -> anyhow::Error {
     if error.is::<Exited>() || error.is::<Interrupted>() || error.is::<UsageError>() {
         return error;
     }
     NotRun {
-        what: what.to_owned(),
+        what,
         source: error,
     }
     .into()
+}
+
+/// What was to be done with an image.
+pub(super) fn run_of(image: &str) -> String {
+    format!("run `{image}`")
 }
 
 /// What an error means to a command: see [`not_run`].
@@ -48,9 +54,9 @@ pub(super) fn failure(command: &Command, error: anyhow::Error) -> anyhow::Error 
     match command {
         Command::Run(args) => {
             let image = args.image_and_command.first();
-            not_run(image.map(String::as_str).unwrap_or_default(), error)
+            not_run(run_of(image.map_or("", String::as_str)), error)
         }
-        Command::Shell(_) => not_run("a shell", error),
+        Command::Shell(_) => not_run("open a shell".to_owned(), error),
         _ => error,
     }
 }

@@ -10,7 +10,7 @@ use kiln_builder::store::Store;
 use kiln_registry::client::Client;
 
 use super::build::{read_secrets, secret_error};
-use super::run::{Wanted, not_run};
+use super::run::{Wanted, not_run, run_of};
 use super::{Setup, foreground};
 use crate::args::{PullPolicy, ShellArgs};
 use crate::render::{self, text};
@@ -28,10 +28,10 @@ pub(crate) fn run(setup: &Setup, args: &ShellArgs) -> anyhow::Result<()> {
     match which {
         Some(which) => step(setup, args, &which).map_err(|error| {
             let what = match &args.step {
-                Some(step) => format!("a shell in step {step}"),
-                None => "a shell in the failed step".to_owned(),
+                Some(step) => format!("open step {step}"),
+                None => "open the failed step".to_owned(),
             };
-            not_run(&what, error)
+            not_run(what, error)
         }),
         None => image(setup, args),
     }
@@ -87,7 +87,7 @@ fn image(setup: &Setup, args: &ShellArgs) -> anyhow::Result<()> {
             )?)
         })
     };
-    open().map_err(|error| not_run(name, error))
+    open().map_err(|error| not_run(run_of(name), error))
 }
 
 /// A shell or a command in a step of the last build.
