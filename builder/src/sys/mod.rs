@@ -5,6 +5,8 @@ pub mod content;
 pub mod ids;
 pub mod loopback;
 pub mod mount;
+pub mod owner;
 pub mod process;
 pub mod root;
 pub mod users;
+pub mod xattr;
