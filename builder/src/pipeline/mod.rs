@@ -260,7 +260,7 @@ pub async fn build(
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
-        runtime: Native::current(),
+        runtime: Native::default(),
         contexts,
         client,
         images,

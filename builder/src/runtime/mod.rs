@@ -3,8 +3,9 @@
 //! `native` is kiln's own implementation: kiln starts itself anew with a hidden argument
 //! ([`INIT_ARGUMENT`], looked at first in `main`), and that single-threaded process enters the
 //! namespaces, builds the root and becomes, or waits for, the process of the step. Read in this
-//! order: `native` (the builder's side), `message` (what passes between the processes), `sandbox`
-//! (which processes there are), `init` (the step's process, up to its program).
+//! order: `native` (the builder's side), `server` (where sandboxes come from), `message` (what passes
+//! between the processes), `sandbox` (which processes there are), `init` (the step's process, up to
+//! its program).
 
 mod cancel;
 mod error;
@@ -20,6 +21,7 @@ mod program;
 mod provide;
 mod sandbox;
 mod seccomp;
+mod server;
 
 use std::path::{Path, PathBuf};
 
@@ -248,5 +250,5 @@ pub fn run(
     output: &mut dyn FnMut(Stream, &[u8]),
     cancel: &Cancel,
 ) -> Result<Exit, RuntimeError> {
-    Native::current().run(spec, output, cancel)
+    Native::default().run(spec, output, cancel)
 }
