@@ -24,7 +24,7 @@ pub mod xattr;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -280,7 +280,7 @@ impl Tree {
     }
 
     /// Files of people are whose they are on disk; they may have any attributes.
-    fn correct(&self, place: Place<'_>, stat: &mut Stat) -> rustix::io::Result<()> {
+    fn correct(&self, place: OnDisk<'_>, stat: &mut Stat) -> rustix::io::Result<()> {
         if self.live {
             return Ok(());
         }

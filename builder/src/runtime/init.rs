@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
@@ -19,11 +20,15 @@ use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
-use crate::sys::{loopback, mount, process};
+use crate::sys::{loopback, mount, owner, process, xattr};
 
 /// Becomes the step's program; returns only when that failed.
-pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream) -> Failure {
-    match become_program(spec, control) {
+pub(super) fn run(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    registrar: Option<&OwnedFd>,
+) -> Failure {
+    match become_program(spec, control, registrar) {
         Ok(never) => match never {},
         Err(failure) => failure,
     }
@@ -44,7 +49,11 @@ impl<T, E: Into<io::Error>> Act<T> for Result<T, E> {
     }
 }
 
-fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infallible, Failure> {
+fn become_program(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    registrar: Option<&OwnedFd>,
+) -> Result<Infallible, Failure> {
     // Until the program starts, modes are as written.
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
@@ -70,7 +79,7 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
     enter_root(&root, &cwd).act("enter the root file system")?;
     connect_streams(&null, &user).act("connect the standard streams")?;
     drop((null, root, cwd, provider));
-    privileges::drop_to(spec, &user)?;
+    privileges::drop_to(spec, &user, registrar)?;
     program::exec(spec, &user)
 }
 
@@ -175,8 +184,8 @@ fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let name = part.as_os_str();
                 rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))?;
-                let (uid, gid) = (privileges::uid(user), privileges::gid(user));
-                rustix::fs::chownat(&at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                let place = xattr::Place::In(at.as_fd(), name.as_bytes());
+                owner::set(place, (user.uid, user.gid))?;
                 directory(&path)?
             }
             found => found?,
@@ -199,9 +208,8 @@ fn enter_root(root: &Root, cwd: &OwnedFd) -> io::Result<()> {
 /// `/dev/stdout` anew (B4.1).
 fn connect_streams(null: &OwnedFd, user: &User) -> io::Result<()> {
     rustix::stdio::dup2_stdin(null)?;
-    let (uid, gid) = (privileges::uid(user), privileges::gid(user));
     for pipe in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        rustix::fs::fchown(pipe, Some(uid), Some(gid))?;
+        privileges::give(pipe, (user.uid, user.gid))?;
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ mod provide;
 mod sandbox;
 mod seccomp;
 mod server;
+mod single;
 
 use std::path::{Path, PathBuf};
 

@@ -16,6 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -28,7 +29,9 @@ use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, Message, errno};
 use super::server::{self, Ends};
-use super::{Exit, ProcessSpec, init};
+use super::single::Registrar;
+use super::{Exit, Ids, Isolation, ProcessSpec, init};
+use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
 /// Becomes a sandbox: `main` calls it first of all when its first argument is
@@ -36,6 +39,9 @@ use crate::sys::process::{self, Side};
 /// sandboxes.
 #[must_use]
 pub fn sandbox_main() -> ExitCode {
+    if let Some(owners) = std::env::args_os().nth(2) {
+        owner::open_table(Path::new(&owners));
+    }
     let done = server::serve(rustix::stdio::stdin()).and_then(|ends| {
         let Some(ends) = ends else {
             return Ok(());
@@ -82,12 +88,24 @@ fn keep(spec: &ProcessSpec, control: &mut UnixStream) -> io::Result<()> {
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     lower_protection()?;
+    let registrar = match spec.isolation {
+        Isolation::Rootless(Ids::Single) => Some(Registrar::start()?),
+        _ => None,
+    };
     let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
     process::new_namespaces(UnshareFlags::NEWPID)?;
-    match process::fork()? {
-        Side::Child => outer_init(spec, control, &keeper),
+    let watched = match process::fork()? {
+        Side::Child => {
+            return outer_init(spec, control, &keeper, registrar.map(|one| one.socket));
+        }
         Side::Parent(outer) => watch(control.as_fd(), outer),
+    };
+    if let Some(registrar) = registrar {
+        // It ends by itself; whatever held it up is over.
+        _ = rustix::process::kill_process(registrar.process, Signal::KILL);
+        wait(registrar.process)?;
     }
+    watched
 }
 
 /// A step does not inherit the builder's protection from the out-of-memory killer.
@@ -120,7 +138,12 @@ fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
 }
 
 /// PID 1 of the namespace around the step's.
-fn outer_init(spec: &ProcessSpec, control: &mut UnixStream, keeper: &OwnedFd) -> io::Result<()> {
+fn outer_init(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    keeper: &OwnedFd,
+    registrar: Option<OwnedFd>,
+) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The keeper may have died before that line, when there was no signal to get yet.
     let mut fds = [PollFd::new(keeper, PollFlags::IN)];
@@ -130,10 +153,11 @@ fn outer_init(spec: &ProcessSpec, control: &mut UnixStream, keeper: &OwnedFd) ->
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let failure = init::run(spec, control);
+            let failure = init::run(spec, control, registrar.as_ref());
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {
+            drop(registrar);
             let exit = wait(step)?;
             message::send(control, &Message::Ended(exit))
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{StepError, Worker, opaque};
+use super::{StepError, Worker, adopt, opaque};
 use crate::event::Event;
 use crate::graph::{MountOp, Network, RunOp};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams};
@@ -72,7 +72,10 @@ pub(super) fn execute(
         &worker.cancel,
     )?;
     match exit {
-        Exit::Code(0) => opaque::settle(worker, stack, upper),
+        Exit::Code(0) => {
+            adopt::adopt(worker, stack, &op.user, upper)?;
+            opaque::settle(worker, stack, upper)
+        }
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,

@@ -5,6 +5,7 @@ pub mod content;
 pub mod ids;
 pub mod loopback;
 pub mod mount;
+pub mod notify;
 pub mod owner;
 pub mod process;
 pub mod root;
