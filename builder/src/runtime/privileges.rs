@@ -6,14 +6,14 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
 };
 
 use super::init::Act;
 use super::message::Failure;
-use super::{ProcessSpec, seccomp, single};
+use super::{Privileges, ProcessSpec, seccomp, single};
 use crate::sys::owner;
 use crate::sys::process;
 use crate::sys::users::User;
@@ -34,6 +34,24 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::AUDIT_WRITE);
 
+/// Their names, in the order of the kernel.
+pub(super) const CAPABILITY_NAMES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SYS_CHROOT",
+    "CAP_MKNOD",
+    "CAP_AUDIT_WRITE",
+    "CAP_SETFCAP",
+];
+
 /// Gives up everything that a step does not have, in the one order that works: the filter needs
 /// capabilities that go, and the user changes only while there is one to change with.
 pub(super) fn drop_to(
@@ -48,15 +66,26 @@ pub(super) fn drop_to(
     if registrar.is_some() {
         single::make_up(user)?;
     }
-    bound_capabilities().act("limit capabilities")?;
-    seccomp::install().act("filter system calls")?;
+    clear_ambient().act("limit capabilities")?;
+    let kept = match &spec.privileges {
+        Privileges::Sandbox(seccomp) => {
+            bound_capabilities().act("limit capabilities")?;
+            seccomp::install(seccomp).act("filter system calls")?;
+            CAPABILITIES
+        }
+        // All that there are: in a user namespace, those over it (B3.2).
+        Privileges::Insecure => {
+            let own = capabilities(None).act("read capabilities")?;
+            own.permitted
+        }
+    };
     match registrar {
         None => change_user(user)?,
         Some(registrar) if user.uid == 0 => single::connect(registrar.as_fd(), user)?,
         Some(_) => {}
     }
     let kept = if user.uid == 0 {
-        CAPABILITIES
+        kept
     } else {
         CapabilitySet::empty()
     };
@@ -88,12 +117,15 @@ pub(super) fn give(file: impl AsFd, (uid, gid): (u32, u32)) -> rustix::io::Resul
     rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
 }
 
-fn bound_capabilities() -> rustix::io::Result<()> {
+fn clear_ambient() -> rustix::io::Result<()> {
     match clear_ambient_capability_set() {
         // Before Linux 4.3 there was none.
-        Ok(()) | Err(Errno::INVAL) => {}
-        Err(error) => return Err(error),
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(error),
     }
+}
+
+fn bound_capabilities() -> rustix::io::Result<()> {
     for number in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << number);
         if CAPABILITIES.contains(one) {
