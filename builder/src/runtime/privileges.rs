@@ -109,12 +109,13 @@ fn change_user(user: &User) -> Result<(), Failure> {
     set_thread_res_uid(uid, uid, uid).act("change the user")
 }
 
-/// Gives what is no file of the image to a user of the step. With a single id it is everybody's.
+/// Gives what is no file of the image to a user of the step; the group `u32::MAX` is none. With a single id it is everybody's.
 pub(super) fn give(file: impl AsFd, (uid, gid): (u32, u32)) -> rustix::io::Result<()> {
     if owner::is_kept_for_all() {
         return Ok(());
     }
-    rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+    let gid = (gid != u32::MAX).then(|| Gid::from_raw(gid));
+    rustix::fs::fchown(file, Some(Uid::from_raw(uid)), gid)
 }
 
 fn clear_ambient() -> rustix::io::Result<()> {

@@ -27,10 +27,11 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::init::Given;
 use super::message::{self, Failure, Message, errno};
 use super::server::{self, Ends};
 use super::single::Registrar;
-use super::{Exit, Ids, Isolation, ProcessSpec, init};
+use super::{Exit, Ids, Isolation, ProcessSpec, Streams, init};
 use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
@@ -48,13 +49,26 @@ pub fn sandbox_main() -> ExitCode {
         };
         let mut control = take_ends(ends)?;
         let spec = message::receive(&mut control)?;
-        keep(&spec, &mut control).or_else(|error| report(&mut control, "start the sandbox", &error))
+        let input = receive_input(&spec, &control)?;
+        keep(&spec, &mut control, input)
+            .or_else(|error| report(&mut control, "start the sandbox", &error))
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // There is nobody to tell: the socket is what failed.
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// The end of a pipe that the step reads from, where it reads what kiln does.
+fn receive_input(spec: &ProcessSpec, control: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    if spec.streams != Streams::Input {
+        return Ok(None);
+    }
+    let mut received = Vec::new();
+    message::read_with(control, &mut [0], &mut received)?;
+    let input = received.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(Some(input))
 }
 
 fn report(control: &mut UnixStream, act: &str, error: &io::Error) -> io::Result<()> {
@@ -83,7 +97,7 @@ fn take_ends(ends: Ends) -> io::Result<UnixStream> {
 }
 
 /// The keeper: lives in the host's namespaces until the sandbox is gone.
-fn keep(spec: &ProcessSpec, control: &mut UnixStream) -> io::Result<()> {
+fn keep(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -94,16 +108,26 @@ fn keep(spec: &ProcessSpec, control: &mut UnixStream) -> io::Result<()> {
     };
     let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
     process::new_namespaces(UnshareFlags::NEWPID)?;
+    let (given, registrar) = match registrar {
+        Some(Registrar { process, socket }) => (Some(socket), Some(process)),
+        None => (None, None),
+    };
+    let given = Given {
+        input,
+        registrar: given,
+    };
     let watched = match process::fork()? {
-        Side::Child => {
-            return outer_init(spec, control, &keeper, registrar.map(|one| one.socket));
+        Side::Child => return outer_init(spec, control, &keeper, given),
+        Side::Parent(outer) => {
+            // Else the builder would never see that nobody reads any more.
+            drop(given);
+            watch(control.as_fd(), outer)
         }
-        Side::Parent(outer) => watch(control.as_fd(), outer),
     };
     if let Some(registrar) = registrar {
         // It ends by itself; whatever held it up is over.
-        _ = rustix::process::kill_process(registrar.process, Signal::KILL);
-        wait(registrar.process)?;
+        _ = rustix::process::kill_process(registrar, Signal::KILL);
+        wait(registrar)?;
     }
     watched
 }
@@ -142,7 +166,7 @@ fn outer_init(
     spec: &ProcessSpec,
     control: &mut UnixStream,
     keeper: &OwnedFd,
-    registrar: Option<OwnedFd>,
+    given: Given,
 ) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The keeper may have died before that line, when there was no signal to get yet.
@@ -153,11 +177,11 @@ fn outer_init(
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let failure = init::run(spec, control, registrar.as_ref());
+            let failure = init::run(spec, control, &given);
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {
-            drop(registrar);
+            drop(given);
             let exit = wait(step)?;
             message::send(control, &Message::Ended(exit))
         }
