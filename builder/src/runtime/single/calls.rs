@@ -119,7 +119,7 @@ impl Call {
 
 /// The lower half of an argument, which is what the kernel takes of an id.
 fn id(argument: u64) -> u32 {
-    (argument & u64::from(u32::MAX)) as u32
+    u32::try_from(argument & u64::from(u32::MAX)).unwrap_or(u32::MAX)
 }
 
 #[cfg(target_arch = "x86_64")]
