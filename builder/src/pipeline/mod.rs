@@ -27,7 +27,7 @@ use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
-use crate::snapshot::{Active, Snapshots, now};
+use crate::snapshot::{Active, Backend, Snapshots, now};
 use crate::step::secrets::SecretSource;
 use crate::step::{
     LayoutImage, RemoteImage, ResolveError, Settings, SourceImage, StepError, Worker,
@@ -62,6 +62,8 @@ pub struct Request {
     pub settings: Settings,
     /// Where the secrets among the settings came from, for a shell in a step later.
     pub secrets: Vec<SecretSource>,
+    /// How stacks of layers become file systems.
+    pub backend: Backend,
     /// Time that replaces all times of this build (C11.1), seconds since 1970.
     pub epoch: Option<i64>,
 }
@@ -269,7 +271,7 @@ pub async fn build(
     let contexts = contexts::open(&store, &plan, main, &named)?;
     let (observer, numbers) = Numbers::of(observer);
     let worker = Arc::new(Worker {
-        snapshots: Snapshots::new(Arc::clone(&store)),
+        snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
         runtime: Native::default(),
         contexts,

@@ -13,7 +13,7 @@ use crate::context::Contexts;
 use crate::event::{Observer, Stream};
 use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{Attached, Cancel, Exit, Mount, Native, Streams};
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Backend, Snapshots};
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
 use crate::store::{Store, StoreError};
 
@@ -110,12 +110,13 @@ impl Worker {
     #[must_use]
     pub fn for_processes(
         store: &Arc<Store>,
+        backend: Backend,
         client: Client,
         cancel: &Cancel,
         settings: Settings,
     ) -> Self {
         Self {
-            snapshots: Snapshots::new(Arc::clone(store)),
+            snapshots: Snapshots::with(Arc::clone(store), backend),
             store: Arc::clone(store),
             runtime: Native::default(),
             contexts: Contexts::default(),

@@ -239,7 +239,7 @@ impl Shell {
         let process = Foreground {
             op: &op,
             root: &self.root,
-            changes: changes.as_deref(),
+            changes: changes.as_ref(),
             inputs: &self.inputs,
             known: &self.known,
             mounts: Vec::new(),

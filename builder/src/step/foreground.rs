@@ -2,7 +2,7 @@
 //! does, by the same specification; what they change is thrown away.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kiln_registry::digest::Digest;
 
@@ -10,7 +10,9 @@ use super::mounts::Mounts;
 use super::{Inputs, Stack, StepError, Worker, run};
 use crate::event::Stream;
 use crate::graph::{Graph, Op, RunOp, Vertex};
+use crate::layer::{self, How};
 use crate::runtime::{Attached, Exit, Files, Mount, Root, Streams};
+use crate::snapshot::{SnapshotError, Writable};
 
 /// A process for whoever watches it.
 #[derive(Clone, Debug)]
@@ -20,7 +22,7 @@ pub struct Foreground<'a> {
     /// Its root.
     pub root: &'a Stack,
     /// One more layer on top, in overlayfs form: what a failed step had changed.
-    pub changes: Option<&'a Path>,
+    pub changes: Option<&'a PathBuf>,
     /// What its mounts are read from, see [`Inputs::stacks`].
     pub inputs: &'a [Stack],
     /// See [`Inputs::known`].
@@ -46,14 +48,20 @@ pub fn foreground(
 ) -> Result<Exit, StepError> {
     let stack = worker.unpacked(process.root)?;
     let active = worker.snapshots.prepare()?;
-    let mut lowers = worker.snapshots.lowers(&stack)?;
-    if let Some(changes) = process.changes {
-        lowers.insert(0, changes.to_owned());
-    }
+    let changes = process.changes;
+    // A tree stays as long as this value.
+    let writable = worker.snapshots.writable(&stack)?;
     let root = Root {
-        files: Files::Overlay {
-            lowers,
-            upper: active.upper(),
+        files: match &writable {
+            Writable::Layers(lowers) => Files::Overlay {
+                lowers: changes.into_iter().chain(lowers).cloned().collect(),
+                upper: active.upper(),
+            },
+            Writable::Tree(tree) => {
+                let changes: Vec<&Path> = changes.iter().map(|changes| changes.as_path()).collect();
+                layer::merge(&changes, &tree.path(), How::Copy).map_err(SnapshotError::from)?;
+                Files::Tree(tree.path())
+            }
         },
         work: active.work(),
         read_only: process.read_only,

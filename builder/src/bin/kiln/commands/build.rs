@@ -12,6 +12,7 @@ use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, BuildError, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
+use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
 use kiln_builder::step::secrets::{SecretError, SecretSource};
 use kiln_grammar::syntax::MAX_SIZE;
@@ -64,6 +65,8 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
+    let backend = setup.backend(&store, args.quiet)?;
+    request.backend = backend;
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
@@ -115,7 +118,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         }) = error.downcast_ref()
     {
         // Everything else has ended: what the shell shows is not mixed with anything.
-        shell::in_failed(&store, client.clone(), settings, source);
+        shell::in_failed(&store, backend, client.clone(), settings, source);
     }
     built
 }
@@ -190,6 +193,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         pull: args.pull,
         settings,
         secrets: Vec::new(),
+        backend: Backend::default(),
         epoch,
     })
 }

@@ -82,7 +82,8 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         seccomp: seccomp(&args.security_opt)?,
         ..Settings::default()
     };
-    let worker = Worker::for_processes(&store, client, &cancel, settings);
+    let backend = setup.backend(&store, args.quiet)?;
+    let worker = Worker::for_processes(&store, backend, client, &cancel, settings);
     let streams = invocation.streams;
     foreground::run(&cancel, streams, args.interactive, |attached, output| {
         Ok(pipeline::run(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kiln_builder::pipeline::{self, Invocation, Shell, Which, build_time, image_shell};
 use kiln_builder::runtime::{Cancel, Streams};
+use kiln_builder::snapshot::Backend;
 use kiln_builder::step::secrets::SecretSource;
 use kiln_builder::step::{Settings, StepError, Worker};
 use kiln_builder::store::Store;
@@ -73,7 +74,9 @@ fn image(setup: &Setup, args: &ShellArgs) -> anyhow::Result<()> {
             streams,
             ..Invocation::default()
         };
-        let worker = Worker::for_processes(&store, client, &cancel, settings(setup)?);
+        let backend = setup.backend(&store, args.quiet)?;
+        let settings = settings(setup)?;
+        let worker = Worker::for_processes(&store, backend, client, &cancel, settings);
         if command.is_empty() && !args.quiet {
             tell(&format!("the image {name}"), streams);
         }
@@ -112,12 +115,19 @@ fn step(setup: &Setup, args: &ShellArgs, which: &Which) -> anyhow::Result<()> {
         ));
     }
     let say = args.words.is_empty() && !args.quiet;
-    open(&store, client, settings, &shell, args, say)
+    let backend = setup.backend(&store, args.quiet)?;
+    open(&store, backend, client, settings, &shell, args, say)
 }
 
 /// Opens a shell in the step that has just failed, if there is a terminal for it. Whatever comes of
 /// that, the build has failed for the reason that it has.
-pub(super) fn in_failed(store: &Arc<Store>, client: Client, settings: Settings, error: &StepError) {
+pub(super) fn in_failed(
+    store: &Arc<Store>,
+    backend: Backend,
+    client: Client,
+    settings: Settings,
+    error: &StepError,
+) {
     if !foreground::is_interactive() {
         return;
     }
@@ -134,7 +144,7 @@ pub(super) fn in_failed(store: &Arc<Store>, client: Client, settings: Settings, 
             quiet: false,
             words: Vec::new(),
         };
-        open(store, client, settings, &shell, &none, true)
+        open(store, backend, client, settings, &shell, &none, true)
     };
     match work() {
         Err(error) if !error.is::<Exited>() => render::err(&format!("no shell: {error:#}")),
@@ -144,6 +154,7 @@ pub(super) fn in_failed(store: &Arc<Store>, client: Client, settings: Settings, 
 
 fn open(
     store: &Arc<Store>,
+    backend: Backend,
     client: Client,
     settings: Settings,
     shell: &Shell,
@@ -151,7 +162,7 @@ fn open(
     say: bool,
 ) -> anyhow::Result<()> {
     let cancel = Cancel::new()?;
-    let worker = Worker::for_processes(store, client, &cancel, settings);
+    let worker = Worker::for_processes(store, backend, client, &cancel, settings);
     let streams = streams();
     if say {
         tell(&text::one_line(&shell.describe()), streams);
