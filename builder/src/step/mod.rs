@@ -254,9 +254,9 @@ pub fn execute(
 }
 
 impl Worker {
-    /// Keeps what a failed process has left until the end of the build, for whoever wants to know why.
+    /// Keeps what a process that failed has left until the end of the build, for whoever wants to know why.
     fn keep_failed(&self, step: usize, left: Active, error: &StepError) {
-        if !matches!(error, StepError::Cancelled) {
+        if matches!(error, StepError::Exit { .. } | StepError::Signal { .. }) {
             let failed = self.failed.lock();
             let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
             failed.insert(step, left);

@@ -52,8 +52,13 @@ impl Store {
             file.write_all(record)?;
             fs::rename(&temporary, &path)
         };
-        write().map_err(StoreError::io("writing", &path))?;
-        self.remove_failed_but(kept.as_deref())
+        let written = write().map_err(StoreError::io("writing", &path));
+        if written.is_err() {
+            // Most likely the disk is full; perhaps of what is kept here.
+            drop(fs::remove_file(&temporary));
+            self.remove_failed_but(None)?;
+        }
+        written.and_then(|()| self.remove_failed_but(kept.as_deref()))
     }
 
     /// The record of the last build, if there is one.

@@ -175,7 +175,7 @@ fn a_shell_in_a_terminal_has_size_job_control_and_an_exit_code() {
     session.type_("\x1a");
     session.expect("Stopped");
     session.type_("fg\n");
-    session.expect("sleep 88888\r\n");
+    session.expect("fg\r\nsleep 88888\r\n");
     session.type_("\x03");
     session.expect("/ # ");
     resize(session.screen.as_fd(), 50, 120);
