@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::Exit;
-use super::mount_points::Made;
+use super::mount_points::Points;
 use crate::sys::users::UserError;
 
 /// Largest frame; a specification holds at most some scripts and secrets.
@@ -17,8 +17,8 @@ const LIMIT: usize = 256 << 20;
 /// From the sandbox to the builder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// Mount points that had to be made in the writable directory.
-    Made(Vec<Made>),
+    /// Mount points that were made, and may have left something.
+    Points(Points),
     /// The step's program was not started.
     Failed(Failure),
     /// The step's process ended, and with it all others.

@@ -56,6 +56,7 @@ pub(super) fn execute(
             upper: active.upper(),
         },
         work: active.work(),
+        points: worker.mount_points()?,
     };
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
