@@ -10,18 +10,21 @@
 mod cancel;
 mod error;
 mod executable;
+mod feed;
 mod filesystems;
 mod init;
 pub mod isolation;
 mod message;
 mod mount_points;
 mod native;
+mod orders;
 mod privileges;
 mod program;
 mod provide;
 mod sandbox;
 mod seccomp;
 mod server;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +35,8 @@ pub use crate::event::Stream;
 
 pub use cancel::Cancel;
 pub use error::RuntimeError;
-pub use native::Native;
+pub use native::{Attached, Native};
+pub use orders::{Order, Orders};
 pub use sandbox::sandbox_main;
 pub use seccomp::{ProfileError, check as check_seccomp};
 
@@ -161,6 +165,9 @@ pub struct Root {
     /// A directory on the same file system in which layers of mount points are kept for the runs
     /// to come, of this kiln only. The caller removes it when there are none.
     pub points: PathBuf,
+    /// Whether the process may not write to it; what is mounted in it may still be written to.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Where the files of a root are.

@@ -57,6 +57,7 @@ pub(super) fn execute(
         },
         work: active.work(),
         points: worker.mount_points()?,
+        read_only: false,
     };
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
@@ -100,7 +101,8 @@ fn shown(args: &[String]) -> String {
     args.join(" ")
 }
 
-fn specification(
+/// The process of an operation in a root, with all that the machine gives to it.
+pub(super) fn specification(
     worker: &Worker,
     op: &RunOp,
     made: &mut Mounts,

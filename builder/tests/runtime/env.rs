@@ -108,6 +108,7 @@ impl Step {
                 },
                 work,
                 points,
+                read_only: false,
             },
             hostname: "buildkitsandbox".to_owned(),
             network: Network::Host,
