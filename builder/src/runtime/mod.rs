@@ -24,6 +24,7 @@ mod provide;
 mod sandbox;
 mod seccomp;
 mod server;
+mod single;
 mod terminal;
 
 use std::path::{Path, PathBuf};

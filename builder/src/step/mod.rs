@@ -1,5 +1,6 @@
 //! Steps: the execution of one vertex, on top of the results of its inputs.
 
+mod adopt;
 pub mod copy;
 mod fetch;
 mod foreground;

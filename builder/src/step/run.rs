@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::mounts::Mounts;
-use super::{Inputs, StepError, Worker, opaque};
+use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
@@ -83,7 +83,10 @@ pub(super) fn execute(
         show(stream, mounts.mask.finish(stream));
     }
     match exit? {
-        Exit::Code(0) => opaque::settle(worker, stack, &active.upper()),
+        Exit::Code(0) => {
+            adopt::adopt(worker, stack, &op.user, &active.upper())?;
+            opaque::settle(worker, stack, &active.upper())
+        }
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,
