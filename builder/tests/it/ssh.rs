@@ -8,9 +8,10 @@ use crate::env::{TestEnv, test_env};
 use crate::traces::wait_until;
 
 /// A signature made by an agent, and looked at by `ssh-keygen`.
-const SIGN: &str = "echo data >/tmp/data && ssh-keygen -q -Y sign -f /key.pub -n file /tmp/data \
-                    && echo \"me $(cat /key.pub)\" >/tmp/allowed \
-                    && ssh-keygen -Y verify -f /tmp/allowed -I me -n file -s /tmp/data.sig </tmp/data";
+const SIGN: &str = "cd $(mktemp -d) && echo data >data \
+                    && ssh-keygen -q -Y sign -f /key.pub -n file data \
+                    && echo \"me $(cat /key.pub)\" >allowed \
+                    && ssh-keygen -Y verify -f allowed -I me -n file -s data.sig <data";
 
 /// An agent that ends with the test.
 struct SshAgent(Child, PathBuf);
