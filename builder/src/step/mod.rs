@@ -1,8 +1,10 @@
 //! Steps: the execution of one vertex, on top of the results of its inputs.
 
+mod adopt;
 pub mod agent;
 pub mod copy;
 mod fetch;
+mod foreground;
 pub mod git;
 mod image;
 mod layout;
@@ -38,6 +40,7 @@ use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
+pub use foreground::{Foreground, foreground};
 pub use image::{RemoteImage, ResolveError, SourceImage, blob_event, open_layer, remove_altered};
 pub use layout::LayoutImage;
 pub use select::Selections;

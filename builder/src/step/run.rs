@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::mounts::Mounts;
-use super::{Inputs, StepError, Worker, opaque};
+use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
@@ -56,6 +56,7 @@ pub(super) fn execute(
             upper: active.upper(),
         },
         work: active.work(),
+        read_only: false,
     };
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
@@ -81,7 +82,10 @@ pub(super) fn execute(
         show(stream, mounts.mask.finish(stream));
     }
     match exit? {
-        Exit::Code(0) => opaque::settle(worker, stack, &active.upper()),
+        Exit::Code(0) => {
+            adopt::adopt(worker, stack, &op.user, &active.upper())?;
+            opaque::settle(worker, stack, &active.upper())
+        }
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,
@@ -99,7 +103,8 @@ fn shown(args: &[String]) -> String {
     args.join(" ")
 }
 
-fn specification(
+/// The process of an operation in a root, with all that the machine gives to it.
+pub(super) fn specification(
     worker: &Worker,
     op: &RunOp,
     made: &mut Mounts,
