@@ -18,8 +18,7 @@ pub mod seal;
 pub mod tar;
 pub mod unpack;
 pub mod whiteout;
-
-use crate::sys::xattr;
+mod xattr;
 
 pub use archive::{Sniffed, is_tar_archive, sniff};
 pub use compression::{Compression, Limits, decompressor};

@@ -3,11 +3,10 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::UnshareFlags;
@@ -25,20 +24,16 @@ use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
-use crate::sys::{loopback, mount, owner, process, xattr};
+use crate::sys::{loopback, mount, process};
 
-/// Descriptors that a step's process is given.
-#[derive(Debug, Default)]
-pub(super) struct Given {
-    /// What it reads, where it reads anything ([`Streams::Input`]).
-    pub(super) input: Option<OwnedFd>,
-    /// The way to the process that makes users up, with a single id.
-    pub(super) registrar: Option<OwnedFd>,
-}
-
-/// Becomes the step's program; returns only when that failed.
-pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream, given: &Given) -> Failure {
-    match become_program(spec, control, given) {
+/// Becomes the step's program; returns only when that failed. `input` is what it reads, where it
+/// reads anything ([`Streams::Input`]).
+pub(super) fn run(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    input: Option<&OwnedFd>,
+) -> Failure {
+    match become_program(spec, control, input) {
         Ok(never) => match never {},
         Err(failure) => failure,
     }
@@ -62,7 +57,7 @@ impl<T, E: Into<io::Error>> Act<T> for Result<T, E> {
 fn become_program(
     spec: &ProcessSpec,
     control: &mut UnixStream,
-    given: &Given,
+    input: Option<&OwnedFd>,
 ) -> Result<Infallible, Failure> {
     // Until the program starts, modes are as written.
     rustix::process::umask(Mode::empty());
@@ -98,11 +93,11 @@ fn become_program(
     enter_root(&root, &cwd).act("enter the root file system")?;
     let connected = match &terminal {
         Some(terminal) => connect_terminal(terminal, &user),
-        None => connect_streams(given.input.as_ref(), &null, &user),
+        None => connect_streams(input, &null, &user),
     };
     connected.act("connect the standard streams")?;
     drop((root, cwd, provider));
-    privileges::drop_to(spec, &user, given.registrar.as_ref())?;
+    privileges::drop_to(spec, &user)?;
     program::exec(spec, &user)
 }
 
@@ -212,8 +207,8 @@ fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let name = part.as_os_str();
                 rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))?;
-                let place = xattr::Place::In(at.as_fd(), name.as_bytes());
-                owner::set(place, (user.uid, user.gid))?;
+                let (uid, gid) = (privileges::uid(user), privileges::gid(user));
+                rustix::fs::chownat(&at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
                 directory(&path)?
             }
             found => found?,
@@ -245,15 +240,12 @@ fn report(
     message::send_with(control, &Message::Made(made), &descriptors)
 }
 
-/// Leaves the group of a file as it is (chown(2)).
-const UNCHANGED: u32 = u32::MAX;
-
 /// The terminal is all three standard streams, belongs to the user, and controls this process, as
 /// job control wants it.
 fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
     let slave = &terminal.slave;
     rustix::process::ioctl_tiocsctty(slave)?;
-    privileges::give(slave, (user.uid, UNCHANGED))?;
+    rustix::fs::fchown(slave, Some(privileges::uid(user)), None)?;
     rustix::stdio::dup2_stdin(slave)?;
     rustix::stdio::dup2_stdout(slave)?;
     Ok(rustix::stdio::dup2_stderr(slave)?)
@@ -262,12 +254,13 @@ fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
 /// Standard input is empty, unless kiln's is passed on; output and error belong to the user, so
 /// that a step may open `/dev/stdout` anew (B4.1).
 fn connect_streams(input: Option<&OwnedFd>, null: &OwnedFd, user: &User) -> io::Result<()> {
+    let (uid, gid) = (privileges::uid(user), privileges::gid(user));
     rustix::stdio::dup2_stdin(input.unwrap_or(null))?;
     if let Some(input) = input {
-        privileges::give(input, (user.uid, user.gid))?;
+        rustix::fs::fchown(input, Some(uid), Some(gid))?;
     }
     for pipe in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        privileges::give(pipe, (user.uid, user.gid))?;
+        rustix::fs::fchown(pipe, Some(uid), Some(gid))?;
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! Steps: the execution of one vertex, on top of the results of its inputs.
 
-mod adopt;
 pub mod agent;
 pub mod copy;
 mod fetch;

@@ -19,7 +19,6 @@ use crate::graph::{MountOp, RunOp};
 use crate::runtime::Mount;
 use crate::snapshot::Active;
 use crate::store::{CacheMount, TempDir};
-use crate::sys::owner;
 
 /// Permission bits of the directory of a cache mount (B2).
 const CACHE_MODE: u32 = 0o755;
@@ -316,11 +315,8 @@ impl Maker<'_> {
                 (mode.or(Some(CACHE_MODE)), owner)
             }
         };
-        // With a single id every user of a step is the same to the disk.
-        if !owner::is_kept_for_all() {
-            chown(&directory, owner.0, owner.1)
-                .map_err(io_error("setting the owner of", &directory))?;
-        }
+        chown(&directory, owner.0, owner.1)
+            .map_err(io_error("setting the owner of", &directory))?;
         if let Some(mode) = mode {
             fs::set_permissions(&directory, fs::Permissions::from_mode(mode))
                 .map_err(io_error("setting the mode of", &directory))?;

@@ -274,7 +274,8 @@ impl Selector<'_> {
     fn top(&self) -> Result<Spot, SelectError> {
         let stat = self
             .tree
-            .stat(Path::new(""))
+            .root
+            .stat(Path::new(""), false)
             .map_err(|source| self.tree.read_error(Path::new("/"), source))?;
         Ok(Spot {
             path: PathBuf::new(),

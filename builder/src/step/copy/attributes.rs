@@ -4,15 +4,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Mode, Timespec, Timestamps};
+use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::Note;
 use crate::context::chmod::ModeChange;
 use crate::context::metadata::{Metadata, Timestamp};
 use crate::context::xattr::{self, Xattr};
-use crate::sys::owner::{self, Nanoseconds};
-use crate::sys::xattr::Place;
 
 /// What a file or directory gets besides its content.
 #[derive(Clone, Debug)]
@@ -85,8 +83,10 @@ impl Attributes {
         owners: &mut Owners,
     ) -> io::Result<()> {
         let stat = rustix::fs::fstat(&file)?;
-        if (stat.st_uid, stat.st_gid) != self.owner || owner::is_kept() {
-            owners.give(Place::Open(file.as_fd()), path, self.owner)?;
+        if (stat.st_uid, stat.st_gid) != self.owner {
+            let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
+            let changed = rustix::fs::fchown(&file, Some(uid), Some(gid));
+            owners.check(changed, path, self.owner)?;
         }
         if stat.st_mode & 0o7777 != self.mode || self.mode & 0o6000 != 0 {
             rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode))?;
@@ -97,7 +97,7 @@ impl Attributes {
                 owners.note(Note::CapabilityLost(path.to_owned()));
             }
         }
-        rustix::fs::futimens(&file, &times(self.mtime, None))?;
+        rustix::fs::futimens(&file, &times(self.mtime))?;
         Ok(())
     }
 }
@@ -115,25 +115,24 @@ impl Owners {
 
     /// Whether files that this process makes have this owner anyway.
     pub(super) fn is_process(&self, owner: (u32, u32)) -> bool {
-        self.process == owner && !owner::is_kept()
+        self.process == owner
     }
 
-    /// Gives a file to its owner, and hands back what the time of a link has to say of that.
-    pub(super) fn give(
+    pub(super) fn check(
         &mut self,
-        place: Place<'_>,
+        changed: rustix::io::Result<()>,
         path: &Path,
         owner: (u32, u32),
-    ) -> io::Result<Option<Nanoseconds>> {
-        match owner::set(place, owner) {
-            // No right to, and nowhere to write it down.
+    ) -> io::Result<()> {
+        match changed {
+            // No right to, or an id that the user namespace does not know.
             Err(Errno::PERM | Errno::INVAL) => {
                 self.note(Note::OwnerLost {
                     path: path.to_owned(),
                     uid: owner.0,
                     gid: owner.1,
                 });
-                Ok(None)
+                Ok(())
             }
             result => Ok(result?),
         }
@@ -146,16 +145,9 @@ impl Owners {
     }
 }
 
-/// Times for `utimensat`, with the nanoseconds that [`Owners::give`] asks for; nobody asks for the
-/// access time of a new file.
-pub(super) fn times(mtime: Timestamp, nanoseconds: Option<Nanoseconds>) -> Timestamps {
-    let mut time = Timespec::from(mtime);
-    match nanoseconds {
-        Some(nanoseconds) => time.tv_nsec = nanoseconds.into(),
-        // What the time of the source says of its owner is not for the copy.
-        None if owner::is_meaningful(mtime.nanoseconds) => time.tv_nsec = 0,
-        None => {}
-    }
+/// Times for `utimensat`; nobody asks for the access time of a new file.
+pub(super) fn times(mtime: Timestamp) -> Timestamps {
+    let time = Timespec::from(mtime);
     Timestamps {
         last_access: time,
         last_modification: time,
