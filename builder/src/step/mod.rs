@@ -198,14 +198,10 @@ pub fn execute(
     let stack = worker.unpacked(root)?;
     let active = worker.snapshots.prepare()?;
     match (&graph.vertex(id).op, selections) {
-        (Op::Run(op), _) => run::execute(
-            worker,
-            op,
-            &stack,
-            id.index(),
-            &active.upper(),
-            active.work(),
-        )?,
+        (Op::Run(op), _) => {
+            let keep = graph.is_run_upon(id);
+            run::execute(worker, op, &stack, id.index(), &active, keep)?;
+        }
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
         (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, id.index(), &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{StepError, Worker, opaque};
 use crate::event::Event;
@@ -10,7 +10,7 @@ use crate::graph::{MountOp, Network, RunOp};
 use crate::runtime::{
     self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams,
 };
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{Active, SnapshotId, Writable};
 
 /// Host name inside the sandbox (B4.3).
 const HOSTNAME: &str = "buildkitsandbox";
@@ -43,23 +43,33 @@ const TAIL: usize = 20;
 /// Bytes of one line that an error repeats.
 const TAIL_LINE: usize = 4096;
 
-/// Runs the process; its changes are in `upper` afterwards.
+/// Runs the process; its changes are in the layer that is being made afterwards. `keep` says whether
+/// others will run upon it.
 pub(super) fn execute(
     worker: &Worker,
     op: &RunOp,
     stack: &[SnapshotId],
     step: usize,
-    upper: &Path,
-    work: PathBuf,
+    active: &Active,
+    keep: bool,
 ) -> Result<(), StepError> {
+    let mut writable = worker.snapshots.writable(stack)?;
     let root = Root {
-        files: Files::Overlay {
-            lowers: worker.snapshots.lowers(stack)?,
-            upper: upper.to_owned(),
+        files: match &writable {
+            Writable::Layers(lowers) => Files::Overlay {
+                lowers: lowers.clone(),
+                upper: active.upper(),
+            },
+            Writable::Tree(tree) => Files::Tree(tree.path()),
         },
-        work,
+        work: active.work(),
     };
     let spec = specification(worker, op, root, stack)?;
+    if let Writable::Tree(tree) = &mut writable {
+        for place in spec.places() {
+            tree.tolerate(place)?;
+        }
+    }
     let mut tail = Tail::default();
     let exit = worker.runtime.run(
         &spec,
@@ -74,7 +84,10 @@ pub(super) fn execute(
         &worker.cancel,
     )?;
     match exit {
-        Exit::Code(0) => opaque::settle(worker, stack, upper),
+        Exit::Code(0) => match writable {
+            Writable::Layers(_) => opaque::settle(worker, stack, &active.upper()),
+            Writable::Tree(tree) => Ok(worker.snapshots.collect(*tree, stack, active, keep)?),
+        },
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,

@@ -11,6 +11,7 @@ use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::Cancel;
 use kiln_builder::schedule::CachePolicy;
+use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
 use kiln_grammar::syntax::MAX_SIZE;
 use kiln_registry::reference::Reference;
@@ -39,7 +40,7 @@ const PROXIES: [&str; 5] = [
 ];
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
-    let request = request(args)?;
+    let mut request = request(args)?;
     if let Some(call) = call::of(args)? {
         return call::run(setup, &call, request, args);
     }
@@ -48,6 +49,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         remove(file)?;
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
+    request.backend = setup.backend(&store, args.quiet)?;
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
@@ -158,6 +160,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         },
         pull: args.pull,
         settings,
+        backend: Backend::default(),
         epoch,
     })
 }

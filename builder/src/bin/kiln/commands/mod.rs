@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kiln_builder::runtime::Cancel;
+use kiln_builder::snapshot::{Backend, Refused};
 use kiln_builder::store::Store;
 use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
@@ -41,6 +42,7 @@ pub(crate) struct Setup {
     root: Option<PathBuf>,
     mirrors: Vec<String>,
     insecure: Vec<String>,
+    snapshotter: Option<Backend>,
 }
 
 impl Setup {
@@ -50,6 +52,7 @@ impl Setup {
             root: cli.root.clone(),
             mirrors: cli.mirrors.clone(),
             insecure: cli.insecure.clone(),
+            snapshotter: cli.snapshotter,
         }
     }
 
@@ -61,6 +64,30 @@ impl Setup {
     /// Opens the store.
     pub(crate) fn store(&self) -> anyhow::Result<Arc<Store>> {
         Ok(Arc::new(Store::open(&self.root()?)?))
+    }
+
+    /// How layers become file systems here: as asked for, else the first way that works. Unless told
+    /// to be quiet, it says why that is not the best one.
+    pub(crate) fn backend(&self, store: &Store, quiet: bool) -> anyhow::Result<Backend> {
+        if let Some(wanted) = self.snapshotter {
+            wanted
+                .attempt(store)?
+                .with_context(|| format!("--snapshotter={wanted} does not work here"))?;
+            return Ok(wanted);
+        }
+        let (backend, refused) = Backend::probe(store)?;
+        if !quiet {
+            for Refused {
+                backend: other,
+                reason,
+            } in refused
+            {
+                render::err(&format!(
+                    "note: layers become {backend} directories: {other} is refused: {reason}"
+                ));
+            }
+        }
+        Ok(backend)
     }
 
     /// A registry client with this user's credentials. Unless told to be quiet, it says when it
