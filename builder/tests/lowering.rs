@@ -239,6 +239,7 @@ fn options(value: &Value) -> LowerOptions {
             _ => Network::Host,
         },
         allow_host_network: value["allow_host_network"].as_bool().unwrap_or(false),
+        allow_insecure: value["allow_insecure"].as_bool().unwrap_or(false),
         contexts: value["contexts"]
             .as_array()
             .into_iter()

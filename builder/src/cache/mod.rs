@@ -9,7 +9,7 @@
 //! | vertex | definition key | content key |
 //! |---|---|---|
 //! | image | diff ids of its layers | the same |
-//! | `RUN` | arguments, environment (`ENV` and visible `ARG`s), directory, user, network, mounts; key of the root | the same with the identity of the root's layers |
+//! | `RUN` | arguments, environment (`ENV` and visible `ARG`s), directory, user, network, `--security`, mounts; key of the root | the same with the identity of the root's layers |
 //! | `COPY`, `ADD` | destination, `--chown`, `--chmod` and the other flags, names and content of heredocs; key of the root; content of the selected context files, or the keys of the stages copied from | the same with the identity of the root's layers and the content of all selected files |
 //! | `WORKDIR` | path, user; key of the root | with the identity of the root's layers |
 //! | `ADD URL` | digest of the body: it is fetched first, then copied | |

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::{CopyOp, CopySource, GitOp, Graph, MountOp, Op, RunOp, Vertex};
+use super::{CopyOp, CopySource, GitOp, Graph, MountOp, Op, RunOp, Security, Vertex};
 
 /// Writes a graph: a line for each vertex, its inputs behind `<`, its facts indented below.
 #[must_use]
@@ -97,6 +97,9 @@ fn run_facts(text: &mut String, run: &RunOp) {
         Some(&run.user).filter(|user| !user.is_empty()),
     );
     fact(text, "network", format_args!("{:?}", run.network));
+    if run.security == Security::Insecure {
+        fact(text, "security", "Insecure");
+    }
     optional(text, "hostname", run.hostname.as_ref());
     for script in &run.scripts {
         fact(

@@ -62,6 +62,9 @@ pub struct RunOp {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// Rights; the usual ones are not in the encoding, so that keys are what they always were.
+    #[serde(skip_serializing_if = "Security::is_sandbox")]
+    pub security: Security,
     /// Host name, where it is not the usual one (A6.11).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -111,6 +114,22 @@ pub enum Network {
     Host,
     /// Only a loopback of its own.
     None,
+}
+
+/// The rights of a process (B3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub enum Security {
+    /// Those of a sandbox.
+    #[default]
+    Sandbox,
+    /// All.
+    Insecure,
+}
+
+impl Security {
+    fn is_sandbox(&self) -> bool {
+        *self == Self::Sandbox
+    }
 }
 
 /// A `COPY` or `ADD`.

@@ -32,6 +32,8 @@ pub struct LowerOptions {
     pub network: Network,
     /// `--allow network.host`: whether `RUN --network=host` may leave a narrower `network`.
     pub allow_host_network: bool,
+    /// `--allow security.insecure`: whether `RUN --security=insecure` is obeyed (B3.2).
+    pub allow_insecure: bool,
     /// `--build-context`, in order.
     pub contexts: Vec<NamedContext>,
     /// What the build context leaves out, for a word about sources that are among it.

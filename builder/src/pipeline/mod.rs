@@ -262,7 +262,7 @@ pub async fn build(
     let worker = Arc::new(Worker {
         snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
-        runtime: Native::current(),
+        runtime: Native::default(),
         contexts,
         client,
         images,

@@ -10,11 +10,14 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
-use super::message::{self, Failure, Message, errno};
+use super::message::{self, Failure, IdKind, Message, errno};
 use super::mount_points::{self, Kind, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
-use super::{Files, Network, ProcessSpec, filesystems, privileges, program};
+use super::{
+    Files, Ids, Isolation, Network, Privileges, ProcessSpec, filesystems, privileges, program,
+};
+use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
@@ -52,6 +55,7 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
     let mounts = provider.prepare_all(spec)?;
     let (root, upper) = mount_root(spec, &mounts).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
+    check_ids(spec, &user)?;
 
     let mut points = MountPoints::new(&root, upper);
     let null = filesystems::mount_all(spec, &mut points, &provider)?;
@@ -92,9 +96,14 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
 /// Mounts the root, over its own writable directory: any place does, and that one is there.
 ///
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
-/// cgroup that would tell the harmless ones from the disks of the host.
+/// cgroup that would tell the harmless ones from the disks of the host; with `--security=insecure` they
+/// do (B3.2).
 fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
     let work = &spec.root.work;
+    let attributes = match spec.privileges {
+        Privileges::Sandbox(_) => MountAttrFlags::MOUNT_ATTR_NODEV,
+        Privileges::Insecure => MountAttrFlags::empty(),
+    };
     let mount = match &spec.root.files {
         Files::Overlay { lowers, upper } => {
             let points = work.join(MOUNT_POINTS);
@@ -106,11 +115,11 @@ fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, Owne
                 upper,
                 work: &overlay_work,
             };
-            mount::overlay(&lowers, Some(writable), MountAttrFlags::MOUNT_ATTR_NODEV)?
+            mount::overlay(&lowers, Some(writable), attributes)?
         }
         Files::Tree(tree) => {
             let mount = mount::clone(rustix::fs::CWD, tree)?;
-            mount::set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_NODEV)?;
+            mount::set_attributes(mount.as_fd(), attributes)?;
             mount
         }
     };
@@ -118,6 +127,31 @@ fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, Owne
     let writable = rustix::fs::open(spec.root.files.writable(), flags, Mode::empty())?;
     mount::attach(mount.as_fd(), writable.as_fd())?;
     Ok((Root::from_fd(mount), writable))
+}
+
+/// Makes sure that the user and its groups exist in this user namespace. With a single id nobody
+/// exists but root, and every user is made up.
+fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
+    if spec.isolation == Isolation::Rootless(Ids::Single) {
+        return Ok(());
+    }
+    let map = Map::current().act("read the ids of the namespace")?;
+    let groups = [user.gid].into_iter().chain(user.groups.iter().copied());
+    let unmapped = if map.has_user(user.uid) {
+        groups
+            .map(|group| (IdKind::Group, group))
+            .find(|(_, group)| !map.has_group(*group))
+    } else {
+        Some((IdKind::User, user.uid))
+    };
+    match unmapped {
+        None => Ok(()),
+        Some((kind, id)) => Err(Failure::Unmapped {
+            kind,
+            id,
+            subordinates: map.subordinates(),
+        }),
+    }
 }
 
 /// All mount points that the image may lack. What stands below a file system of the sandbox is made

@@ -2,9 +2,8 @@
 //!
 //! The layer is the one that overlayfs would have written: a file that was touched in any way is in
 //! it, with the directories above it; what is gone is a whiteout; a directory that took the place of
-//! another one is opaque. Two differences cannot be seen from outside: a file that was opened for
-//! writing and left as it was is not in the layer, and where one of several hard links was written
-//! to, all of them are, because they are one file here and not with overlayfs.
+//! another one is opaque. One difference cannot be seen from outside: a file that was opened for
+//! writing and left as it was is not in the layer.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;

@@ -157,6 +157,7 @@ impl Snapshots {
     /// # Errors
     /// When its folders cannot be made.
     pub fn prepare(&self) -> Result<Active, SnapshotError> {
+        self.store.claim_ids()?;
         let active = Active {
             folder: self.store.temporary()?,
         };
@@ -232,6 +233,7 @@ impl Snapshots {
     /// # Errors
     /// When a snapshot is missing.
     pub fn lowers(&self, stack: &[SnapshotId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        self.store.claim_ids()?;
         let mut lowers = Vec::with_capacity(stack.len());
         let mut seen = BTreeSet::new();
         for id in stack.iter().rev() {
@@ -363,6 +365,7 @@ impl Snapshots {
     }
 
     fn pack(&self, id: &SnapshotId) -> Result<(DiffId, layer::Packed), SnapshotError> {
+        self.store.claim_ids()?;
         let path = self.store.snapshot_path(id);
         Ok(layer::diff_id(&path, &layer::PackOptions::default())?)
     }

@@ -8,15 +8,17 @@ use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changes::Changes;
-use super::record::Record;
+use super::record::{self, Record};
 use super::{SnapshotError, io_error};
-use crate::layer::{self, How};
+use crate::layer::copy::parent_of;
+use crate::layer::{self, Copier, How, TreeError};
 use crate::store::{SnapshotId, Store, TempDir};
 use crate::sys::root::Root;
 
@@ -147,7 +149,7 @@ impl Trees {
             },
         };
         if working.tree.stack.len() < stack.len() {
-            working.tree.extend(store, stack, How::Copy)?;
+            working.tree.extend(store, stack, How::Split)?;
             working.record = Record::of(&working.tree.open()?)?;
         }
         working.tolerated.clear();
@@ -177,7 +179,10 @@ impl Trees {
         let upper = Root::open(upper).map_err(io_error("opening", upper))?;
         changes.write(&upper, if keep { How::Copy } else { How::Take })?;
         if keep {
-            working.record = after;
+            working.record = match split_links(&working.tree, &after)? {
+                true => Record::of(&tree)?,
+                false => after,
+            };
             working.tree.stack.push(id);
             let mut all = lock(&self.working);
             all.push(working);
@@ -233,6 +238,26 @@ impl WorkingTree {
             at = parent;
         }
     }
+}
+
+/// Makes separate files of hard links, as they are for the next process: see [`How::Split`]. Says
+/// whether there were any.
+fn split_links(tree: &Tree, record: &Record) -> Result<bool, SnapshotError> {
+    let root = tree.open()?;
+    let folder = tree.folder.path();
+    let beside = Root::open(folder).map_err(io_error("opening", folder))?;
+    let mut split = false;
+    let mut seen = BTreeSet::new();
+    let mut copier = Copier::new(How::Split);
+    for (path, entry) in record.iter() {
+        if entry.is_directory() || entry.links < 2 || seen.insert(entry.inode) {
+            continue;
+        }
+        split = true;
+        let parent = record::open(&root, parent_of(path)).map_err(TreeError::new("open", path))?;
+        copier.split(parent.as_fd(), beside.as_fd(), path)?;
+    }
+    Ok(split)
 }
 
 /// Where a path leads, on the host.

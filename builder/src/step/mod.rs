@@ -26,7 +26,7 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::{Graph, Op, VertexId};
 use crate::layer::{PackError, UnpackError};
-use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
@@ -66,8 +66,12 @@ pub struct Settings {
     pub host_ca: Option<PathBuf>,
     /// Proxy variables that no `ARG` declares (A6.9).
     pub proxies: Vec<(String, String)>,
+    /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
+    pub seccomp: Seccomp,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
+    /// How far steps are kept apart from the host.
+    pub isolation: Isolation,
 }
 
 /// Why a step failed.

@@ -6,10 +6,8 @@ use std::path::Path;
 
 use super::{StepError, Worker, opaque};
 use crate::event::Event;
-use crate::graph::{MountOp, Network, RunOp};
-use crate::runtime::{
-    self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams,
-};
+use crate::graph::{MountOp, Network, RunOp, Security};
+use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::{Active, SnapshotId, Writable};
 
 /// Host name inside the sandbox (B4.3).
@@ -154,9 +152,12 @@ fn specification(
         mounts,
         shm_size: SHM_SIZE,
         rlimits: Vec::new(),
-        privileges: Privileges::Sandbox(Seccomp::Default),
+        privileges: match op.security {
+            Security::Sandbox => Privileges::Sandbox(worker.settings.seccomp.clone()),
+            Security::Insecure => Privileges::Insecure,
+        },
         cgroups: Vec::new(),
-        isolation: Isolation::Root,
+        isolation: worker.settings.isolation,
         streams: Streams::Pipes,
     })
 }

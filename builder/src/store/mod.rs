@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/version             format version of the store, one line
+//! ROOT/ids                 whose files the snapshots are, where not every id is the host's own
 //! ROOT/blobs/sha256/HEX    manifests, configs and layers as pulled, loaded or pushed
 //! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
@@ -17,6 +18,7 @@
 
 mod blobs;
 mod cache;
+mod ids;
 mod images;
 mod layers;
 mod lock;
@@ -27,7 +29,7 @@ mod version;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kiln_registry::digest::{Digest, Mismatch};
 use rusqlite::Connection;
@@ -68,6 +70,18 @@ pub enum StoreError {
         path: PathBuf,
         /// Its version.
         found: String,
+    },
+    /// The owners of the snapshots' files mean something else here.
+    #[error(
+        "the files of the store `{path}` belong to the ids {found}, and this process has {here}"
+    )]
+    Ids {
+        /// The store.
+        path: PathBuf,
+        /// The ids that it was made with.
+        found: String,
+        /// The ids that there are.
+        here: String,
     },
     /// An earlier version of kiln made the store, and this process lacks the right to convert it.
     #[error(
@@ -145,6 +159,9 @@ impl StoreError {
             Self::Version { .. } => {
                 "use the kiln that made it, or choose another place with --root"
             }
+            Self::Ids { .. } => {
+                "use the isolation and the subordinate ids that it was made with, or choose another place with --root"
+            }
             Self::OldVersion { .. } => {
                 "run `kiln images` on it once as root, with all rights, or choose another place with --root"
             }
@@ -173,6 +190,8 @@ pub struct Store {
     /// Held shared as long as the store is open, so that nobody sweeps what we are adding.
     content: fs::File,
     boot: String,
+    /// Set once the owners of files are known to be what they were.
+    claimed: OnceLock<()>,
 }
 
 impl Store {
@@ -198,6 +217,7 @@ impl Store {
             database: Mutex::new(database),
             content,
             boot,
+            claimed: OnceLock::new(),
         };
         lock::clean_temporary(&store.root);
         store.settle_snapshots()?;

@@ -2,6 +2,7 @@
 //! its rules. Unsafe code lives in this folder only, each block with its SAFETY line.
 
 pub mod content;
+pub mod ids;
 pub mod loopback;
 pub mod mount;
 pub mod process;

@@ -38,7 +38,7 @@ pub struct Writable<'a> {
     pub work: &'a Path,
 }
 
-/// Makes a file system, detached.
+/// Makes a file system, detached. An option with an empty value is one that has none.
 ///
 /// # Errors
 /// Those of `fsopen`, `fsconfig` and `fsmount`.
@@ -49,7 +49,10 @@ pub fn filesystem(
 ) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
-        rustix::mount::fsconfig_set_string(&context, *key, *value)?;
+        match *value {
+            "" => rustix::mount::fsconfig_set_flag(&context, *key)?,
+            value => rustix::mount::fsconfig_set_string(&context, *key, value)?,
+        }
     }
     finish(context.as_fd(), attributes)
 }
@@ -75,11 +78,34 @@ pub fn clone(dir: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(dir, path, flags)?)
 }
 
+/// Like [`clone`] of a path of the host, with the mounts below it.
+///
+/// # Errors
+/// Those of `open_tree`.
+pub fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    Ok(rustix::mount::open_tree(rustix::fs::CWD, path, flags)?)
+}
+
 /// Sets attributes of a mount, in addition to those it has.
 ///
 /// # Errors
 /// Those of `mount_setattr`.
 pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
+    change(mount, attributes, 0)
+}
+
+/// Like [`set_attributes`], of the mounts below it too.
+///
+/// # Errors
+/// Those of `mount_setattr`.
+pub fn set_tree_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
+    change(mount, attributes, libc::AT_RECURSIVE)
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: MountAttrFlags, flags: libc::c_int) -> io::Result<()> {
     let request = libc::mount_attr {
         attr_set: u64::from(attributes.bits()),
         attr_clr: 0,
@@ -93,7 +119,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             &raw const request,
             size_of::<libc::mount_attr>(),
         )

@@ -27,5 +27,6 @@ mod interop;
 mod interrupt;
 mod named_contexts;
 mod push_pull;
+mod security;
 mod standalone;
 mod steps;

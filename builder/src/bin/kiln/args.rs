@@ -54,8 +54,34 @@ pub(crate) struct Cli {
     )]
     pub(crate) snapshotter: Option<Backend>,
 
+    /// How far steps are kept apart from this machine [default: the best that it allows; see `kiln
+    /// doctor`]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_ISOLATION",
+        value_enum,
+        default_value_t = IsolationArg::Default,
+        hide_default_value = true,
+        value_name = "LEVEL"
+    )]
+    pub(crate) isolation: IsolationArg,
+
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Levels of isolation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IsolationArg {
+    /// The best that this machine allows
+    Default,
+    /// Namespaces and mounts by this machine's root
+    Root,
+    /// The same in a user namespace
+    Rootless,
+    /// A changed root directory only, for root in a container: steps are not kept apart
+    Chroot,
 }
 
 /// The verbs.
@@ -149,6 +175,16 @@ pub(crate) struct BuildArgs {
     /// Network of RUN steps
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     pub(crate) network: NetworkArg,
+
+    /// Allow what the Dockerfile asks for: network.host, security.insecure; a list with commas, may
+    /// be repeated
+    #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
+    pub(crate) allow: Vec<String>,
+
+    /// Rights of RUN steps: seccomp=FILE is a profile of system calls in docker's JSON,
+    /// seccomp=unconfined allows all of them, seccomp=builtin is the default; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
 
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use kiln_builder::graph::Network;
 use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
-use kiln_builder::runtime::Cancel;
+use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
@@ -17,6 +17,7 @@ use kiln_grammar::syntax::MAX_SIZE;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
+use super::security::{Allowed, seccomp};
 use super::{Setup, block_on, call, platform, push};
 use crate::args::{BuildArgs, NetworkArg};
 use crate::render;
@@ -47,6 +48,11 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
+    }
+    let level = setup.level()?;
+    request.settings.isolation = level.isolation;
+    if level.isolation != Isolation::Root && !args.quiet {
+        render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     request.backend = setup.backend(&store, args.quiet)?;
@@ -119,6 +125,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         .map(|text| build_arg(text))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
+    let allowed = Allowed::parse(&args.allow)?;
     let options = LowerOptions {
         build_args,
         target: args.target.clone(),
@@ -131,7 +138,8 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
             NetworkArg::Host => Network::Host,
             NetworkArg::None => Network::None,
         },
-        allow_host_network: false,
+        allow_host_network: allowed.host_network,
+        allow_insecure: allowed.insecure,
         contexts: args
             .build_contexts
             .iter()
@@ -142,7 +150,9 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
         proxies: proxies(&options, args.host_ca),
+        seccomp: seccomp(&args.security_opt)?,
         time: build_time(epoch),
+        ..Settings::default()
     };
     Ok(Request {
         context: context(&args.context)?,
