@@ -10,28 +10,33 @@
 mod cancel;
 mod error;
 mod executable;
+mod feed;
 mod filesystems;
 mod init;
 pub mod isolation;
 mod message;
 mod mount_points;
 mod native;
+mod orders;
 mod privileges;
 mod program;
 mod provide;
 mod sandbox;
 mod seccomp;
 mod server;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 
+use kiln_registry::credentials::SecretBytes;
 use serde::{Deserialize, Serialize};
 
 pub use crate::event::Stream;
 
 pub use cancel::Cancel;
 pub use error::RuntimeError;
-pub use native::Native;
+pub use native::{Attached, Native};
+pub use orders::{Order, Orders};
 pub use sandbox::sandbox_main;
 pub use seccomp::{ProfileError, check as check_seccomp};
 
@@ -45,6 +50,8 @@ pub struct ProcessSpec {
     pub args: Vec<String>,
     /// Environment; `HOME` is added from the root's passwd file where it is not set.
     pub env: Vec<(String, String)>,
+    /// Variables whose values are secret: no file on the host may hold them. They win over `env`.
+    pub secret_env: Vec<(String, SecretBytes)>,
     /// Working directory, absolute; created (mode 0755, owner as `user`) when missing.
     pub cwd: String,
     /// `user[:group]`, names or numbers, resolved inside the root (A9.8); empty for root.
@@ -164,6 +171,9 @@ pub struct Root {
     pub files: Files,
     /// An empty directory for the runtime's own use; with an overlay, on the same file system.
     pub work: PathBuf,
+    /// Whether the process may not write to it; what is mounted in it may still be written to.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Where the files of a root are.
@@ -203,7 +213,7 @@ impl Files {
 /// Something to be shown in the root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mount {
-    /// A file or directory of the host.
+    /// A file, directory or socket of the host. What a process writes to a writable one is kept.
     Bind {
         /// Path on the host.
         source: PathBuf,
@@ -212,10 +222,10 @@ pub enum Mount {
         /// Whether the process may write to it.
         writable: bool,
     },
-    /// A file with given content, read-only.
+    /// A file with given content, read-only; no file system but one in memory may hold it.
     File {
         /// The content.
-        content: Vec<u8>,
+        content: SecretBytes,
         /// Absolute path in the root.
         target: String,
         /// Permission bits.

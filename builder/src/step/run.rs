@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::{StepError, Worker, opaque};
-use crate::event::Event;
-use crate::graph::{MountOp, Network, RunOp, Security};
+use super::mounts::Mounts;
+use super::{Inputs, StepError, Worker, opaque};
+use crate::event::{Event, Stream};
+use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::{Active, SnapshotId, Writable};
 
@@ -41,15 +42,13 @@ const TAIL: usize = 20;
 /// Bytes of one line that an error repeats.
 const TAIL_LINE: usize = 4096;
 
-/// Runs the process; its changes are in the layer that is being made afterwards. `keep` says whether
-/// others will run upon it.
+/// Runs the process; its changes are in the active snapshot afterwards.
 pub(super) fn execute(
     worker: &Worker,
     op: &RunOp,
+    inputs: &Inputs<'_>,
     stack: &[SnapshotId],
-    step: usize,
     active: &Active,
-    keep: bool,
 ) -> Result<(), StepError> {
     let mut writable = worker.snapshots.writable(stack)?;
     let root = Root {
@@ -61,30 +60,43 @@ pub(super) fn execute(
             Writable::Tree(tree) => Files::Tree(tree.path()),
         },
         work: active.work(),
+        read_only: false,
     };
-    let spec = specification(worker, op, root, stack)?;
+    let step = inputs.id.index();
+    let mut mounts = Mounts::make(worker, op, inputs, step)?;
+    let spec = specification(worker, op, &mut mounts, root, stack)?;
     if let Writable::Tree(tree) = &mut writable {
         for place in spec.places() {
             tree.tolerate(place)?;
         }
     }
     let mut tail = Tail::default();
-    let exit = worker.runtime.run(
-        &spec,
-        &mut |stream, bytes| {
-            tail.add(bytes);
-            worker.observer.tell(Event::Output {
+    let mut show = |stream, bytes: Vec<u8>| {
+        if !bytes.is_empty() {
+            tail.add(&bytes);
+            let output = Event::Output {
                 step,
                 stream,
-                bytes: bytes.to_vec(),
-            });
-        },
+                bytes,
+            };
+            worker.observer.tell(output);
+        }
+    };
+    let exit = worker.runtime.run(
+        &spec,
+        &mut |stream, bytes| show(stream, mounts.mask.push(stream, bytes)),
         &worker.cancel,
-    )?;
-    match exit {
+    );
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        show(stream, mounts.mask.finish(stream));
+    }
+    match exit? {
         Exit::Code(0) => match writable {
             Writable::Layers(_) => opaque::settle(worker, stack, &active.upper()),
-            Writable::Tree(tree) => Ok(worker.snapshots.collect(*tree, stack, active, keep)?),
+            Writable::Tree(tree) => {
+                let keep = inputs.graph.is_run_upon(inputs.id);
+                Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
+            }
         },
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
@@ -103,18 +115,20 @@ fn shown(args: &[String]) -> String {
     args.join(" ")
 }
 
-fn specification(
+/// The process of an operation in a root, with all that the machine gives to it.
+pub(super) fn specification(
     worker: &Worker,
     op: &RunOp,
+    made: &mut Mounts,
     root: Root,
     stack: &[SnapshotId],
 ) -> Result<ProcessSpec, StepError> {
     let mut env = op.env.clone();
-    let mut mounts: Vec<Mount> = op.mounts.iter().filter_map(mount).collect();
+    let mut mounts = std::mem::take(&mut made.mounts);
     for script in &op.scripts {
         let target = format!("/dev/pipes/{}", script.name);
         mounts.push(Mount::File {
-            content: script.content.clone().into_bytes(),
+            content: script.content.clone().into_bytes().into(),
             target,
             mode: 0o755,
             owner: (0, 0),
@@ -139,6 +153,7 @@ fn specification(
     Ok(ProcessSpec {
         args: op.args.clone(),
         env,
+        secret_env: std::mem::take(&mut made.secret_env),
         cwd: op.cwd.clone(),
         user: op.user.clone(),
         root,
@@ -173,17 +188,6 @@ fn bind(source: &Path, target: &str) -> Mount {
         source: source.to_owned(),
         target: target.to_owned(),
         writable: false,
-    }
-}
-
-/// What the sandbox mounts for a `--mount`. Binds never come here: the pipeline refuses them.
-fn mount(op: &MountOp) -> Option<Mount> {
-    match op {
-        MountOp::Tmpfs { target, size } => Some(Mount::Tmpfs {
-            target: target.clone(),
-            size: *size,
-        }),
-        MountOp::Bind { .. } => None,
     }
 }
 
