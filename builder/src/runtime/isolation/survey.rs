@@ -95,7 +95,13 @@ pub fn levels() -> Vec<Mechanism> {
             Ok(true) => "as this machine's root".to_owned(),
             _ => "as root of a user namespace".to_owned(),
         })
-        .map_err(|error| if root { denied(error) } else { "this is not root".to_owned() });
+        .map_err(|error| {
+            if root {
+                denied(error)
+            } else {
+                "this is not root".to_owned()
+            }
+        });
     let namespaces = probe::user_namespace().map(|()| String::new());
     let inside = probe::rootless().map(|()| String::new());
     let change_root = if root {

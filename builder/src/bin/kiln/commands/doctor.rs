@@ -11,6 +11,16 @@ use crate::args::{DoctorArgs, DoctorFormat};
 use crate::render::{self, text};
 use crate::report::Reported;
 
+/// The ways to make file systems of layers, best first; and what it costs when one is denied.
+const BACKENDS: [(Backend, &str, &str); 2] = [
+    (
+        Backend::Overlay,
+        "overlayfs",
+        "layers become plain directories, which are copied for each chain of steps",
+    ),
+    (Backend::Plain, "plain copies", "nothing can be built"),
+];
+
 /// What was found out.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -68,9 +78,7 @@ fn inside(setup: &Setup, level: &Level, mut mechanisms: Vec<Mechanism>) -> Repor
         Err(reason) => error = Some(format!("{reason:#}")),
     }
     let steps = survey::steps();
-    let filtered = steps
-        .iter()
-        .all(|one| one.allowed || one.name != "seccomp");
+    let filtered = steps.iter().all(|one| one.allowed || one.name != "seccomp");
     mechanisms.extend(steps);
     mechanisms.push(Mechanism::of(
         "store",
@@ -95,7 +103,7 @@ fn backends(store: &Store) -> anyhow::Result<(Option<Backend>, Vec<Mechanism>)> 
     store.claim_ids()?;
     let mut found = Vec::new();
     let mut best = None;
-    for (backend, name, cost) in Backend::ALL {
+    for (backend, name, cost) in BACKENDS {
         let result = backend.attempt(store)?;
         if result.is_ok() {
             best = best.or(Some(backend));
