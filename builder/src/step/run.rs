@@ -140,6 +140,9 @@ pub(super) fn specification(
         });
     }
     // The machine's own settings come last and never override what the Dockerfile says.
+    for (name, value) in &made.env {
+        set_default(&mut env, name, value);
+    }
     for (name, value) in &worker.settings.proxies {
         set_default(&mut env, name, value);
     }

@@ -202,6 +202,11 @@ pub(crate) struct BuildArgs {
     #[arg(long = "secret", value_name = "id=ID[,src=FILE]")]
     pub(crate) secrets: Vec<String>,
 
+    /// Agent for RUN --mount=type=ssh: its socket [default: $SSH_AUTH_SOCK], or files with private keys;
+    /// may be repeated
+    #[arg(long, value_name = "default|ID[=SOCKET|KEY[,KEY]...]")]
+    pub(crate) ssh: Vec<String>,
+
     /// Allow what the Dockerfile asks for: network.host, security.insecure; a list with commas, may
     /// be repeated
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
