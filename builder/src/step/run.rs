@@ -92,16 +92,18 @@ pub(super) fn execute(
         show(stream, mounts.mask.finish(stream));
     }
     match exit? {
-        Exit::Code(0) => {
-            let upper = active.upper();
-            if let Writable::Tree(tree) = writable {
-                let keep = inputs.graph.is_run_upon(inputs.id);
-                worker.snapshots.collect(*tree, stack, active, keep)?;
-                return adopt::adopt(worker, stack, &op.user, &upper);
+        Exit::Code(0) => match writable {
+            Writable::Layers(_) => {
+                adopt::adopt(worker, stack, &op.user, &active.upper())?;
+                opaque::settle(worker, stack, &active.upper())
             }
-            adopt::adopt(worker, stack, &op.user, &upper)?;
-            opaque::settle(worker, stack, &upper)
-        }
+            Writable::Tree(tree) => {
+                // There, because the tree stays for the next step.
+                adopt::adopt(worker, stack, &op.user, &tree.path())?;
+                let keep = inputs.graph.is_run_upon(inputs.id);
+                Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
+            }
+        },
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,

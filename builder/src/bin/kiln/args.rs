@@ -111,9 +111,28 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from an archive
     Load(LoadArgs),
+    /// Show what this machine allows, and what that means for builds
+    Doctor(DoctorArgs),
     /// Answer questions about the languages that kiln reads, one JSON object a line
     #[command(subcommand, hide = true)]
     Debug(DebugCommand),
+}
+
+/// `kiln doctor`
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = DoctorFormat::Text)]
+    pub(crate) format: DoctorFormat,
+}
+
+/// Forms of the report on a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DoctorFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// `kiln debug`
