@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
@@ -281,6 +281,7 @@ pub async fn build(
         cancel: cancel.clone(),
         settings: request.settings.clone(),
         failed: Mutex::default(),
+        points: OnceLock::new(),
     });
     let exported = plan.layers().collect();
     let mut schedule = Schedule::new(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -126,6 +126,7 @@ impl Worker {
             cancel: cancel.clone(),
             settings,
             failed: Mutex::default(),
+            points: OnceLock::new(),
         }
     }
 }

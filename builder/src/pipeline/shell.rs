@@ -191,6 +191,14 @@ impl Shell {
         })
     }
 
+    /// The agents of ssh that the step's mounts show and these settings do not have.
+    pub fn absent_agents<'a>(&'a self, settings: &'a Settings) -> impl Iterator<Item = &'a str> {
+        self.op.mounts.iter().filter_map(|mount| match mount {
+            MountOp::Ssh { id, .. } if !settings.agents.contains_key(id) => Some(id.as_str()),
+            _ => None,
+        })
+    }
+
     /// Adds what the build had of the machine's settings.
     #[must_use]
     pub fn settings(&self, settings: Settings) -> Settings {

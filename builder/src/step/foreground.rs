@@ -64,6 +64,7 @@ pub fn foreground(
             }
         },
         work: active.work(),
+        points: worker.mount_points()?,
         read_only: process.read_only,
     };
     let mut graph = Graph::default();

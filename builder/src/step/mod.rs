@@ -1,5 +1,7 @@
 //! Steps: the execution of one vertex, on top of the results of its inputs.
 
+mod adopt;
+pub mod agent;
 pub mod copy;
 mod fetch;
 mod foreground;
@@ -17,7 +19,7 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
@@ -34,7 +36,7 @@ use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
 use crate::snapshot::{Active, SnapshotError, SnapshotId, Snapshots};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
@@ -67,6 +69,8 @@ pub struct Worker {
     pub settings: Settings,
     /// What processes that failed have left, by the index of their vertex.
     pub failed: Mutex<BTreeMap<usize, Active>>,
+    /// Layers of mount points that the steps of this build share; made with the first of them.
+    pub points: OnceLock<TempDir>,
 }
 
 /// What the machine, not the Dockerfile, gives to steps. Nothing of it is in a cache key.
@@ -78,6 +82,8 @@ pub struct Settings {
     pub proxies: Vec<(String, String)>,
     /// Secrets by their ids (`--secret`).
     pub secrets: BTreeMap<String, SecretBytes>,
+    /// Agents of ssh by their ids (`--ssh`).
+    pub agents: BTreeMap<String, agent::Agent>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
     /// Time that files made by the builder itself get, seconds since 1970.
@@ -112,6 +118,9 @@ pub enum StepError {
     /// A secret that the step cannot do without was not given (B2).
     #[error("secret {0}: not found")]
     NoSecret(String),
+    /// An ssh agent that the step cannot do without was not given (B2).
+    #[error("no SSH key {0:?} forwarded from the client")]
+    NoAgent(String),
     /// The value of a secret cannot be that of a variable.
     #[error("secret {0}: a value with a zero byte cannot be in the environment")]
     SecretInEnvironment(String),
@@ -201,6 +210,7 @@ impl StepError {
             Self::NoSecret(id) => Some(format!(
                 "give it with `--secret id={id},src=FILE` or `--secret id={id},env=VARIABLE`"
             )),
+            Self::NoAgent(id) => Some(format!("give it with `--ssh {id}`")),
             Self::SecretInEnvironment(_) => {
                 Some("mount it as a file: target= in the place of env=".to_owned())
             }
@@ -261,6 +271,19 @@ impl Worker {
             let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
             failed.insert(step, left);
         }
+    }
+
+    /// Where the runtime keeps layers of mount points.
+    fn mount_points(&self) -> Result<PathBuf, StepError> {
+        let points = match self.points.get() {
+            Some(points) => points,
+            None => {
+                // Of two steps that come here at once, the slower one's folder goes again.
+                let new = self.store.temporary()?;
+                self.points.get_or_init(|| new)
+            }
+        };
+        Ok(points.path().to_owned())
     }
 
     /// The snapshots of a stack, with layers of images unpacked where they are not yet. Blocks.

@@ -168,7 +168,7 @@ fn any_step_of_the_last_build_can_be_opened() {
     env.no_shell(
         &["--before", "busybox"],
         125,
-        "--before and --secret are for steps",
+        "--before, --secret and --ssh are for steps",
     );
     env.no_traces();
 }

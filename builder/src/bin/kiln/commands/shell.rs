@@ -10,7 +10,7 @@ use kiln_builder::step::{Settings, StepError, Worker};
 use kiln_builder::store::Store;
 use kiln_registry::client::Client;
 
-use super::build::{read_secrets, secret_error};
+use super::build::{open_agents, read_secrets, secret_error};
 use super::run::{Wanted, not_run, run_of};
 use super::{Setup, foreground};
 use crate::args::{PullPolicy, ShellArgs};
@@ -44,8 +44,8 @@ fn image(setup: &Setup, args: &ShellArgs) -> anyhow::Result<()> {
         let message = "\"kiln shell\" requires an image, --failed or --step";
         return Err(UsageError::new(message).into());
     };
-    if args.before || !args.secrets.is_empty() {
-        let message = "--before and --secret are for steps: give --failed or --step";
+    if args.before || !args.secrets.is_empty() || !args.ssh.is_empty() {
+        let message = "--before, --secret and --ssh are for steps: give --failed or --step";
         return Err(UsageError::new(message).into());
     }
     let open = || {
@@ -114,6 +114,12 @@ fn step(setup: &Setup, args: &ShellArgs, which: &Which) -> anyhow::Result<()> {
             "note: the secret `{id}` is not where it was in the build; --secret id={id},src=FILE gives it"
         ));
     }
+    settings.agents = open_agents(&args.ssh)?;
+    for id in shell.absent_agents(&settings) {
+        render::err(&format!(
+            "note: the agent of ssh `{id}` is not there; --ssh {id} gives it"
+        ));
+    }
     let say = args.words.is_empty() && !args.quiet;
     let backend = setup.backend(&store, args.quiet)?;
     open(&store, backend, client, settings, &shell, args, say)
@@ -140,6 +146,7 @@ pub(super) fn in_failed(
             step: None,
             before: false,
             secrets: Vec::new(),
+            ssh: Vec::new(),
             user: None,
             quiet: false,
             words: Vec::new(),
