@@ -8,7 +8,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 use super::contexts::NamedContext;
-use crate::graph::Network;
+use crate::graph::{Limits, Network};
 
 /// The settings of one build for one platform.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +32,10 @@ pub struct LowerOptions {
     pub network: Network,
     /// `--allow network.host`: whether `RUN --network=host` may leave a narrower `network`.
     pub allow_host_network: bool,
+    /// What `RUN` may use of the machine (B4.5).
+    pub limits: Limits,
+    /// The names of `--add-host`, in alphabetical order, each once.
+    pub extra_hosts: Vec<String>,
     /// `--build-context`, in order.
     pub contexts: Vec<NamedContext>,
     /// What the build context leaves out, for a word about sources that are among it.

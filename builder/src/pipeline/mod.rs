@@ -23,6 +23,7 @@ use crate::event::{Event, Observer};
 use crate::graph::{MountOp, Op, Vertex};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
+use crate::runtime::network::Pool;
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Snapshots, now};
@@ -257,10 +258,17 @@ pub async fn build(
         ignore_file: ignore_file(path.as_deref(), &context),
     };
     let contexts = contexts::open(&store, &plan, main, &named)?;
+    let runtime = Native::current();
+    let networks = Pool::new(
+        request.settings.network,
+        runtime.executable.clone(),
+        observer.clone(),
+    );
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
-        runtime: Native::current(),
+        runtime,
+        networks,
         contexts,
         client,
         images,

@@ -14,6 +14,7 @@ mod init;
 mod message;
 mod mount_points;
 mod native;
+pub mod network;
 mod privileges;
 mod program;
 mod provide;

@@ -2,7 +2,7 @@
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use rustix::process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
@@ -10,7 +10,7 @@ use rustix::thread::{
 };
 
 use super::init::Act;
-use super::message::Failure;
+use super::message::{Failure, errno};
 use super::{ProcessSpec, seccomp};
 use crate::sys::process;
 use crate::sys::users::User;
@@ -103,7 +103,12 @@ fn limit(name: &str, soft: u64, hard: u64) -> Result<(), Failure> {
         current: value(soft),
         maximum: value(hard),
     };
-    setrlimit(resource, limit).act(&format!("set the limit `{name}`"))
+    setrlimit(resource, limit).map_err(|error| Failure::LimitRefused {
+        name: name.to_owned(),
+        hard,
+        most: getrlimit(resource).maximum.unwrap_or(u64::MAX),
+        errno: errno(&error.into()),
+    })
 }
 
 fn resource(name: &str) -> Option<Resource> {

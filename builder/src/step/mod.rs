@@ -26,6 +26,7 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::{Graph, Op, VertexId};
 use crate::layer::{PackError, UnpackError};
+use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
@@ -57,6 +58,8 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the machine adds to each process.
     pub settings: Settings,
+    /// Networks for processes that want the default one.
+    pub networks: Pool,
 }
 
 /// What the machine, not the Dockerfile, gives to steps. Nothing of it is in a cache key.
@@ -66,6 +69,10 @@ pub struct Settings {
     pub host_ca: Option<PathBuf>,
     /// Proxy variables that no `ARG` declares (A6.9).
     pub proxies: Vec<(String, String)>,
+    /// What the names of extra hosts stand for (`--add-host`).
+    pub hosts: Vec<HostEntry>,
+    /// Whether the default network has to be one of its own (`--network=pasta`).
+    pub network: Demand,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
 }
@@ -99,6 +106,9 @@ pub enum StepError {
     /// The process could not be started.
     #[error("{0}")]
     Runtime(#[source] RuntimeError),
+    /// There is no network of its own for the process, and the user demands one.
+    #[error("--network=pasta cannot be had")]
+    Network(#[from] NetworkError),
     /// Files could not be selected or copied.
     #[error("{0}")]
     Copy(#[from] copy::CopyError),

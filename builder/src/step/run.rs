@@ -1,12 +1,12 @@
 //! `RUN`: a process in a sandbox on top of a stack of layers.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{StepError, Worker, opaque};
 use crate::event::Event;
 use crate::graph::{MountOp, Network, RunOp};
+use crate::runtime::network::{self, HostEntry, Lease};
 use crate::runtime::{
     self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams,
 };
@@ -59,7 +59,14 @@ pub(super) fn execute(
         },
         work,
     };
-    let spec = specification(worker, op, root, stack)?;
+    let mut lease = match op.network {
+        Network::Default => Some(worker.networks.take()?),
+        Network::Host | Network::None => None,
+    };
+    let spec = specification(worker, op, root, stack, lease.as_ref())?;
+    if let (Some(lease), Privileges::Insecure) = (&mut lease, &spec.privileges) {
+        lease.spoil();
+    }
     let mut tail = Tail::default();
     let exit = worker.runtime.run(
         &spec,
@@ -97,6 +104,7 @@ fn specification(
     op: &RunOp,
     root: Root,
     stack: &[SnapshotId],
+    lease: Option<&Lease>,
 ) -> Result<ProcessSpec, StepError> {
     let mut env = op.env.clone();
     let mut mounts: Vec<Mount> = op.mounts.iter().filter_map(mount).collect();
@@ -125,6 +133,12 @@ fn specification(
         );
     }
     let hostname = op.hostname.as_deref().unwrap_or(HOSTNAME);
+    let network = match (op.network, lease) {
+        (_, Some(lease)) => lease.network(),
+        (Network::None, None) => runtime::Network::None,
+        (Network::Host | Network::Default, None) => runtime::Network::Host,
+    };
+    let view = network.view();
     Ok(ProcessSpec {
         args: op.args.clone(),
         env,
@@ -132,15 +146,17 @@ fn specification(
         user: op.user.clone(),
         root,
         hostname: hostname.to_owned(),
-        network: match op.network {
-            Network::Host => runtime::Network::Host,
-            Network::None => runtime::Network::None,
-        },
-        hosts: hosts(hostname),
-        resolv_conf: resolv_conf(Path::new("/")),
+        hosts: network::hosts(hostname, &extra_hosts(worker, op), view),
+        resolv_conf: network::resolv_conf(Path::new("/"), view),
+        network,
         mounts,
-        shm_size: SHM_SIZE,
-        rlimits: Vec::new(),
+        shm_size: op.limits.shm_size.unwrap_or(SHM_SIZE),
+        rlimits: op
+            .limits
+            .ulimits
+            .iter()
+            .map(|limit| (limit.name.clone(), limit.soft, limit.hard))
+            .collect(),
         privileges: Privileges::Sandbox(Seccomp::Default),
         cgroups: Vec::new(),
         isolation: Isolation::Root,
@@ -199,28 +215,13 @@ fn present(
         .collect())
 }
 
-/// `/etc/hosts` of the sandbox (B6.1).
-fn hosts(hostname: &str) -> String {
-    format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-}
-
-/// `/etc/resolv.conf` of the sandbox (B6.2): the host's; behind a local stub resolver that of
-/// systemd. The sandbox shares the host's network, so loopback servers stay.
-fn resolv_conf(host: &Path) -> String {
-    let read = |path: &str| fs::read_to_string(host.join(path)).unwrap_or_default();
-    let text = read("etc/resolv.conf");
-    let servers: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .map(str::trim)
-        .collect();
-    if servers == ["127.0.0.53"] {
-        let upstream = read("run/systemd/resolve/resolv.conf");
-        if !upstream.is_empty() {
-            return upstream;
-        }
-    }
-    text
+/// The hosts that the step's definition names, with what they stand for on this machine.
+fn extra_hosts(worker: &Worker, op: &RunOp) -> Vec<HostEntry> {
+    let hosts = worker.settings.hosts.iter();
+    hosts
+        .filter(|host| op.extra_hosts.contains(&host.name))
+        .cloned()
+        .collect()
 }
 
 /// The last lines of a process's output, in bounded memory.
@@ -278,30 +279,5 @@ mod tests {
         assert_eq!(lines[TAIL - 1], "unfinished");
         tail.add(&vec![b'x'; 1 << 20]);
         assert_eq!(tail.lines()[TAIL - 1].len(), TAIL_LINE);
-    }
-
-    #[test]
-    fn b6_2_a_stub_resolver_is_replaced_by_what_stands_behind_it() {
-        let host = tempfile::tempdir().unwrap();
-        fs::create_dir_all(host.path().join("etc")).unwrap();
-        fs::create_dir_all(host.path().join("run/systemd/resolve")).unwrap();
-        fs::write(
-            host.path().join("etc/resolv.conf"),
-            "nameserver 127.0.0.53\n",
-        )
-        .unwrap();
-        assert_eq!(resolv_conf(host.path()), "nameserver 127.0.0.53\n");
-        fs::write(
-            host.path().join("run/systemd/resolve/resolv.conf"),
-            "nameserver 10.0.0.1\n",
-        )
-        .unwrap();
-        assert_eq!(resolv_conf(host.path()), "nameserver 10.0.0.1\n");
-        fs::write(
-            host.path().join("etc/resolv.conf"),
-            "nameserver 10.0.0.2\nnameserver 127.0.0.53\n",
-        )
-        .unwrap();
-        assert!(resolv_conf(host.path()).contains("10.0.0.2"));
     }
 }

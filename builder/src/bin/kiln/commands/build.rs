@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kiln_builder::graph::Network;
 use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::Cancel;
@@ -17,7 +16,7 @@ use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
 use super::{Setup, block_on, call, platform, push};
-use crate::args::{BuildArgs, NetworkArg};
+use crate::args::{self, BuildArgs};
 use crate::render;
 use crate::render::excerpt::Excerpts;
 use crate::report::{NotPushed, UsageError};
@@ -40,6 +39,9 @@ const PROXIES: [&str; 5] = [
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let request = request(args)?;
+    if let Some(warning) = args.legacy.warning()? {
+        render::err(&warning);
+    }
     if let Some(call) = call::of(args)? {
         return call::run(setup, &call, request, args);
     }
@@ -117,6 +119,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         .map(|text| build_arg(text))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
+    let hosts = args.sandbox.hosts()?;
     let options = LowerOptions {
         build_args,
         target: args.target.clone(),
@@ -125,11 +128,10 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         build_platform: Platform::host(),
         name_platform: false,
         labels: args.labels.iter().map(|text| pair(text)).collect(),
-        network: match args.network {
-            NetworkArg::Host => Network::Host,
-            NetworkArg::None => Network::None,
-        },
-        allow_host_network: false,
+        network: args.sandbox.network.network,
+        allow_host_network: allows_host_network(&args.allow)?,
+        limits: args.sandbox.limits.limits()?,
+        extra_hosts: args::names(&hosts),
         contexts: args
             .build_contexts
             .iter()
@@ -140,6 +142,8 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
         proxies: proxies(&options, args.host_ca),
+        hosts,
+        network: args.sandbox.network.demand,
         time: build_time(epoch),
     };
     Ok(Request {
@@ -160,6 +164,19 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         settings,
         epoch,
     })
+}
+
+/// Whether `--allow` has the host's network; a right that is none is a mistake.
+fn allows_host_network(rights: &[String]) -> anyhow::Result<bool> {
+    for right in rights {
+        if right != "network.host" {
+            return Err(UsageError::new(format!(
+                "--allow `{right}` is not supported: possible is network.host"
+            ))
+            .into());
+        }
+    }
+    Ok(!rights.is_empty())
 }
 
 /// The context's folder; other kinds of contexts are named in the refusal.

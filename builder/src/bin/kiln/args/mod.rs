@@ -4,9 +4,15 @@
     reason = "the comments are help texts: `NAME[:TAG]` is no link"
 )]
 
+mod legacy;
+mod sandbox;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use legacy::LegacyArgs;
+pub(crate) use sandbox::{SandboxArgs, names};
 
 /// Builds container images from Dockerfiles and moves them to and from registries, without a daemon.
 #[derive(Debug, Parser)]
@@ -134,9 +140,12 @@ pub(crate) struct BuildArgs {
     #[arg(long, requires = "tags")]
     pub(crate) push: bool,
 
-    /// Network of RUN steps
-    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
-    pub(crate) network: NetworkArg,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+
+    /// Right that RUN steps of the Dockerfile may ask for, network.host; may be repeated
+    #[arg(long, value_name = "RIGHT", value_delimiter = ',')]
+    pub(crate) allow: Vec<String>,
 
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image
@@ -160,6 +169,7 @@ pub(crate) struct BuildArgs {
     #[arg(
         long,
         value_name = "METHOD",
+        alias = "print",
         default_value = "build",
         hide_default_value = true
     )]
@@ -168,6 +178,9 @@ pub(crate) struct BuildArgs {
     /// Check the Dockerfile by docker's rules instead of building, as --call=check
     #[arg(long, conflicts_with = "call")]
     pub(crate) check: bool,
+
+    #[command(flatten)]
+    pub(crate) legacy: LegacyArgs,
 
     /// Folder of the build context
     #[arg(value_name = "CONTEXT")]
@@ -241,15 +254,6 @@ pub(crate) enum CheckFormat {
     Sarif,
     /// Annotations of GitHub Actions
     Github,
-}
-
-/// Networks of `RUN` steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NetworkArg {
-    /// This machine's
-    Host,
-    /// Only a loopback of their own
-    None,
 }
 
 /// Ways to show progress.
