@@ -171,6 +171,7 @@ fn add_layer<W: Write>(
         return Ok(());
     }
     let snapshot = snapshot(store, diff_id)?;
+    store.claim_ids()?;
     let path = store.snapshot_path(&snapshot);
     let failed = |source| StepError::Io {
         action: "packing",
@@ -324,6 +325,7 @@ fn compress(
     let mut tar = Hashing::new(GzipWriter::new(writer, threads).map_err(failed)?);
     match store.sealed_snapshot(diff_id)? {
         Some((id, _)) => {
+            store.claim_ids()?;
             layer::pack(&store.snapshot_path(&id), &mut tar, &PackOptions::default())
                 .map_err(StepError::from)?;
         }

@@ -3,13 +3,16 @@
 //! [`pack()`] walks a directory that overlayfs wrote to (or that kiln filled in the same form) and
 //! writes the layer's tar; [`seal()`] does so while it takes the digests and compresses, in one
 //! pass. [`unpack()`] makes such a directory from a layer, or extracts an archive for `ADD`.
+//! [`merge()`] makes one tree of several such directories where overlayfs cannot.
 //! [`tar`] is the format itself, [`gzip`] the compressor whose bytes are always the same,
 //! [`archive`] tells archives from other files. A layer's bytes are fixed: see [`pack()`] for the
 //! order and [`tar::Writer`] for the form.
 
 pub mod archive;
 pub mod compression;
+pub mod copy;
 pub mod gzip;
+pub mod merge;
 pub mod pack;
 pub mod seal;
 pub mod tar;
@@ -19,6 +22,8 @@ mod xattr;
 
 pub use archive::{Sniffed, is_tar_archive, sniff};
 pub use compression::{Compression, Limits, decompressor};
+pub use copy::{Copier, How, TreeError};
+pub use merge::merge;
 pub use pack::{PackError, PackOptions, PackWarning, Packed, pack, pack_at};
 pub use seal::{Hashing, Sealed, diff_id, seal};
 pub use unpack::{

@@ -47,22 +47,23 @@ pub fn name_of(deleted: &[u8]) -> Vec<u8> {
     [PREFIX, deleted].concat()
 }
 
-/// Overlayfs's attribute for opaque directories, in the form for mounts with or without
-/// `userxattr`.
-#[must_use]
-pub fn opaque_attribute(user: bool) -> &'static str {
-    if user {
-        "user.overlay.opaque"
-    } else {
-        "trusted.overlay.opaque"
-    }
-}
+/// Overlayfs's attribute for opaque directories; its value is `y`. All overlays are mounted with
+/// `userxattr`, whoever mounts them, so that root, others and those who cannot mount at all share
+/// one form of snapshots.
+pub const OPAQUE_ATTRIBUTE: &str = "user.overlay.opaque";
 
-/// The part of an attribute's name after overlayfs's own prefix; `None` for any other attribute.
+/// The part of an attribute's name after overlayfs's prefix for kiln's mounts; `None` for any other
+/// attribute.
 #[must_use]
 pub fn overlay_attribute(name: &[u8]) -> Option<&[u8]> {
-    name.strip_prefix(b"trusted.overlay.")
-        .or_else(|| name.strip_prefix(b"user.overlay."))
+    name.strip_prefix(b"user.overlay.")
+}
+
+/// Whether an attribute speaks to overlayfs, on kiln's mounts or on those of others. None such comes
+/// out of a layer or a context, nor gets into one.
+#[must_use]
+pub fn is_overlay(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
 /// Whether a layer that kiln makes carries an attribute: file capabilities and what users set.
@@ -71,7 +72,7 @@ pub fn overlay_attribute(name: &[u8]) -> Option<&[u8]> {
 #[must_use]
 pub fn is_packed(name: &[u8]) -> bool {
     let ours = name == b"security.capability" || name.starts_with(b"user.");
-    ours && overlay_attribute(name).is_none()
+    ours && !is_overlay(name)
 }
 
 /// Whether an attribute that a layer brings is set on the file: all but those that overlayfs or the
@@ -79,7 +80,7 @@ pub fn is_packed(name: &[u8]) -> bool {
 #[must_use]
 pub fn is_unpacked(name: &[u8]) -> bool {
     let host = matches!(name, b"security.selinux" | b"system.nfs4_acl");
-    !host && overlay_attribute(name).is_none()
+    !host && !is_overlay(name)
 }
 
 /// A name as messages show it.

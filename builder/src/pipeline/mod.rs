@@ -258,16 +258,15 @@ pub async fn build(
         ignore_file: ignore_file(path.as_deref(), &context),
     };
     let contexts = contexts::open(&store, &plan, main, &named)?;
-    let runtime = Native::current();
     let networks = Pool::new(
         request.settings.network,
-        runtime.executable.clone(),
+        PathBuf::from("/proc/self/exe"),
         observer.clone(),
     );
     let worker = Arc::new(Worker {
         snapshots: Snapshots::new(Arc::clone(&store)),
         store: Arc::clone(&store),
-        runtime,
+        runtime: Native::default(),
         networks,
         contexts,
         client,

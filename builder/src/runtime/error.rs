@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::message::{ExecFailure, Failure};
+use super::message::{ExecFailure, Failure, IdKind};
 use crate::sys::users::UserError;
 
 /// Why a process did not run to its end. That it ran and failed is no error but an [`Exit`].
@@ -65,6 +65,18 @@ pub enum RuntimeError {
     /// The user cannot be resolved in the image.
     #[error("{0}")]
     User(#[from] UserError),
+    /// A user or group that the user namespace does not have.
+    #[error(
+        "{kind} id {id} does not exist here: the user namespace has the ids 0 to {subordinates}"
+    )]
+    Unmapped {
+        /// "user" or "group".
+        kind: &'static str,
+        /// The id.
+        id: u32,
+        /// How many ids there are besides root.
+        subordinates: u64,
+    },
     /// There is nothing to run.
     #[error("no program to run")]
     NoProgram,
@@ -198,6 +210,18 @@ impl From<Failure> for RuntimeError {
                 source: source(errno),
             },
             Failure::User(failure) => Self::User(failure.into()),
+            Failure::Unmapped {
+                kind,
+                id,
+                subordinates,
+            } => Self::Unmapped {
+                kind: match kind {
+                    IdKind::User => "user",
+                    IdKind::Group => "group",
+                },
+                id,
+                subordinates,
+            },
             Failure::Exec(failure) => failure.into(),
         }
     }

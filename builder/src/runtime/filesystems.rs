@@ -13,6 +13,7 @@ use super::init::Act;
 use super::message::{Failure, errno};
 use super::mount_points::{Kind, MountPoints};
 use super::provide::Provider;
+use crate::sys::ids::Map;
 use crate::sys::mount;
 
 /// Where they stand.
@@ -57,6 +58,9 @@ const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 /// Relative to /sys.
 const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
 
+/// The group of terminals.
+const TTY: u32 = 5;
+
 const SEALED: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
@@ -87,7 +91,8 @@ fn put(points: &mut MountPoints<'_>, mount: OwnedFd, target: &str) -> Result<Own
 }
 
 fn mount_proc(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Failure> {
-    let proc = mount::filesystem("proc", &[], SEALED).act("mount `/proc`")?;
+    let proc = mount::filesystem("proc", &[], SEALED).or_else(|error| shown("/proc", error));
+    let proc = proc.act("mount `/proc`")?;
     let proc = put(points, proc, "/proc")?;
     for path in MASKED_PROC {
         mask(proc.as_fd(), path, provider).act("mask paths of `/proc`")?;
@@ -100,7 +105,14 @@ fn mount_proc(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), F
 
 fn mount_sys(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Failure> {
     let attributes = SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
-    let sys = mount::filesystem("sysfs", &[], attributes).act("mount `/sys`")?;
+    let sys = match mount::filesystem("sysfs", &[], attributes) {
+        Err(error) => shown("/sys", error).and_then(|sys| {
+            mount::set_tree_attributes(sys.as_fd(), attributes)?;
+            Ok(sys)
+        }),
+        sys => sys,
+    };
+    let sys = sys.act("mount `/sys`")?;
     let sys = put(points, sys, "/sys")?;
     mount_cgroup(sys.as_fd()).act("mount `/sys/fs/cgroup`")?;
     for path in MASKED_SYS {
@@ -114,6 +126,17 @@ fn mount_sys(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Fa
     Ok(())
 }
 
+/// What the host shows at a path, where a user namespace may not make such a file system: /sys
+/// belongs to the network, which is the host's; and of /proc there is no second one without what
+/// a container covers in the first. Processes of the container are seen in it then, but remain out
+/// of reach: the step is in a process id namespace of its own.
+fn shown(path: &str, error: io::Error) -> io::Result<OwnedFd> {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => mount::clone_tree(Path::new(path)),
+        _ => Err(error),
+    }
+}
+
 /// The unified hierarchy where the host uses it; else the place stays empty.
 fn mount_cgroup(sys: BorrowedFd<'_>) -> io::Result<()> {
     let Some(place) = open_below(sys, "fs/cgroup")? else {
@@ -121,10 +144,16 @@ fn mount_cgroup(sys: BorrowedFd<'_>) -> io::Result<()> {
     };
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let attributes = SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    let empty = || mount::filesystem("tmpfs", &[("mode", "755"), ("size", "0")], attributes);
     let mount = if unified {
-        mount::filesystem("cgroup2", &[], attributes)?
+        mount::filesystem("cgroup2", &[], attributes).or_else(|error| {
+            match error.raw_os_error() {
+                Some(libc::EPERM) => empty(),
+                _ => Err(error),
+            }
+        })?
     } else {
-        mount::filesystem("tmpfs", &[("mode", "755"), ("size", "0")], attributes)?
+        empty()?
     };
     mount::attach(mount.as_fd(), place.as_fd())
 }
@@ -179,7 +208,12 @@ fn mount_dev(spec: &ProcessSpec, points: &mut MountPoints<'_>) -> Result<OwnedFd
     // The kernel makes the nodes of devpts itself.
     let pts = SEALED.difference(MountAttrFlags::MOUNT_ATTR_NODEV);
     let size = spec.shm_size.to_string();
-    let terminals = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let ids = Map::current().act("read the ids of the namespace")?;
+    let mut terminals = vec![("ptmxmode", "0666"), ("mode", "0620")];
+    // The group that owns terminals everywhere, where it is there at all.
+    if ids.has_group(TTY) {
+        terminals.push(("gid", "5"));
+    }
     let shared = [("mode", "1777"), ("size", size.as_str())];
     for (name, kind, options, attributes) in [
         ("pts", "devpts", &terminals[..], pts),

@@ -10,11 +10,12 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
-use super::message::{self, Failure, Message, errno};
+use super::message::{self, Failure, IdKind, Message, errno};
 use super::mount_points::{self, Kind, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
-use super::{Files, Network, ProcessSpec, filesystems, privileges, program};
+use super::{Files, Ids, Isolation, Network, ProcessSpec, filesystems, privileges, program};
+use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
@@ -52,6 +53,7 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
     let mounts = provider.prepare_all(spec)?;
     let (root, upper) = mount_root(spec, &mounts).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
+    check_ids(spec, &user)?;
 
     let mut points = MountPoints::new(&root, upper);
     let null = filesystems::mount_all(spec, &mut points, &provider)?;
@@ -130,6 +132,31 @@ fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, Owne
     let writable = rustix::fs::open(spec.root.files.writable(), flags, Mode::empty())?;
     mount::attach(mount.as_fd(), writable.as_fd())?;
     Ok((Root::from_fd(mount), writable))
+}
+
+/// Makes sure that the user and its groups exist in this user namespace. With a single id nobody
+/// exists but root, and every user is made up.
+fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
+    if spec.isolation == Isolation::Rootless(Ids::Single) {
+        return Ok(());
+    }
+    let map = Map::current().act("read the ids of the namespace")?;
+    let groups = [user.gid].into_iter().chain(user.groups.iter().copied());
+    let unmapped = if map.has_user(user.uid) {
+        groups
+            .map(|group| (IdKind::Group, group))
+            .find(|(_, group)| !map.has_group(*group))
+    } else {
+        Some((IdKind::User, user.uid))
+    };
+    match unmapped {
+        None => Ok(()),
+        Some((kind, id)) => Err(Failure::Unmapped {
+            kind,
+            id,
+            subordinates: map.subordinates(),
+        }),
+    }
 }
 
 /// All mount points that the image may lack. What stands below a file system of the sandbox is made

@@ -46,8 +46,21 @@ pub(super) enum Failure {
     },
     /// The user.
     User(UserFailure),
+    /// An id that the user namespace does not have.
+    Unmapped {
+        kind: IdKind,
+        id: u32,
+        subordinates: u64,
+    },
     /// The program.
     Exec(ExecFailure),
+}
+
+/// What an id is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum IdKind {
+    User,
+    Group,
 }
 
 /// [`UserError`] in a form that travels.

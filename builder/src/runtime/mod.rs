@@ -3,14 +3,16 @@
 //! `native` is kiln's own implementation: kiln starts itself anew with a hidden argument
 //! ([`INIT_ARGUMENT`], looked at first in `main`), and that single-threaded process enters the
 //! namespaces, builds the root and becomes, or waits for, the process of the step. Read in this
-//! order: `native` (the builder's side), `message` (what passes between the processes), `sandbox`
-//! (which processes there are), `init` (the step's process, up to its program).
+//! order: `native` (the builder's side), `server` (where sandboxes come from), `message` (what passes
+//! between the processes), `sandbox` (which processes there are), `init` (the step's process, up to
+//! its program).
 
 mod cancel;
 mod error;
 mod executable;
 mod filesystems;
 mod init;
+pub mod isolation;
 mod message;
 mod mount_points;
 mod native;
@@ -20,6 +22,7 @@ mod program;
 mod provide;
 mod sandbox;
 mod seccomp;
+mod server;
 
 use std::path::{Path, PathBuf};
 
@@ -106,9 +109,10 @@ pub enum Seccomp {
 }
 
 /// How far a process is kept apart from the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Isolation {
     /// Namespaces and mounts by the host's root.
+    #[default]
     Root,
     /// The same in a user namespace that kiln has entered at its start.
     Rootless(Ids),
@@ -247,5 +251,5 @@ pub fn run(
     output: &mut dyn FnMut(Stream, &[u8]),
     cancel: &Cancel,
 ) -> Result<Exit, RuntimeError> {
-    Native::current().run(spec, output, cancel)
+    Native::default().run(spec, output, cancel)
 }

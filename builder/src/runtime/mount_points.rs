@@ -430,7 +430,7 @@ fn attributes(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty())
     {
-        if name.starts_with(b"trusted.overlay.") {
+        if name.starts_with(b"user.overlay.") || name.starts_with(b"trusted.overlay.") {
             continue;
         }
         let mut value = vec![0; 64 << 10];

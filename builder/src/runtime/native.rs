@@ -3,11 +3,10 @@
 use std::fs;
 use std::io::{self, Read};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -15,7 +14,8 @@ use rustix::pipe::PipeFlags;
 
 use super::message::{self, Frames, Message};
 use super::mount_points::{self, Made};
-use super::{Cancel, Exit, INIT_ARGUMENT, ProcessSpec, Root, RuntimeError, Stream, executable};
+use super::server::{Ends, Server};
+use super::{Cancel, Exit, ProcessSpec, Root, RuntimeError, Stream};
 
 /// Read from a pipe at once: what the kernel keeps in one.
 const CHUNK: usize = 64 << 10;
@@ -31,21 +31,48 @@ pub(super) const SCRATCH: &str = "scratch";
 
 const DIRECTORIES: [&str; 4] = [OVERLAY_WORK, MOUNT_POINTS, FILES, SCRATCH];
 
-/// The native runtime core.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Native {
-    /// The program that becomes the sandbox: its `main` calls
-    /// [`sandbox_main`](super::sandbox_main) when [`INIT_ARGUMENT`] is its first argument.
-    pub executable: PathBuf,
+/// The native runtime core. Clones share the process that their sandboxes come from, which is
+/// started with the first of them.
+#[derive(Clone, Debug)]
+pub struct Native(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    executable: PathBuf,
+    server: Mutex<Option<Server>>,
+}
+
+impl Default for Native {
+    /// The runtime core whose sandbox is the running program itself.
+    fn default() -> Self {
+        Self::new(PathBuf::from("/proc/self/exe"))
+    }
 }
 
 impl Native {
-    /// The runtime core whose sandbox is the running program itself.
+    /// A runtime core with this program as the sandbox: its `main` calls
+    /// [`sandbox_main`](super::sandbox_main) when [`INIT_ARGUMENT`](super::INIT_ARGUMENT) is its
+    /// first argument.
     #[must_use]
-    pub fn current() -> Self {
-        Self {
-            executable: PathBuf::from("/proc/self/exe"),
+    pub fn new(executable: PathBuf) -> Self {
+        Self(Arc::new(Shared {
+            executable,
+            server: Mutex::default(),
+        }))
+    }
+
+    /// Starts a sandbox with these ends. A server that somebody killed is started anew.
+    fn split(&self, ends: &Ends) -> io::Result<()> {
+        let lock = self.0.server.lock();
+        let mut server = lock.unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &*server {
+            match running.split(ends) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                result => return result,
+            }
         }
+        let started = server.insert(Server::start(&self.0.executable)?);
+        started.split(ends)
     }
 
     /// Runs a process to its end and hands over what it prints, as it comes. Blocks meanwhile.
@@ -71,7 +98,7 @@ impl Native {
             return Err(RuntimeError::Cancelled);
         }
         prepare(&spec.root)?;
-        let mut sandbox = Sandbox::start(&self.executable).map_err(RuntimeError::Start)?;
+        let mut sandbox = Sandbox::start(self).map_err(RuntimeError::Start)?;
         let supervised = sandbox.supervise(spec, output, cancel);
         let ended = sandbox.end(output);
         let cleaned = clean(&spec.root, &sandbox.made);
@@ -126,7 +153,6 @@ fn clean(root: &Root, made: &[Made]) -> Result<(), RuntimeError> {
 
 /// A running sandbox.
 struct Sandbox {
-    child: Child,
     control: UnixStream,
     frames: Frames,
     outputs: [Output; 2],
@@ -140,31 +166,23 @@ struct Output {
 }
 
 impl Sandbox {
-    fn start(executable: &Path) -> io::Result<Self> {
-        let program = executable::open_sealed(executable)?;
+    fn start(native: &Native) -> io::Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
         let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         for pipe in [&stdout, &stderr] {
             rustix::io::ioctl_fionbio(pipe, true)?;
         }
-        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-            .arg0("kiln")
-            .arg(INIT_ARGUMENT)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(their_stdout))
-            .stderr(Stdio::from(their_stderr))
-            // Ctrl-C is the builder's to judge.
-            .process_group(0)
-            .spawn()?;
+        native.split(&Ends {
+            control: theirs.into(),
+            stdout: their_stdout,
+            stderr: their_stderr,
+        })?;
         let output = |stream, pipe| Output {
             stream,
             pipe: Some(pipe),
         };
         Ok(Self {
-            child,
             control,
             frames: Frames::default(),
             outputs: [
@@ -249,9 +267,10 @@ impl Sandbox {
 
     /// Ends the sandbox if it has not ended, and hands over what is left in its pipes.
     fn end(&mut self, output: &mut dyn FnMut(Stream, &[u8])) -> io::Result<()> {
-        // The keeper takes that as the order to kill; it ends after everything else has.
-        drop(self.control.shutdown(Shutdown::Both));
-        self.child.wait()?;
+        // The keeper takes that as the order to kill. It ends after everything else has, and with
+        // it the last one that holds the socket.
+        drop(self.control.shutdown(Shutdown::Write));
+        while self.listen()? {}
         for left in &mut self.outputs {
             while left.forward(output)? {}
         }

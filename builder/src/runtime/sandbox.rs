@@ -1,10 +1,10 @@
 //! The processes between kiln and the step.
 //!
 //! ```text
-//! kiln ── keeper ── outer init ── the step, PID 1 of its own namespace
-//!         in the     PID 1 of a
-//!         host's     namespace
-//!         namespaces around it
+//! kiln ── server ── keeper ── outer init ── the step, PID 1 of its own namespace
+//!                   in the     PID 1 of a
+//!                   host's     namespace
+//!                   namespaces around it
 //! ```
 //!
 //! When the step's first process ends, the kernel ends its namespace. When kiln ends, however it
@@ -27,15 +27,20 @@ use rustix::process::{
 use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, Message, errno};
+use super::server::{self, Ends};
 use super::{Exit, ProcessSpec, init};
 use crate::sys::process::{self, Side};
 
 /// Becomes a sandbox: `main` calls it first of all when its first argument is
-/// [`INIT_ARGUMENT`](super::INIT_ARGUMENT). Standard input is the socket to the builder, standard
-/// output and error are those of the step.
+/// [`INIT_ARGUMENT`](super::INIT_ARGUMENT). Standard input is the socket on which the builder orders
+/// sandboxes.
 #[must_use]
 pub fn sandbox_main() -> ExitCode {
-    let done = take_socket().and_then(|mut control| {
+    let done = server::serve(rustix::stdio::stdin()).and_then(|ends| {
+        let Some(ends) = ends else {
+            return Ok(());
+        };
+        let mut control = take_ends(ends)?;
         let spec = message::receive(&mut control)?;
         keep(&spec, &mut control).or_else(|error| report(&mut control, "start the sandbox", &error))
     });
@@ -54,9 +59,16 @@ fn report(control: &mut UnixStream, act: &str, error: &io::Error) -> io::Result<
     message::send(control, &Message::Failed(failure))
 }
 
-/// Moves the socket away from standard input and closes whatever else was inherited.
-fn take_socket() -> io::Result<UnixStream> {
-    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+/// Takes the ends of this sandbox for its own and closes whatever else was inherited.
+fn take_ends(ends: Ends) -> io::Result<UnixStream> {
+    let Ends {
+        control,
+        stdout,
+        stderr,
+    } = ends;
+    rustix::stdio::dup2_stdout(&stdout)?;
+    rustix::stdio::dup2_stderr(&stderr)?;
+    drop((stdout, stderr));
     let nothing = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&nothing)?;
     drop(nothing);

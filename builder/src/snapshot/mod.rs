@@ -1,7 +1,7 @@
 //! Snapshots: layers as directories, and stacks of them as file systems.
 //!
 //! A snapshot holds one layer in overlayfs form (a whiteout is a character device 0:0, an opaque
-//! directory carries an xattr). A stack of snapshots is mounted as one overlay: by the sandbox for
+//! directory carries `user.overlay.opaque`). A stack of snapshots is mounted as one overlay: by the sandbox for
 //! a process, or as a detached, read-only view for kiln itself, which leaves nothing behind even
 //! when kiln is killed.
 
@@ -10,10 +10,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use kiln_registry::spec::DiffId;
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 
 use crate::layer;
 use crate::store::{SnapshotFacts, Store, StoreError, TempDir};
@@ -37,9 +39,28 @@ pub enum SnapshotError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The store lies on a file system that cannot keep snapshots.
+    #[error(
+        "the file system of the store `{0}` has no extended attributes of users (`user.*`), which snapshots need"
+    )]
+    Attributes(PathBuf),
     /// The layer could not be packed.
     #[error("packing a layer")]
     Pack(#[from] layer::PackError),
+}
+
+impl SnapshotError {
+    /// What the user could do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Attributes(_) => Some(
+                "choose a place on another file system with --root (ext4, xfs, btrfs; tmpfs since Linux 6.6)"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
@@ -74,13 +95,18 @@ impl Active {
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     store: Arc<Store>,
+    /// Set once the file system was found to have the attributes that snapshots need.
+    attributes: Arc<OnceLock<()>>,
 }
 
 impl Snapshots {
     /// The snapshots of this store.
     #[must_use]
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+        Self {
+            store,
+            attributes: Arc::default(),
+        }
     }
 
     /// Starts a snapshot: an empty layer.
@@ -88,6 +114,7 @@ impl Snapshots {
     /// # Errors
     /// When its folders cannot be made.
     pub fn prepare(&self) -> Result<Active, SnapshotError> {
+        self.store.claim_ids()?;
         let active = Active {
             folder: self.store.temporary()?,
         };
@@ -97,7 +124,28 @@ impl Snapshots {
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
                 .map_err(io_error("setting the mode of", &path))?;
         }
+        self.check_attributes(&active)?;
         Ok(active)
+    }
+
+    /// Makes sure, once, that marks of directories can be kept: what is deleted would come back
+    /// without them.
+    fn check_attributes(&self, active: &Active) -> Result<(), SnapshotError> {
+        if self.attributes.get().is_some() {
+            return Ok(());
+        }
+        let work = active.work();
+        match rustix::fs::setxattr(&work, "user.kiln.probe", b"1", XattrFlags::empty()) {
+            Err(Errno::NOTSUP) => {
+                return Err(SnapshotError::Attributes(self.store.root().to_owned()));
+            }
+            result => result.map_err(|error| io_error("marking", &work)(error.into()))?,
+        }
+        rustix::fs::removexattr(&work, "user.kiln.probe")
+            .map_err(|error| io_error("marking", &work)(error.into()))?;
+        // Somebody else has found the same out meanwhile.
+        _ = self.attributes.set(());
+        Ok(())
     }
 
     /// Opens what is in a snapshot that is being made.
@@ -149,6 +197,7 @@ impl Snapshots {
     /// # Errors
     /// When a snapshot is missing.
     pub fn lowers(&self, stack: &[SnapshotId]) -> Result<Vec<PathBuf>, SnapshotError> {
+        self.store.claim_ids()?;
         let mut lowers = Vec::with_capacity(stack.len());
         let mut seen = BTreeSet::new();
         for id in stack.iter().rev() {
@@ -234,6 +283,7 @@ impl Snapshots {
     }
 
     fn pack(&self, id: &SnapshotId) -> Result<(DiffId, layer::Packed), SnapshotError> {
+        self.store.claim_ids()?;
         let path = self.store.snapshot_path(id);
         Ok(layer::diff_id(&path, &layer::PackOptions::default())?)
     }
@@ -242,7 +292,7 @@ impl Snapshots {
 /// Whether a layer hides everything below it.
 fn is_opaque(layer: &Path) -> bool {
     let mut value = [0; 1];
-    let attribute = layer::whiteout::opaque_attribute(false);
+    let attribute = layer::whiteout::OPAQUE_ATTRIBUTE;
     matches!(
         rustix::fs::lgetxattr(layer, attribute, &mut value[..]),
         Ok(1)
@@ -280,14 +330,8 @@ mod tests {
         let active = snapshots.prepare().unwrap();
         fs::write(active.upper().join(file), file).unwrap();
         if opaque {
-            let attribute = layer::whiteout::opaque_attribute(false);
-            rustix::fs::setxattr(
-                active.upper(),
-                attribute,
-                b"y",
-                rustix::fs::XattrFlags::empty(),
-            )
-            .unwrap();
+            let attribute = layer::whiteout::OPAQUE_ATTRIBUTE;
+            rustix::fs::setxattr(active.upper(), attribute, b"y", XattrFlags::empty()).unwrap();
         }
         snapshots.commit(active).unwrap()
     }
@@ -296,7 +340,7 @@ mod tests {
     fn d5_8_an_opaque_root_hides_the_layers_below() {
         if !rustix::process::geteuid().is_root() {
             assert!(std::env::var_os("CI").is_none(), "this test needs root");
-            eprintln!("SKIPPED: trusted attributes need root");
+            eprintln!("SKIPPED: mounting needs root");
             return;
         }
         let folder = tempfile::tempdir().unwrap();

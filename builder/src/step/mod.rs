@@ -27,7 +27,7 @@ use crate::event::Observer;
 use crate::graph::{Graph, Op, VertexId};
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
-use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::runtime::{Cancel, Isolation, Native, RuntimeError};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
@@ -75,6 +75,8 @@ pub struct Settings {
     pub network: Demand,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
+    /// How far steps are kept apart from the host.
+    pub isolation: Isolation,
 }
 
 /// Why a step failed.

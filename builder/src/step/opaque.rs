@@ -31,7 +31,7 @@ pub(super) fn settle(worker: &Worker, stack: &[SnapshotId], upper: &Path) -> Res
     for path in marked {
         if !hides(view.as_ref(), &path).map_err(failed)? {
             let directory = upper.join(&path);
-            rustix::fs::lremovexattr(&directory, whiteout::opaque_attribute(false))
+            rustix::fs::lremovexattr(&directory, whiteout::OPAQUE_ATTRIBUTE)
                 .map_err(|error| failed(error.into()))?;
         }
     }
@@ -48,7 +48,7 @@ fn marked(upper: &Path) -> io::Result<Vec<PathBuf>> {
         }
         // "x" on a directory is overlayfs's for "may hold whiteouts that are files"
         let mut value = [0; 1];
-        let attribute = whiteout::opaque_attribute(false);
+        let attribute = whiteout::OPAQUE_ATTRIBUTE;
         match rustix::fs::lgetxattr(entry.path(), attribute, &mut value) {
             Ok(1) if value == *b"y" => {
                 let path = entry.path().strip_prefix(upper).unwrap_or(entry.path());

@@ -7,9 +7,7 @@ use super::{StepError, Worker, opaque};
 use crate::event::Event;
 use crate::graph::{MountOp, Network, RunOp};
 use crate::runtime::network::{self, HostEntry, Lease};
-use crate::runtime::{
-    self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams,
-};
+use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Seccomp, Streams};
 use crate::snapshot::SnapshotId;
 
 /// Host name inside the sandbox (B4.3).
@@ -159,7 +157,7 @@ fn specification(
             .collect(),
         privileges: Privileges::Sandbox(Seccomp::Default),
         cgroups: Vec::new(),
-        isolation: Isolation::Root,
+        isolation: worker.settings.isolation,
         streams: Streams::Pipes,
     })
 }

@@ -31,7 +31,7 @@ pub(super) fn content(root: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-fn open(path: &Path) -> Result<File, StoreError> {
+pub(super) fn open(path: &Path) -> Result<File, StoreError> {
     File::options()
         .create(true)
         .append(true)

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/version             format version of the store, one line
+//! ROOT/ids                 whose files the snapshots are, where not every id is the host's own
 //! ROOT/blobs/sha256/HEX    manifests, configs and layers as pulled, loaded or pushed
 //! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
@@ -17,16 +18,18 @@
 
 mod blobs;
 mod cache;
+mod ids;
 mod images;
 mod layers;
 mod lock;
 mod schema;
 mod sweep;
+mod version;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kiln_registry::digest::{Digest, Mismatch};
 use rusqlite::Connection;
@@ -37,8 +40,7 @@ pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
 
-/// Format version that this kiln reads and writes.
-const VERSION: &str = "1";
+use version::VERSION;
 
 /// Why the store could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,28 @@ pub enum StoreError {
     /// Another version of kiln made the store.
     #[error("the store `{path}` has format version `{found}`, this kiln knows version {VERSION}")]
     Version {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// The owners of the snapshots' files mean something else here.
+    #[error(
+        "the files of the store `{path}` belong to the ids {found}, and this process has {here}"
+    )]
+    Ids {
+        /// The store.
+        path: PathBuf,
+        /// The ids that it was made with.
+        found: String,
+        /// The ids that there are.
+        here: String,
+    },
+    /// An earlier version of kiln made the store, and this process lacks the right to convert it.
+    #[error(
+        "the store `{path}` has the older format version `{found}`, which only root can convert"
+    )]
+    OldVersion {
         /// The store.
         path: PathBuf,
         /// Its version.
@@ -135,6 +159,12 @@ impl StoreError {
             Self::Version { .. } => {
                 "use the kiln that made it, or choose another place with --root"
             }
+            Self::Ids { .. } => {
+                "use the isolation and the subordinate ids that it was made with, or choose another place with --root"
+            }
+            Self::OldVersion { .. } => {
+                "run `kiln images` on it once as root, with all rights, or choose another place with --root"
+            }
             Self::Missing { .. } | Self::Damaged { .. } | Self::Altered { .. } => {
                 "pull, load or build the image again"
             }
@@ -160,6 +190,8 @@ pub struct Store {
     /// Held shared as long as the store is open, so that nobody sweeps what we are adding.
     content: fs::File,
     boot: String,
+    /// Set once the owners of files are known to be what they were.
+    claimed: OnceLock<()>,
 }
 
 impl Store {
@@ -173,7 +205,7 @@ impl Store {
             fs::create_dir_all(&path).map_err(StoreError::io("making the folder", &path))?;
         }
         let root = fs::canonicalize(root).map_err(StoreError::io("finding the folder", root))?;
-        check_version(&root)?;
+        version::check(&root)?;
         let content = lock::content(&root)?;
         let database = schema::open(&root.join("kiln.db"))?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -185,6 +217,7 @@ impl Store {
             database: Mutex::new(database),
             content,
             boot,
+            claimed: OnceLock::new(),
         };
         lock::clean_temporary(&store.root);
         store.settle_snapshots()?;
@@ -241,26 +274,6 @@ impl Store {
             what: what.into(),
             detail: error.to_string(),
         }
-    }
-}
-
-fn check_version(root: &Path) -> Result<(), StoreError> {
-    let path = root.join("version");
-    match fs::read_to_string(&path) {
-        Ok(text) if text.trim() == VERSION => Ok(()),
-        Ok(text) => Err(StoreError::Version {
-            path: root.to_owned(),
-            found: text.trim().chars().take(40).collect(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let temporary = root.join("tmp").join(lock::random_name());
-            let write = || {
-                fs::write(&temporary, format!("{VERSION}\n"))?;
-                fs::rename(&temporary, &path)
-            };
-            write().map_err(StoreError::io("writing", &path))
-        }
-        Err(error) => Err(StoreError::io("reading", &path)(error)),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The door to the kernel: everything that needs unsafe code or is nothing but a system call with
 //! its rules. Unsafe code lives in this folder only, each block with its SAFETY line.
 
+pub mod content;
+pub mod ids;
 pub mod loopback;
 pub mod mount;
 pub mod process;

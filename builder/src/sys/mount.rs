@@ -25,6 +25,10 @@ const OVERLAY_OPTIONS: [(&str, &str); 3] = [
     ("index", "off"),
 ];
 
+/// Overlayfs keeps its attributes as `user.overlay.*`, which it hides from who looks at the mount;
+/// so layers have one form, whoever made them, and mounts need no privilege over the whole system.
+const USER_ATTRIBUTES: &str = "userxattr";
+
 /// The two directories that make an overlay writable.
 #[derive(Clone, Copy, Debug)]
 pub struct Writable<'a> {
@@ -71,11 +75,34 @@ pub fn clone(dir: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(dir, path, flags)?)
 }
 
+/// Like [`clone`] of a path of the host, with the mounts below it.
+///
+/// # Errors
+/// Those of `open_tree`.
+pub fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    Ok(rustix::mount::open_tree(rustix::fs::CWD, path, flags)?)
+}
+
 /// Sets attributes of a mount, in addition to those it has.
 ///
 /// # Errors
 /// Those of `mount_setattr`.
 pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
+    change(mount, attributes, 0)
+}
+
+/// Like [`set_attributes`], of the mounts below it too.
+///
+/// # Errors
+/// Those of `mount_setattr`.
+pub fn set_tree_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
+    change(mount, attributes, libc::AT_RECURSIVE)
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: MountAttrFlags, flags: libc::c_int) -> io::Result<()> {
     let request = libc::mount_attr {
         attr_set: u64::from(attributes.bits()),
         attr_clr: 0,
@@ -89,7 +116,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             &raw const request,
             size_of::<libc::mount_attr>(),
         )
@@ -199,6 +226,7 @@ fn overlay_by_descriptors(
     for (key, value) in OVERLAY_OPTIONS {
         rustix::mount::fsconfig_set_string(&context, key, value)?;
     }
+    rustix::mount::fsconfig_set_flag(&context, USER_ATTRIBUTES)?;
     if let Some((upper, work)) = &opened.writable {
         set("upperdir", upper)?;
         set("workdir", work)?;
@@ -251,6 +279,7 @@ fn mount_options(opened: &Opened) -> io::Result<CString> {
     for (key, value) in OVERLAY_OPTIONS {
         _ = write!(options, ",{key}={value}");
     }
+    _ = write!(options, ",{USER_ATTRIBUTES}");
     if let Some((upper, work)) = &opened.writable {
         let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
         _ = write!(options, ",upperdir={upper},workdir={work},volatile");

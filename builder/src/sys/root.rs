@@ -56,6 +56,26 @@ impl Root {
         }
     }
 
+    /// Opens a path that has no links in it, not at its end either, and that stays below the root.
+    ///
+    /// # Errors
+    /// Those of `openat2`; `ELOOP` for a link.
+    pub fn open_beneath(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        loop {
+            let flags = flags | OFlags::CLOEXEC;
+            match rustix::fs::openat2(&self.dir, path, flags, Mode::empty(), resolve) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
     /// Opens a path as a place only (`O_PATH`); a link at its end is followed.
     ///
     /// # Errors

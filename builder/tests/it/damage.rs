@@ -262,7 +262,7 @@ fn a_store_of_another_version_is_refused() {
     fs::write(env.store().join("version"), "7\n").unwrap();
     let output = env.kiln(["images"]).failure(3);
     let message = format!(
-        "error: the store `{}` has format version `7`, this kiln knows version 1\n\
+        "error: the store `{}` has format version `7`, this kiln knows version 2\n\
          hint: use the kiln that made it, or choose another place with --root\n",
         env.store().display()
     );

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod env;
+mod lab;
 mod liar;
 mod saved;
 mod traces;
@@ -26,6 +27,7 @@ mod images;
 mod interop;
 mod interrupt;
 mod named_contexts;
+mod network;
 mod push_pull;
 mod standalone;
 mod steps;

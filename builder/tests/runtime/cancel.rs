@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kiln_builder::runtime::{Cancel, Exit, RuntimeError, Stream};
+use kiln_builder::runtime::{Cancel, Exit, Native, RuntimeError, Stream};
 
 use crate::env::{Step, native, needs_root};
 
@@ -88,6 +89,30 @@ fn killing_the_keeper_ends_the_step() {
     });
     assert!(matches!(result, Some(RuntimeError::Lost)), "{result:?}");
     wait_until(|| !is_running("33331"));
+}
+
+/// Sandboxes come from one process. Whoever kills it ends the steps that run, not the builder.
+#[test]
+fn a_killed_server_ends_its_steps_and_is_replaced() {
+    needs_root!();
+    let native = Native::new(PathBuf::from(env!("CARGO_BIN_EXE_kiln")));
+    let run = |args: &[&str]| {
+        let step = Step::exec(args);
+        native.run(&step.spec, &mut |_, _| {}, &Cancel::new().unwrap())
+    };
+    assert_eq!(run(&["true"]).unwrap(), Exit::Code(0));
+    let killed = std::thread::scope(|scope| {
+        let step = scope.spawn(|| run(&["sleep", "22221"]));
+        wait_until(|| is_running("22221"));
+        let keeper = parent_of(&parent_of(&find("22221").unwrap()));
+        let server = parent_of(&keeper).parse().unwrap();
+        let server = rustix::process::Pid::from_raw(server).unwrap();
+        rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+        step.join().unwrap()
+    });
+    assert!(matches!(killed, Err(RuntimeError::Lost)), "{killed:?}");
+    wait_until(|| !is_running("22221"));
+    assert_eq!(run(&["true"]).unwrap(), Exit::Code(0));
 }
 
 /// The test runs itself as the builder that is killed.

@@ -31,9 +31,9 @@ pub(crate) fn is_root() -> bool {
 
 /// The runtime core with the kiln of this build as its sandbox.
 pub(crate) fn native() -> Native {
-    Native {
-        executable: PathBuf::from(env!("CARGO_BIN_EXE_kiln")),
-    }
+    static NATIVE: OnceLock<Native> = OnceLock::new();
+    let new = || Native::new(PathBuf::from(env!("CARGO_BIN_EXE_kiln")));
+    NATIVE.get_or_init(new).clone()
 }
 
 /// A layer with busybox and the usual users, but without /proc, /dev, /sys and /etc/hosts.

@@ -6,6 +6,8 @@ use std::path::Path;
 use kiln_builder::context::select::SelectError;
 use kiln_builder::pipeline::BuildError;
 use kiln_builder::runtime::RuntimeError;
+use kiln_builder::runtime::isolation::IsolationError;
+use kiln_builder::snapshot::SnapshotError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::copy::CopyError;
 use kiln_builder::step::git::GitError;
@@ -35,7 +37,9 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<SelectError>(error).and_then(SelectError::hint))
         .or_else(|| find::<RuntimeError>(error).and_then(program))
         .or_else(|| find::<GitError>(error).and_then(GitError::hint))
+        .or_else(|| find::<IsolationError>(error).and_then(IsolationError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))
+        .or_else(|| find::<SnapshotError>(error).and_then(SnapshotError::hint))
         .or_else(|| find::<ClientError>(error).and_then(|client| client_hint(error, client)))
 }
 
@@ -73,6 +77,10 @@ fn program(error: &RuntimeError) -> Option<String> {
     match error {
         RuntimeError::NotFound { program } if program == "/bin/sh" => Some(
             "the image has no shell: write the command as a JSON array, as in RUN [\"/program\", \"argument\"]"
+                .to_owned(),
+        ),
+        RuntimeError::Unmapped { .. } => Some(
+            "give your user a larger range in /etc/subuid and /etc/subgid, and start with a new store"
                 .to_owned(),
         ),
         _ => None,

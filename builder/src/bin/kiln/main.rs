@@ -30,9 +30,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report::usage(&error),
     };
-    let setup = commands::Setup::new(&cli);
+    let mut setup = commands::Setup::new(&cli);
     std::panic::set_hook(Box::new(report::panicked));
-    let run = AssertUnwindSafe(|| commands::run(&setup, cli.command));
+    let entered = setup.enter(&cli.command);
+    let run = AssertUnwindSafe(|| entered.and_then(|()| commands::run(&setup, cli.command)));
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => report::failure(&error, setup.root().ok().as_deref()),

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use kiln_builder::pipeline::{BuildError, Source};
 use kiln_builder::runtime::RuntimeError;
+use kiln_builder::runtime::isolation::IsolationError;
 use kiln_builder::runtime::network::NetworkError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::git::GitError;
@@ -242,7 +243,8 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(_) => return ENVIRONMENT,
         None => {}
     }
-    if find::<ClientError>(error).is_some_and(is_environment)
+    if error.is::<IsolationError>()
+        || find::<ClientError>(error).is_some_and(is_environment)
         || find::<RuntimeError>(error).is_some_and(is_sandbox)
         || find::<NetworkError>(error).is_some()
         || find::<GitError>(error).is_some_and(GitError::is_environment)

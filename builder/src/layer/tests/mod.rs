@@ -309,8 +309,14 @@ fn upper(path: &Path) {
     let lines = lines.map(str::to_owned);
     unpack(&mut &archive(&lines)[..], path, &plain()).unwrap();
     let opaque = path.join("opaque");
-    rustix::fs::setxattr(&opaque, "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
-    rustix::fs::setxattr(&opaque, "trusted.overlay.origin", b"1", XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(
+        &opaque,
+        whiteout::OPAQUE_ATTRIBUTE,
+        b"y",
+        XattrFlags::empty(),
+    )
+    .unwrap();
+    rustix::fs::setxattr(&opaque, "user.overlay.origin", b"1", XattrFlags::empty()).unwrap();
     let capability = b"\x01\0\0\x02\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
     let caps = path.join("caps");
     rustix::fs::setxattr(
@@ -470,13 +476,13 @@ fn redirected_directories_are_an_error() {
     std::fs::create_dir(&inner).unwrap();
     rustix::fs::setxattr(
         &inner,
-        "trusted.overlay.redirect",
+        "user.overlay.redirect",
         b"/old",
         XattrFlags::empty(),
     )
     .unwrap();
     let error = pack(directory.path(), std::io::sink(), &PackOptions::default()).unwrap_err();
-    let expected = "`/moved` is incomplete: overlayfs keeps `trusted.overlay.redirect` for it";
+    let expected = "`/moved` is incomplete: overlayfs keeps `user.overlay.redirect` for it";
     assert_eq!(error.to_string(), expected);
 }
 

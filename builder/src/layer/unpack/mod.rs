@@ -28,8 +28,6 @@ pub enum Form {
     /// marks (D5.8).
     #[default]
     Overlay,
-    /// The same for mounts with `userxattr`, which need no privilege over the whole system.
-    UserOverlay,
     /// Files in an existing tree (A12.1): whiteout names are ordinary, what is in the way of an
     /// entry is replaced, the rest stays.
     Plain,
@@ -339,7 +337,7 @@ impl Unpacker<'_> {
     }
 
     fn mark_opaque(&self, parent: &Parent, name: &[u8], path: &[u8]) -> Result<(), UnpackError> {
-        let attribute = whiteout::opaque_attribute(self.options.form == Form::UserOverlay);
+        let attribute = whiteout::OPAQUE_ATTRIBUTE;
         let place = xattr::Place::In(parent.directory.as_fd(), name);
         xattr::set(place, attribute.as_bytes(), b"y").map_err(|error| refused(path, error))
     }

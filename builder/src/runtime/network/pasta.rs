@@ -1,9 +1,9 @@
 //! The program that carries packets between a network namespace and the host, `pasta` of passt.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::resolver::{FORWARDER, FORWARDER_6};
+use crate::sys::ids;
 
 /// Where it is looked for besides `PATH`, which a build need not have.
 const FOLDERS: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -37,16 +37,10 @@ pub(super) fn arguments(namespace: &str) -> Vec<String> {
     arguments.extend(["--gateway", "10.0.2.2"]);
     arguments.extend(["--address", "fd00:6b69:6c6e::100", "--gateway", "fe80::1"]);
     arguments.extend(["--dns-forward", FORWARDER, "--dns-forward", FORWARDER_6]);
-    if is_initial_root() {
+    if matches!(ids::in_initial_namespace(), Ok(true)) {
         arguments.extend(["--runas", "0:0"]);
     }
     arguments.into_iter().map(ToOwned::to_owned).collect()
-}
-
-/// Whether this is the host's root, not that of a user namespace.
-fn is_initial_root() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    rustix::process::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Why it refused, from what it printed: the last line that is not about its log.

@@ -5,12 +5,11 @@
 //!    ends there.
 //! 2. [`copy`] writes the same selections into the upper directory of a new layer: `destination`
 //!    is that layer above the lower ones, `merge` decides for every file where it goes and whether
-//!    it may, `write` writes files on several threads, `content` copies bytes, `attributes` sets
+//!    it may, `write` writes files on several threads, `sys::content` copies bytes, `attributes` sets
 //!    owner, mode and times; archives of `ADD` are unpacked aside and moved in by `archive`.
 
 mod archive;
 mod attributes;
-mod content;
 mod destination;
 mod merge;
 mod write;

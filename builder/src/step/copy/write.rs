@@ -11,9 +11,10 @@ use std::thread;
 use rustix::fs::{Mode, OFlags};
 
 use super::attributes::{Flags, Owners};
-use super::{CopyError, Note, content, destination, merge};
+use super::{CopyError, Note, destination, merge};
 use crate::context::metadata::Metadata;
 use crate::context::{Tree, threads, xattr};
+use crate::sys::content;
 use crate::sys::root::Root;
 
 /// Files that one thread takes at once: neighbours, mostly in one directory.
@@ -110,7 +111,13 @@ impl Writer<'_> {
         let dir = self.directory(&job.dir)?;
         let target = create(dir, job.name, attributes.mode)
             .map_err(|error| CopyError::write("create", &path, error))?;
-        let copied = content::copy(&source, &target, job.metadata, &mut self.buffer);
+        let copied = content::copy(
+            &source,
+            &target,
+            job.metadata.size,
+            job.metadata.is_sparse(),
+            &mut self.buffer,
+        );
         // A file that became shorter ends too early; that it changed is the better message.
         self.tree
             .check_unchanged(job.source, &source, job.metadata)?;

@@ -265,10 +265,13 @@ fn steps(output: &Output) -> String {
     lines.collect()
 }
 
-/// What a build says, without what changes: times and digests.
+/// What a build says, without what changes: times, digests, and what network this machine has.
 fn steady(text: &str) -> String {
     let mut steady = String::new();
-    for line in text.lines() {
+    let lines = text
+        .lines()
+        .filter(|line| !line.starts_with("note: RUN has "));
+    for line in lines {
         let mut words: Vec<String> = Vec::new();
         for word in line.split(' ') {
             let seconds = word.trim_end_matches('s');

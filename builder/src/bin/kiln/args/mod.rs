@@ -48,8 +48,34 @@ pub(crate) struct Cli {
     )]
     pub(crate) insecure: Vec<String>,
 
+    /// How far steps are kept apart from this machine [default: the best that it allows; see `kiln
+    /// doctor`]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_ISOLATION",
+        value_enum,
+        default_value_t = IsolationArg::Default,
+        hide_default_value = true,
+        value_name = "LEVEL"
+    )]
+    pub(crate) isolation: IsolationArg,
+
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Levels of isolation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IsolationArg {
+    /// The best that this machine allows
+    Default,
+    /// Namespaces and mounts by this machine's root
+    Root,
+    /// The same in a user namespace
+    Rootless,
+    /// A changed root directory only, for root in a container: steps are not kept apart
+    Chroot,
 }
 
 /// The verbs.

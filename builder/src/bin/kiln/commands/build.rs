@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
-use kiln_builder::runtime::Cancel;
+use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::step::Settings;
 use kiln_grammar::syntax::MAX_SIZE;
@@ -38,7 +38,7 @@ const PROXIES: [&str; 5] = [
 ];
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
-    let request = request(args)?;
+    let mut request = request(args)?;
     if let Some(warning) = args.legacy.warning()? {
         render::err(&warning);
     }
@@ -48,6 +48,11 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
+    }
+    let level = setup.level()?;
+    request.settings.isolation = level.isolation;
+    if level.isolation != Isolation::Root && !args.quiet {
+        render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
@@ -145,6 +150,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         hosts,
         network: args.sandbox.network.demand,
         time: build_time(epoch),
+        ..Settings::default()
     };
     Ok(Request {
         context: context(&args.context)?,

@@ -23,13 +23,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kiln_builder::runtime::Cancel;
+use kiln_builder::runtime::isolation::{self, Level, Wanted};
 use kiln_builder::store::Store;
 use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
 use kiln_registry::spec::Platform;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, IsolationArg};
 use crate::render::{self, text};
 use crate::report::{Interrupted, UsageError};
 
@@ -39,6 +40,11 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What every command may need.
 pub(crate) struct Setup {
     root: Option<PathBuf>,
+    /// Whether root has called, and not somebody who is root in a user namespace only.
+    as_root: bool,
+    isolation: IsolationArg,
+    /// The level that was entered; none where the command needs none.
+    level: Option<Level>,
     mirrors: Vec<String>,
     insecure: Vec<String>,
 }
@@ -48,6 +54,9 @@ impl Setup {
     pub(crate) fn new(cli: &Cli) -> Self {
         Self {
             root: cli.root.clone(),
+            as_root: rustix::process::geteuid().is_root(),
+            isolation: cli.isolation,
+            level: None,
             mirrors: cli.mirrors.clone(),
             insecure: cli.insecure.clone(),
         }
@@ -55,7 +64,43 @@ impl Setup {
 
     /// Where the store is.
     pub(crate) fn root(&self) -> anyhow::Result<PathBuf> {
-        self.root.clone().map_or_else(default_root, Ok)
+        self.root
+            .clone()
+            .map_or_else(|| default_root(self.as_root), Ok)
+    }
+
+    /// Brings this process to the level of isolation that the command line asks for. To be called
+    /// before there are threads.
+    ///
+    /// # Errors
+    /// What denies it. Commands that only move images go without a user namespace then.
+    pub(crate) fn enter(&mut self, command: &Command) -> anyhow::Result<()> {
+        let wanted = match self.isolation {
+            IsolationArg::Default => Wanted::Best,
+            IsolationArg::Root => Wanted::Root,
+            IsolationArg::Rootless => Wanted::Rootless,
+            IsolationArg::Chroot => Wanted::Chroot,
+        };
+        let need = need(command);
+        if need == Need::Nothing {
+            return Ok(());
+        }
+        self.level = match isolation::enter(wanted) {
+            Ok(level) => Some(level),
+            Err(_) if need == Need::Store && wanted == Wanted::Best => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(())
+    }
+
+    /// The level of isolation that steps get.
+    ///
+    /// # Errors
+    /// When none was entered, which is a bug.
+    pub(crate) fn level(&self) -> anyhow::Result<&Level> {
+        self.level
+            .as_ref()
+            .context("this command has entered no level of isolation")
     }
 
     /// Opens the store.
@@ -83,6 +128,33 @@ impl Setup {
             },
             ..ClientOptions::default()
         }))
+    }
+}
+
+/// What a command needs of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Nothing that isolation has to do with.
+    Nothing,
+    /// The store, as its owner sees it.
+    Store,
+    /// To run steps.
+    Steps,
+}
+
+fn need(command: &Command) -> Need {
+    match command {
+        Command::Build(args) if matches!(call::of(args), Ok(None)) => Need::Steps,
+        Command::Build(_) | Command::Check(_) | Command::Debug(_) => Need::Nothing,
+        Command::Images(_)
+        | Command::Tag(_)
+        | Command::Rmi(_)
+        | Command::Inspect(_)
+        | Command::History(_)
+        | Command::Push(_)
+        | Command::Pull(_)
+        | Command::Save(_)
+        | Command::Load(_) => Need::Store,
     }
 }
 
@@ -126,8 +198,8 @@ fn notices() -> Observer {
     })
 }
 
-fn default_root() -> anyhow::Result<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+fn default_root(as_root: bool) -> anyhow::Result<PathBuf> {
+    if as_root {
         return Ok(PathBuf::from("/var/lib/kiln"));
     }
     let set = |name: &str| {

@@ -6,39 +6,39 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use crate::context::metadata::Metadata;
-
 /// Bytes read at once. A file that fits is not worth the set-up of an in-kernel copy.
-pub(super) const BUFFER: usize = 128 << 10;
+pub const BUFFER: usize = 128 << 10;
 
-/// Copies the content of `source` to the empty file `target`; `buffer` is scratch memory.
+/// Copies the content of `source`, which has `size` bytes and perhaps holes, to the empty file
+/// `target`; `buffer` is scratch memory.
 ///
 /// # Errors
 /// Those of reading and writing, and `UnexpectedEof` when the source is shorter than its metadata says.
-pub(super) fn copy(
+pub fn copy(
     source: impl AsFd,
     target: impl AsFd,
-    metadata: &Metadata,
+    size: u64,
+    holes: bool,
     buffer: &mut [u8],
 ) -> io::Result<()> {
     let mut copier = Copier {
         source: source.as_fd(),
         target: target.as_fd(),
         buffer,
-        in_kernel: metadata.size > BUFFER as u64,
+        in_kernel: size > BUFFER as u64,
     };
-    if !metadata.is_sparse() {
-        return copier.range(0, metadata.size);
+    if !holes {
+        return copier.range(0, size);
     }
     let mut position = 0;
-    while position < metadata.size {
-        let Some((start, end)) = copier.next_data(position, metadata.size)? else {
+    while position < size {
+        let Some((start, end)) = copier.next_data(position, size)? else {
             break;
         };
         copier.range(start, end)?;
         position = end;
     }
-    Ok(rustix::fs::ftruncate(target, metadata.size)?)
+    Ok(rustix::fs::ftruncate(target, size)?)
 }
 
 struct Copier<'a> {

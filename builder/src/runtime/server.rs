@@ -1,0 +1,151 @@
+//! The process that all sandboxes of a kiln come from.
+//!
+//! Starting a program as large as kiln takes longer than all that a sandbox does, so it is started
+//! once: this process waits, with a single thread and hardly any memory of its own, and splits for
+//! each sandbox. A message to it is three descriptors: the new sandbox's control socket, and what
+//! its standard output and error are. It ends when kiln does, because its own socket closes then.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use rustix::process::WaitOptions;
+
+use super::message::{self, Failure, Message};
+use super::{INIT_ARGUMENT, executable, seccomp};
+use crate::sys::process::{self, Side};
+
+/// Descriptors in a message: control socket, standard output, standard error.
+const DESCRIPTORS: usize = 3;
+
+/// The descriptors of a new sandbox, its own ends.
+pub(super) struct Ends {
+    /// To the builder.
+    pub(super) control: OwnedFd,
+    /// Standard output of the step.
+    pub(super) stdout: OwnedFd,
+    /// Standard error of the step.
+    pub(super) stderr: OwnedFd,
+}
+
+/// The server, seen from the builder. Dropped, it is gone.
+#[derive(Debug)]
+pub(super) struct Server {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Server {
+    /// Starts it.
+    pub(super) fn start(executable: &Path) -> io::Result<Self> {
+        let program = executable::open_sealed(executable)?;
+        let (socket, theirs) = UnixStream::pair()?;
+        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg0("kiln")
+            .arg(INIT_ARGUMENT)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C is the builder's to judge.
+            .process_group(0)
+            .spawn()?;
+        Ok(Self { child, socket })
+    }
+
+    /// Has it split off a sandbox with these ends.
+    ///
+    /// # Errors
+    /// `EPIPE` or `ECONNRESET` when the server is gone.
+    pub(super) fn split(&self, ends: &Ends) -> io::Result<()> {
+        let descriptors = [&ends.control, &ends.stdout, &ends.stderr].map(AsFd::as_fd);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        loop {
+            let byte = [IoSlice::new(b"+")];
+            match sendmsg(&self.socket, &byte, &mut ancillary, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                result => return Ok(result.map(drop)?),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Closing is the order to end; what cannot be shut down is closed already.
+        drop(self.socket.shutdown(std::net::Shutdown::Both));
+        drop(self.child.wait());
+    }
+}
+
+/// Waits for orders on a socket and splits for each one. Returns in the new process, with its
+/// ends; in the server itself `None` when the builder is gone.
+pub(super) fn serve(socket: BorrowedFd<'_>) -> io::Result<Option<Ends>> {
+    // What every sandbox needs and takes time to make is made before there are any.
+    seccomp::prepare();
+    loop {
+        let Some(ends) = receive(socket)? else {
+            return Ok(None);
+        };
+        reap();
+        match process::fork() {
+            Ok(Side::Child) => return Ok(Some(ends)),
+            Ok(Side::Parent(_)) => {}
+            Err(error) => {
+                let failure = Failure::Setup {
+                    act: "split off a process for the sandbox".to_owned(),
+                    errno: message::errno(&error),
+                };
+                // Fails when the builder has lost interest.
+                let mut control = UnixStream::from(ends.control);
+                drop(message::send(&mut control, &Message::Failed(failure)));
+            }
+        }
+    }
+}
+
+/// Forgets sandboxes that have ended since the last order.
+fn reap() {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+}
+
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Ends>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let length = loop {
+        let mut into = [IoSliceMut::new(&mut byte)];
+        match recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            result => break result?.bytes,
+        }
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    let [control, stdout, stderr] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors)
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(Some(Ends {
+        control,
+        stdout,
+        stderr,
+    }))
+}
