@@ -240,6 +240,7 @@ fn options(value: &Value) -> LowerOptions {
             _ => Network::Host,
         },
         allow_host_network: value["allow_host_network"].as_bool().unwrap_or(false),
+        allow_insecure: value["allow_insecure"].as_bool().unwrap_or(false),
         limits: limits(value),
         extra_hosts: strings(value, "extra_hosts"),
         contexts: value["contexts"]

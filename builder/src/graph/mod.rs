@@ -13,7 +13,7 @@ use kiln_registry::digest::{Digest, Hasher};
 pub use limits::{Amount, LimitError, Limits, Resources, Ulimit};
 pub use op::{
     ContextOp, CopyOp, CopySource, FetchOp, GitOp, ImageOp, MkdirOp, MountOp, Network, Op, Origin,
-    RunOp, Script,
+    RunOp, Script, Security,
 };
 
 /// Version of the encoding that [`Vertex::digest`] hashes; a change of [`Op`] raises it.

@@ -1,5 +1,6 @@
 //! The operations that make file systems.
 
+use kiln_grammar::mount::Sharing;
 use kiln_grammar::source::Span;
 use kiln_registry::credentials::Secret;
 use kiln_registry::digest::Digest;
@@ -64,6 +65,9 @@ pub struct RunOp {
     pub user: String,
     /// Network.
     pub network: Network,
+    /// Rights; the usual ones are not in the encoding, so that keys are what they always were.
+    #[serde(skip_serializing_if = "Security::is_sandbox")]
+    pub security: Security,
     /// Host name, where it is not the usual one (A6.11).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -110,6 +114,56 @@ pub enum MountOp {
         /// Its size limit in bytes.
         size: Option<u64>,
     },
+    /// A directory that outlives the build.
+    Cache {
+        /// What it is known by, with the namespace; not part of the operation's identity (A15.2).
+        #[serde(skip)]
+        id: String,
+        /// Where it appears, absolute.
+        target: String,
+        /// What several writers do; not part of the operation's identity either.
+        #[serde(skip)]
+        sharing: Sharing,
+        /// Whether the process may write to it.
+        writable: bool,
+        /// Where its first content comes from: an index into the vertex's inputs and a directory of
+        /// that input. `None` lets it begin empty.
+        seed: Option<(usize, String)>,
+        /// Permission bits when it is made; `None` for those of the seed, or 0755 without one.
+        mode: Option<u32>,
+        /// Owner when it is made; `None` for that of the seed, or 0 without one.
+        uid: Option<u32>,
+        /// Group when it is made, as `uid`.
+        gid: Option<u32>,
+    },
+    /// A secret, as a file or in the environment or both.
+    Secret {
+        /// Which one.
+        id: String,
+        /// The file, absolute.
+        target: Option<String>,
+        /// The variable.
+        env: Option<String>,
+        /// Whether the step fails without it.
+        required: bool,
+        /// Permission bits of the file.
+        mode: u32,
+        /// User and group that own the file.
+        owner: (u32, u32),
+    },
+    /// A socket that an ssh agent answers.
+    Ssh {
+        /// Which agent.
+        id: String,
+        /// Where it appears, absolute.
+        target: String,
+        /// Whether the step fails without it.
+        required: bool,
+        /// Permission bits.
+        mode: u32,
+        /// User and group that own it.
+        owner: (u32, u32),
+    },
 }
 
 /// The network a process sees.
@@ -123,6 +177,22 @@ pub enum Network {
     Host,
     /// Only a loopback of its own.
     None,
+}
+
+/// The rights of a process (B3.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub enum Security {
+    /// Those of a sandbox.
+    #[default]
+    Sandbox,
+    /// All.
+    Insecure,
+}
+
+impl Security {
+    fn is_sandbox(&self) -> bool {
+        *self == Self::Sandbox
+    }
 }
 
 /// A `COPY` or `ADD`.
@@ -148,6 +218,9 @@ pub struct CopyOp {
     pub unpack_fetched: bool,
     /// Whether the source keeps its owners (`--from`); context files belong to 0:0 (A10.7).
     pub keep_owner: bool,
+    /// Whether paths are taken as they are: no character of them is a wildcard.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub literal: bool,
 }
 
 impl CopyOp {

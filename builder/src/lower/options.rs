@@ -32,6 +32,8 @@ pub struct LowerOptions {
     pub network: Network,
     /// `--allow network.host`: whether `RUN --network=host` may leave a narrower `network`.
     pub allow_host_network: bool,
+    /// `--allow security.insecure`: whether `RUN --security=insecure` is obeyed (B3.2).
+    pub allow_insecure: bool,
     /// What `RUN` may use of the machine (B4.5).
     pub limits: Limits,
     /// The names of `--add-host`, in alphabetical order, each once.

@@ -6,7 +6,7 @@ use kiln_grammar::source::Spanned;
 
 use super::copy::check_name;
 use super::stage::{StageLowering, Step};
-use crate::graph::{Network, Op, RunOp, Script, Vertex};
+use crate::graph::{Network, Op, RunOp, Script, Security, Vertex};
 
 /// The build argument that names the sandbox's host (A6.11).
 pub(super) const HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
@@ -17,7 +17,7 @@ const SCRIPTS: &str = "/dev/pipes";
 impl StageLowering<'_, '_> {
     /// `RUN`
     pub(super) fn run_command(&mut self, run: &Run, step: &Step<'_>) -> Result<(), Diagnostic> {
-        self.check_security(run)?;
+        let security = self.security(run)?;
         let network = self.network(run.network.as_ref())?;
         let mut inputs = vec![self.state.vertex];
         let mounts = self.mounts(run, step, &mut inputs)?;
@@ -34,6 +34,7 @@ impl StageLowering<'_, '_> {
             cwd: self.directory().to_owned(),
             user: self.state.config.config.user.clone(),
             network,
+            security,
             hostname,
             scripts,
             mounts,
@@ -80,20 +81,28 @@ impl StageLowering<'_, '_> {
         Ok((args, vec![script], suffix))
     }
 
-    /// Refuses what cannot be given: more rights and devices (B3.2, B3.3).
-    fn check_security(&mut self, run: &Run) -> Result<(), Diagnostic> {
+    /// The rights of a step (B3.2); devices cannot be given (B3.3).
+    fn security(&mut self, run: &Run) -> Result<Security, Diagnostic> {
         if let Some(device) = run.devices.first() {
             self.shared.unsupported("RUN --device", device.span)?;
         }
-        match &run.security {
-            Some(mode) if mode.value == "insecure" => self
-                .shared
-                .unsupported("RUN --security=insecure", mode.span),
-            Some(mode) if mode.value != "sandbox" => {
-                let message = format!("security `{}` is not valid", mode.value);
+        let Some(mode) = &run.security else {
+            return Ok(Security::Sandbox);
+        };
+        match mode.value.as_str() {
+            "sandbox" => Ok(Security::Sandbox),
+            // Whether a build allows it is not the file's business.
+            "insecure" if self.shared.options.allow_insecure || self.shared.looking => {
+                Ok(Security::Insecure)
+            }
+            "insecure" => Err(
+                Diagnostic::error("security.insecure is not allowed", mode.span)
+                    .with_hint("pass `--allow security.insecure`"),
+            ),
+            other => {
+                let message = format!("security `{other}` is not valid");
                 Err(Diagnostic::error(message, mode.span))
             }
-            _ => Ok(()),
         }
     }
 

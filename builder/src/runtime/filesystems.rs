@@ -1,4 +1,5 @@
-//! The kernel's file systems that a step sees: /proc, /dev, /sys (B5.3, B5.4).
+//! The kernel's file systems that a step sees: /proc, /dev, /sys (B5.3, B5.4; B3.2 for steps with
+//! `--security=insecure`, from which nothing of them is kept).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,11 +9,11 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, makedev};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
-use super::ProcessSpec;
 use super::init::Act;
 use super::message::{Failure, errno};
 use super::mount_points::{Kind, MountPoints};
 use super::provide::Provider;
+use super::{Privileges, ProcessSpec};
 use crate::sys::ids::Map;
 use crate::sys::mount;
 
@@ -28,6 +29,20 @@ const DEVICES: [(&str, u32, u32); 6] = [
     ("urandom", 1, 9),
     ("tty", 5, 0),
 ];
+
+/// Devices of a step that may do everything, where the host has them.
+const MORE_DEVICES: [(&str, u32, u32); 5] = [
+    ("fuse", 10, 229),
+    ("kmsg", 1, 11),
+    ("kvm", 10, 232),
+    ("loop-control", 10, 237),
+    ("net/tun", 10, 200),
+];
+
+/// Loop devices of such a step, as many as there are at first.
+const LOOPS: u32 = 8;
+/// Their major number.
+const LOOP: u32 = 7;
 
 const DEVICE_LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
@@ -72,8 +87,12 @@ pub(super) fn mount_all(
     provider: &Provider,
 ) -> Result<OwnedFd, Failure> {
     let devices = mount_dev(spec, points)?;
-    mount_proc(points, provider)?;
-    mount_sys(points, provider)?;
+    let sealed = match spec.privileges {
+        Privileges::Sandbox(_) => Some(provider),
+        Privileges::Insecure => None,
+    };
+    mount_proc(points, sealed)?;
+    mount_sys(points, sealed)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::openat(&devices, "null", flags, Mode::empty()).act("open `/dev/null`")
 }
@@ -90,10 +109,14 @@ fn put(points: &mut MountPoints<'_>, mount: OwnedFd, target: &str) -> Result<Own
     Ok(mount)
 }
 
-fn mount_proc(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Failure> {
+/// With a provider of empty files, some paths are hidden and some cannot be written.
+fn mount_proc(points: &mut MountPoints<'_>, sealed: Option<&Provider>) -> Result<(), Failure> {
     let proc = mount::filesystem("proc", &[], SEALED).or_else(|error| shown("/proc", error));
     let proc = proc.act("mount `/proc`")?;
     let proc = put(points, proc, "/proc")?;
+    let Some(provider) = sealed else {
+        return Ok(());
+    };
     for path in MASKED_PROC {
         mask(proc.as_fd(), path, provider).act("mask paths of `/proc`")?;
     }
@@ -103,8 +126,12 @@ fn mount_proc(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), F
     Ok(())
 }
 
-fn mount_sys(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Failure> {
-    let attributes = SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+/// See [`mount_proc`].
+fn mount_sys(points: &mut MountPoints<'_>, sealed: Option<&Provider>) -> Result<(), Failure> {
+    let attributes = match sealed {
+        Some(_) => SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY),
+        None => SEALED,
+    };
     let sys = match mount::filesystem("sysfs", &[], attributes) {
         Err(error) => shown("/sys", error).and_then(|sys| {
             mount::set_tree_attributes(sys.as_fd(), attributes)?;
@@ -114,7 +141,10 @@ fn mount_sys(points: &mut MountPoints<'_>, provider: &Provider) -> Result<(), Fa
     };
     let sys = sys.act("mount `/sys`")?;
     let sys = put(points, sys, "/sys")?;
-    mount_cgroup(sys.as_fd()).act("mount `/sys/fs/cgroup`")?;
+    mount_cgroup(sys.as_fd(), sealed.is_none()).act("mount `/sys/fs/cgroup`")?;
+    let Some(provider) = sealed else {
+        return Ok(());
+    };
     for path in MASKED_SYS {
         mask(sys.as_fd(), path, provider).act("mask paths of `/sys`")?;
     }
@@ -137,14 +167,18 @@ fn shown(path: &str, error: io::Error) -> io::Result<OwnedFd> {
     }
 }
 
-/// The unified hierarchy where the host uses it; else the place stays empty.
-fn mount_cgroup(sys: BorrowedFd<'_>) -> io::Result<()> {
+/// The unified hierarchy where the host uses it; else the place stays empty, but for a step that may
+/// write to all of them.
+fn mount_cgroup(sys: BorrowedFd<'_>, writable: bool) -> io::Result<()> {
     let Some(place) = open_below(sys, "fs/cgroup")? else {
         return Ok(());
     };
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let attributes = SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
-    let empty = || mount::filesystem("tmpfs", &[("mode", "755"), ("size", "0")], attributes);
+    let attributes = match writable {
+        false => SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY),
+        true => SEALED,
+    };
+    let empty = || mount::filesystem("tmpfs", &[("mode", "755")], attributes);
     let mount = if unified {
         mount::filesystem("cgroup2", &[], attributes).or_else(|error| {
             match error.raw_os_error() {
@@ -155,7 +189,38 @@ fn mount_cgroup(sys: BorrowedFd<'_>) -> io::Result<()> {
     } else {
         empty()?
     };
-    mount::attach(mount.as_fd(), place.as_fd())
+    mount::attach(mount.as_fd(), place.as_fd())?;
+    if writable && !unified {
+        mount_hierarchies(mount.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Every hierarchy that this process is in, seen from where it is (cgroups(7)).
+fn mount_hierarchies(dir: BorrowedFd<'_>) -> io::Result<()> {
+    for line in std::fs::read_to_string("/proc/self/cgroup")?.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let controllers = fields.next().unwrap_or_default();
+        let named = controllers.strip_prefix("name=");
+        let mounted = match (controllers, named) {
+            ("", _) => mount_in(dir, "unified", "cgroup2", &[], SEALED),
+            (_, Some(name)) => {
+                let options = [("none", ""), ("name", name)];
+                mount_in(dir, name, "cgroup", &options, SEALED)
+            }
+            _ => {
+                let options = controllers.split(',').map(|controller| (controller, ""));
+                let options = options.collect::<Vec<_>>();
+                mount_in(dir, controllers, "cgroup", &options, SEALED)
+            }
+        };
+        match mounted {
+            // A user namespace has none of the old hierarchies.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+            mounted => mounted?,
+        }
+    }
+    Ok(())
 }
 
 /// Hides a path, if it exists: a directory is empty then, a file too.
@@ -194,12 +259,20 @@ fn open_below(dir: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
 /// Mounts /dev with what belongs in it. Its nodes are mounts of the host's one by one: the file
 /// system itself is `nodev`, so that a node which a step makes there is of no use.
 fn mount_dev(spec: &ProcessSpec, points: &mut MountPoints<'_>) -> Result<OwnedFd, Failure> {
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let attributes = match spec.privileges {
+        Privileges::Sandbox(_) => {
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
+        }
+        Privileges::Insecure => MountAttrFlags::MOUNT_ATTR_NOSUID,
+    };
     let options = [("mode", "755"), ("size", "65536k")];
     let dev = mount::filesystem("tmpfs", &options, attributes).act("mount `/dev`")?;
     let dev = put(points, dev, "/dev")?;
     for (name, major, minor) in DEVICES {
         add_device(dev.as_fd(), name, major, minor).act(&format!("provide `/dev/{name}`"))?;
+    }
+    if spec.privileges == Privileges::Insecure {
+        add_more_devices(dev.as_fd()).act("provide devices in `/dev`")?;
     }
     for (name, target) in DEVICE_LINKS {
         rustix::fs::symlinkat(target, &dev, name).act("fill `/dev`")?;
@@ -243,6 +316,21 @@ fn mount_in(
     mount::attach(mount.as_fd(), place.as_fd())
 }
 
+/// What a step with `--security=insecure` has besides, as far as the host has it (B3.2): the
+/// devices for loops, FUSE, virtual machines, tunnels and the kernel's log.
+fn add_more_devices(dev: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::fs::mkdirat(dev, "net", Mode::from_raw_mode(0o755))?;
+    let loops = (0..LOOPS).map(|number| (format!("loop{number}"), LOOP, number));
+    let others = MORE_DEVICES.map(|(name, major, minor)| (name.to_owned(), major, minor));
+    for (name, major, minor) in others.into_iter().chain(loops) {
+        match add_device(dev, &name, major, minor) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
 fn add_device(dev: BorrowedFd<'_>, name: &str, major: u32, minor: u32) -> io::Result<()> {
     let node = clone_device(name, major, minor)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
@@ -256,9 +344,11 @@ fn clone_device(name: &str, major: u32, minor: u32) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let node = rustix::fs::open(&path, flags, Mode::empty())?;
     let status = rustix::fs::statat(&node, "", AtFlags::EMPTY_PATH)?;
-    if FileType::from_raw_mode(status.st_mode) != FileType::CharacterDevice
-        || status.st_rdev != makedev(major, minor)
-    {
+    let kind = match major {
+        LOOP => FileType::BlockDevice,
+        _ => FileType::CharacterDevice,
+    };
+    if FileType::from_raw_mode(status.st_mode) != kind || status.st_rdev != makedev(major, minor) {
         return Err(Errno::NODEV.into());
     }
     mount::clone(node.as_fd(), Path::new(""))

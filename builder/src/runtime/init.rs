@@ -14,7 +14,9 @@ use super::message::{self, Failure, IdKind, Message, errno};
 use super::mount_points::{self, Kind, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
-use super::{Files, Ids, Isolation, Network, ProcessSpec, filesystems, privileges, program};
+use super::{
+    Files, Ids, Isolation, Network, Privileges, ProcessSpec, filesystems, privileges, program,
+};
 use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
@@ -106,9 +108,14 @@ fn join_network(path: &Path) -> io::Result<()> {
 /// Mounts the root, over its own writable directory: any place does, and that one is there.
 ///
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
-/// cgroup that would tell the harmless ones from the disks of the host.
+/// cgroup that would tell the harmless ones from the disks of the host; with `--security=insecure` they
+/// do (B3.2).
 fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
     let work = &spec.root.work;
+    let attributes = match spec.privileges {
+        Privileges::Sandbox(_) => MountAttrFlags::MOUNT_ATTR_NODEV,
+        Privileges::Insecure => MountAttrFlags::empty(),
+    };
     let mount = match &spec.root.files {
         Files::Overlay { lowers, upper } => {
             let points = work.join(MOUNT_POINTS);
@@ -120,11 +127,11 @@ fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, Owne
                 upper,
                 work: &overlay_work,
             };
-            mount::overlay(&lowers, Some(writable), MountAttrFlags::MOUNT_ATTR_NODEV)?
+            mount::overlay(&lowers, Some(writable), attributes)?
         }
         Files::Tree(tree) => {
             let mount = mount::clone(rustix::fs::CWD, tree)?;
-            mount::set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_NODEV)?;
+            mount::set_attributes(mount.as_fd(), attributes)?;
             mount
         }
     };

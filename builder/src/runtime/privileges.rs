@@ -4,14 +4,14 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
     set_thread_res_uid,
 };
 
 use super::init::Act;
 use super::message::{Failure, errno};
-use super::{ProcessSpec, seccomp};
+use super::{Privileges, ProcessSpec, seccomp};
 use crate::sys::process;
 use crate::sys::users::User;
 
@@ -31,6 +31,24 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::AUDIT_WRITE);
 
+/// Their names, in the order of the kernel.
+pub(super) const CAPABILITY_NAMES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SYS_CHROOT",
+    "CAP_MKNOD",
+    "CAP_AUDIT_WRITE",
+    "CAP_SETFCAP",
+];
+
 /// Gives up everything that a step does not have, in the one order that works: the filter needs
 /// capabilities that go, and the user changes only while there is one to change with.
 pub(super) fn drop_to(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
@@ -38,8 +56,19 @@ pub(super) fn drop_to(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
         limit(name, *soft, *hard)?;
     }
     process::new_session_keyring().act("join a new session keyring")?;
-    bound_capabilities().act("limit capabilities")?;
-    seccomp::install().act("filter system calls")?;
+    clear_ambient().act("limit capabilities")?;
+    let kept = match &spec.privileges {
+        Privileges::Sandbox(seccomp) => {
+            bound_capabilities().act("limit capabilities")?;
+            seccomp::install(seccomp).act("filter system calls")?;
+            CAPABILITIES
+        }
+        // All that there are: in a user namespace, those over it (B3.2).
+        Privileges::Insecure => {
+            let own = capabilities(None).act("read capabilities")?;
+            own.permitted
+        }
+    };
 
     let groups = user.groups.iter().map(|group| Gid::from_raw(*group));
     set_thread_groups(&groups.collect::<Vec<_>>()).act("set supplementary groups")?;
@@ -47,7 +76,7 @@ pub(super) fn drop_to(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
     set_thread_res_gid(gid, gid, gid).act("change the group")?;
     set_thread_res_uid(uid, uid, uid).act("change the user")?;
     let kept = if uid.is_root() {
-        CAPABILITIES
+        kept
     } else {
         CapabilitySet::empty()
     };
@@ -73,12 +102,15 @@ pub(super) fn gid(user: &User) -> Gid {
     Gid::from_raw(user.gid)
 }
 
-fn bound_capabilities() -> rustix::io::Result<()> {
+fn clear_ambient() -> rustix::io::Result<()> {
     match clear_ambient_capability_set() {
         // Before Linux 4.3 there was none.
-        Ok(()) | Err(Errno::INVAL) => {}
-        Err(error) => return Err(error),
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(error) => Err(error),
     }
+}
+
+fn bound_capabilities() -> rustix::io::Result<()> {
     for number in 0..u64::BITS {
         let one = CapabilitySet::from_bits_retain(1 << number);
         if CAPABILITIES.contains(one) {

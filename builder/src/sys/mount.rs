@@ -38,7 +38,7 @@ pub struct Writable<'a> {
     pub work: &'a Path,
 }
 
-/// Makes a file system, detached.
+/// Makes a file system, detached. An option with an empty value is one that has none.
 ///
 /// # Errors
 /// Those of `fsopen`, `fsconfig` and `fsmount`.
@@ -49,7 +49,10 @@ pub fn filesystem(
 ) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
-        rustix::mount::fsconfig_set_string(&context, *key, *value)?;
+        match *value {
+            "" => rustix::mount::fsconfig_set_flag(&context, *key)?,
+            value => rustix::mount::fsconfig_set_string(&context, *key, value)?,
+        }
     }
     finish(context.as_fd(), attributes)
 }

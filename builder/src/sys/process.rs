@@ -168,12 +168,12 @@ pub fn new_session_keyring() -> io::Result<()> {
     }
 }
 
-/// Installs a seccomp filter for this process and its children. Needs `CAP_SYS_ADMIN`, because
-/// `no_new_privs` stays off (B5.1).
+/// Installs a seccomp filter for this process and its children, with flags of the kernel
+/// (`SECCOMP_FILTER_FLAG_*`). Needs `CAP_SYS_ADMIN`, because `no_new_privs` stays off (B5.1).
 ///
 /// # Errors
 /// Those of `seccomp`, for one a filter that is malformed or too long.
-pub fn install_filter(program: &mut [libc::sock_filter]) -> io::Result<()> {
+pub fn install_filter(program: &mut [libc::sock_filter], flags: u32) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(io::Error::other)?,
         filter: program.as_mut_ptr(),
@@ -183,7 +183,7 @@ pub fn install_filter(program: &mut [libc::sock_filter]) -> io::Result<()> {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            libc::c_ulong::from(flags),
             &raw const program,
         )
     };

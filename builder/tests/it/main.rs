@@ -29,5 +29,6 @@ mod interrupt;
 mod named_contexts;
 mod network;
 mod push_pull;
+mod security;
 mod standalone;
 mod steps;

@@ -1,23 +1,24 @@
 //! From verdicts to a filter program: a binary search over system call numbers for each calling
-//! convention.
+//! convention, and comparisons of arguments in two halves, because the machine has 32 bits.
 
 use libc::sock_filter;
+
+use super::profile::{Action, Comparison, Condition};
 
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
 const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const JUMP_GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
 const JUMP_GREATER_EQUAL: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
-// Offsets into `struct seccomp_data`.
+// Offsets into `struct seccomp_data`. The low half of an argument comes first: all the machines that
+// there are tables for are little-endian.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
-const FIRST_ARGUMENT_LOW: u32 = 16;
-const FIRST_ARGUMENT_HIGH: u32 = 20;
+const ARGUMENTS: u32 = 16;
 
-const ALLOW: u32 = 0x7fff_0000;
-const ERRNO: u32 = 0x0005_0000;
 const KILL_PROCESS: u32 = 0x8000_0000;
 
 /// Set in the number of every x32 call.
@@ -26,29 +27,26 @@ const X32_BIT: u32 = 0x4000_0000;
 /// Calls of one architecture at most this large are ordinary; 32-bit ARM has a few far above.
 const PRIVATE: u32 = 0xf_0000;
 
-/// What happens to a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is made.
-    Allow,
-    /// It fails with this number.
-    Errno(u16),
-    /// It is made if the check holds, and fails with this number else.
-    Check(Check, u16),
+/// An action as the kernel is told.
+pub(super) fn answer(action: Action) -> u32 {
+    match action {
+        Action::Allow => 0x7fff_0000,
+        Action::Log => 0x7ffc_0000,
+        Action::Trace(number) => 0x7ff0_0000 | u32::from(number),
+        Action::Errno(number) => 0x0005_0000 | u32::from(number),
+        Action::Trap => 0x0003_0000,
+        Action::KillThread => 0,
+        Action::KillProcess => KILL_PROCESS,
+    }
 }
 
-/// A condition on the first argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Check {
-    /// None of these bits is set.
-    NoneOf(u32),
-    /// It is below a bound or one of some values.
-    OneOf {
-        /// The bound, exclusive.
-        below: u32,
-        /// The values.
-        values: &'static [u32],
-    },
+/// What happens to a call, in answers to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Always this.
+    Always(u32),
+    /// That of the first conditions which all hold, or else the last.
+    Chain(Vec<(Vec<Condition>, u32)>, u32),
 }
 
 /// Verdicts for all numbers: each holds from its number up to the next.
@@ -57,18 +55,17 @@ pub(super) struct Numbers(Vec<(u32, Verdict)>);
 
 impl Numbers {
     /// Fills the gaps between calls with `unlisted`, and what is above the newest with `unknown`.
-    pub(super) fn new(mut calls: Vec<(u32, Verdict)>, unlisted: u16, unknown: u16) -> Self {
+    pub(super) fn new(mut calls: Vec<(u32, Verdict)>, unlisted: u32, unknown: u32) -> Self {
         calls.sort_unstable_by_key(|(number, _)| *number);
-        calls.dedup_by_key(|(number, _)| *number);
         let ordinary = calls.iter().filter(|(number, _)| *number < PRIVATE);
         let newest = ordinary.map(|(number, _)| *number).max().unwrap_or(0);
-        let mut ranges = Vec::new();
+        let mut ranges: Vec<(u32, Verdict)> = Vec::new();
         let mut push = |start, verdict| {
             if ranges.last().is_none_or(|(_, last)| *last != verdict) {
                 ranges.push((start, verdict));
             }
         };
-        let gap = |next: u32| Verdict::Errno(if next > newest { unknown } else { unlisted });
+        let gap = |next: u32| Verdict::Always(if next > newest { unknown } else { unlisted });
         let mut next = 0;
         for (number, verdict) in calls {
             if number > next {
@@ -78,14 +75,19 @@ impl Numbers {
             push(number, verdict);
             next = number + 1;
         }
-        push(next, Verdict::Errno(unknown));
+        push(next, Verdict::Always(unknown));
         Self(ranges)
+    }
+
+    /// Kills whoever makes a call of this convention.
+    pub(super) fn none() -> Self {
+        Self(Vec::new())
     }
 }
 
-/// A calling convention.
+/// The calls of a calling convention.
 #[derive(Debug)]
-pub(super) struct Abi {
+pub(super) struct Section {
     /// Its `AUDIT_ARCH` number.
     pub audit: u32,
     /// Its calls.
@@ -95,12 +97,12 @@ pub(super) struct Abi {
 }
 
 /// The filter program for a machine.
-pub(super) fn program(abis: &[Abi]) -> Vec<sock_filter> {
+pub(super) fn program(sections: &[Section]) -> Vec<sock_filter> {
     let mut program = vec![statement(LOAD, ARCHITECTURE)];
-    for abi in abis {
+    for one in sections {
         let mut section = vec![statement(LOAD, NUMBER)];
-        let ordinary = search(&abi.numbers.0, 0);
-        match &abi.x32 {
+        let ordinary = search(&one.numbers.0, 0);
+        match &one.x32 {
             None => section.extend(ordinary),
             Some(x32) => {
                 let x32 = search(&x32.0, X32_BIT);
@@ -108,7 +110,7 @@ pub(super) fn program(abis: &[Abi]) -> Vec<sock_filter> {
             }
         }
         // What is no call of this convention goes on to the next one.
-        program.push(jump(JUMP_EQUAL, abi.audit, 1, 0));
+        program.push(jump(JUMP_EQUAL, one.audit, 1, 0));
         program.push(statement(JUMP, length(&section)));
         program.extend(section);
     }
@@ -120,7 +122,7 @@ pub(super) fn program(abis: &[Abi]) -> Vec<sock_filter> {
 fn search(ranges: &[(u32, Verdict)], offset: u32) -> Vec<sock_filter> {
     match ranges {
         [] => vec![statement(RETURN, KILL_PROCESS)],
-        [(_, verdict)] => leaf(*verdict),
+        [(_, verdict)] => leaf(verdict),
         _ => {
             let (low, high) = ranges.split_at(ranges.len() / 2);
             let start = high.first().map_or(0, |(start, _)| *start);
@@ -134,6 +136,7 @@ fn search(ranges: &[(u32, Verdict)], offset: u32) -> Vec<sock_filter> {
 fn branch(test: u16, value: u32, yes: Vec<sock_filter>, no: Vec<sock_filter>) -> Vec<sock_filter> {
     let mut program = match u8::try_from(no.len()) {
         Ok(skip) => vec![jump(test, value, skip, 0)],
+        // A jump by a condition reaches 255 instructions, one without reaches all.
         Err(_) => vec![jump(test, value, 0, 1), statement(JUMP, length(&no))],
     };
     program.extend(no);
@@ -141,33 +144,121 @@ fn branch(test: u16, value: u32, yes: Vec<sock_filter>, no: Vec<sock_filter>) ->
     program
 }
 
-fn leaf(verdict: Verdict) -> Vec<sock_filter> {
+fn leaf(verdict: &Verdict) -> Vec<sock_filter> {
     match verdict {
-        Verdict::Allow => vec![statement(RETURN, ALLOW)],
-        Verdict::Errno(number) => vec![statement(RETURN, ERRNO | u32::from(number))],
-        Verdict::Check(check, number) => conditional(check, ERRNO | u32::from(number)),
+        Verdict::Always(answer) => vec![statement(RETURN, *answer)],
+        Verdict::Chain(chain, otherwise) => {
+            let mut program = Vec::new();
+            for (conditions, answer) in chain {
+                program.extend(rule(conditions, *answer));
+            }
+            program.push(statement(RETURN, *otherwise));
+            program
+        }
     }
 }
 
-fn conditional(check: Check, refusal: u32) -> Vec<sock_filter> {
-    let allow = vec![statement(RETURN, ALLOW)];
-    let refuse = vec![statement(RETURN, refusal)];
-    match check {
-        Check::NoneOf(bits) => {
-            let mut program = vec![statement(LOAD, FIRST_ARGUMENT_LOW), statement(AND, bits)];
-            program.extend(branch(JUMP_EQUAL, 0, allow, refuse));
-            program
-        }
-        Check::OneOf { below, values } => {
-            let one = |rest: Vec<sock_filter>, value: &u32| {
-                branch(JUMP_EQUAL, *value, vec![statement(RETURN, ALLOW)], rest)
+/// Where a test goes.
+#[derive(Clone, Copy)]
+enum Target {
+    /// To the next instruction.
+    Next,
+    /// Behind the condition: it holds.
+    Holds,
+    /// Behind the rule: it does not hold.
+    Fails,
+}
+
+/// One instruction of a condition.
+enum Instruction {
+    Statement(u16, u32),
+    Test(u16, u32, Target, Target),
+}
+
+/// Answers if all conditions hold, and goes on behind its end if not. Six conditions of seven
+/// instructions are within the reach of any jump.
+fn rule(conditions: &[Condition], answer: u32) -> Vec<sock_filter> {
+    let conditions = conditions.iter().map(condition).collect::<Vec<_>>();
+    let whole = conditions.iter().map(Vec::len).sum::<usize>() + 1;
+    let mut program = Vec::new();
+    for instructions in conditions {
+        let holds = program.len() + instructions.len();
+        for instruction in instructions {
+            let next = program.len() + 1;
+            let skip = |target| {
+                let to = match target {
+                    Target::Next => next,
+                    Target::Holds => holds,
+                    Target::Fails => whole,
+                };
+                u8::try_from(to - next).unwrap_or(u8::MAX)
             };
-            let listed = values.iter().rev().fold(refuse.clone(), one);
-            let mut low = vec![statement(LOAD, FIRST_ARGUMENT_LOW)];
-            low.extend(branch(JUMP_GREATER_EQUAL, below, listed, allow));
-            let mut program = vec![statement(LOAD, FIRST_ARGUMENT_HIGH)];
-            program.extend(branch(JUMP_EQUAL, 0, low, refuse));
-            program
+            program.push(match instruction {
+                Instruction::Statement(code, k) => statement(code, k),
+                Instruction::Test(code, k, yes, no) => jump(code, k, skip(yes), skip(no)),
+            });
+        }
+    }
+    program.push(statement(RETURN, answer));
+    program
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+fn halves(value: u64) -> (u32, u32) {
+    ((value >> 32) as u32, value as u32)
+}
+
+fn condition(condition: &Condition) -> Vec<Instruction> {
+    use Instruction::{Statement, Test};
+    use Target::{Fails, Holds, Next};
+    let low_offset = ARGUMENTS + 8 * condition.index;
+    let (load_low, load_high) = (Statement(LOAD, low_offset), Statement(LOAD, low_offset + 4));
+    let (high, low) = halves(condition.value);
+    match condition.comparison {
+        Comparison::Equal => vec![
+            load_high,
+            Test(JUMP_EQUAL, high, Next, Fails),
+            load_low,
+            Test(JUMP_EQUAL, low, Next, Fails),
+        ],
+        Comparison::NotEqual => vec![
+            load_high,
+            Test(JUMP_EQUAL, high, Next, Holds),
+            load_low,
+            Test(JUMP_EQUAL, low, Fails, Next),
+        ],
+        Comparison::Greater | Comparison::GreaterOrEqual => vec![
+            load_high,
+            Test(JUMP_GREATER, high, Holds, Next),
+            Test(JUMP_EQUAL, high, Next, Fails),
+            load_low,
+            match condition.comparison {
+                Comparison::Greater => Test(JUMP_GREATER, low, Next, Fails),
+                _ => Test(JUMP_GREATER_EQUAL, low, Next, Fails),
+            },
+        ],
+        Comparison::Less | Comparison::LessOrEqual => vec![
+            load_high,
+            Test(JUMP_GREATER, high, Fails, Next),
+            Test(JUMP_EQUAL, high, Next, Holds),
+            load_low,
+            match condition.comparison {
+                Comparison::Less => Test(JUMP_GREATER_EQUAL, low, Fails, Next),
+                _ => Test(JUMP_GREATER, low, Fails, Next),
+            },
+        ],
+        Comparison::MaskedEqual => {
+            let (masked_high, masked_low) = halves(condition.masked);
+            let mut instructions = Vec::new();
+            if (high, masked_high) != (0, 0) {
+                instructions.push(load_high);
+                instructions.push(Statement(AND, high));
+                instructions.push(Test(JUMP_EQUAL, masked_high, Next, Fails));
+            }
+            instructions.push(load_low);
+            instructions.push(Statement(AND, low));
+            instructions.push(Test(JUMP_EQUAL, masked_low, Next, Fails));
+            instructions
         }
     }
 }
@@ -186,12 +277,14 @@ fn length(program: &[sock_filter]) -> u32 {
 
 /// Runs a program as the kernel would, independently of how it was generated.
 #[cfg(test)]
-pub(super) fn simulate(program: &[sock_filter], audit: u32, number: u32, argument: u64) -> u32 {
+pub(super) fn simulate(program: &[sock_filter], audit: u32, number: u32, args: [u64; 6]) -> u32 {
     let mut data = Vec::new();
     data.extend(number.to_le_bytes());
     data.extend(audit.to_le_bytes());
     data.extend([0; 8]);
-    data.extend(argument.to_le_bytes());
+    for argument in args {
+        data.extend(argument.to_le_bytes());
+    }
     let (mut at, mut value) = (0, 0);
     loop {
         let sock_filter { code, jt, jf, k } = program[at];
@@ -202,6 +295,7 @@ pub(super) fn simulate(program: &[sock_filter], audit: u32, number: u32, argumen
             AND => value &= k,
             JUMP => at += k as usize,
             JUMP_EQUAL => at += test(value == k),
+            JUMP_GREATER => at += test(value > k),
             JUMP_GREATER_EQUAL => at += test(value >= k),
             RETURN => return k,
             _ => panic!("unknown instruction {code:x}"),

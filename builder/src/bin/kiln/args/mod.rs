@@ -169,9 +169,20 @@ pub(crate) struct BuildArgs {
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
 
-    /// Right that RUN steps of the Dockerfile may ask for, network.host; may be repeated
-    #[arg(long, value_name = "RIGHT", value_delimiter = ',')]
+    /// Secret for RUN --mount=type=secret: id=ID[,src=FILE][,env=VARIABLE][,type=file|env]; may be
+    /// repeated
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE]")]
+    pub(crate) secrets: Vec<String>,
+
+    /// Allow what the Dockerfile asks for: network.host, security.insecure; a list with commas, may
+    /// be repeated
+    #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub(crate) allow: Vec<String>,
+
+    /// Rights of RUN steps: seccomp=FILE is a profile of system calls in docker's JSON,
+    /// seccomp=unconfined allows all of them, seccomp=builtin is the default; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
 
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image

@@ -1,5 +1,6 @@
 //! `kiln build`
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
@@ -11,10 +12,13 @@ use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time}
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::step::Settings;
+use kiln_builder::step::secrets::{SecretError, SecretSource};
 use kiln_grammar::syntax::MAX_SIZE;
+use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
+use super::security::{Allowed, seccomp};
 use super::{Setup, block_on, call, platform, push};
 use crate::args::{self, BuildArgs};
 use crate::render;
@@ -42,9 +46,14 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(warning) = args.legacy.warning()? {
         render::err(&warning);
     }
+    let secrets = args.secrets.iter().map(|text| SecretSource::parse(text));
+    let secrets = secrets
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(secret_error)?;
     if let Some(call) = call::of(args)? {
         return call::run(setup, &call, request, args);
     }
+    request.settings.secrets = read_secrets(&secrets)?;
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
@@ -125,6 +134,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
     let hosts = args.sandbox.hosts()?;
+    let allowed = Allowed::parse(&args.allow)?;
     let options = LowerOptions {
         build_args,
         target: args.target.clone(),
@@ -134,9 +144,10 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         name_platform: false,
         labels: args.labels.iter().map(|text| pair(text)).collect(),
         network: args.sandbox.network.network,
-        allow_host_network: allows_host_network(&args.allow)?,
         limits: args.sandbox.limits.limits()?,
         extra_hosts: args::names(&hosts),
+        allow_host_network: allowed.host_network,
+        allow_insecure: allowed.insecure,
         contexts: args
             .build_contexts
             .iter()
@@ -149,6 +160,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         proxies: proxies(&options, args.host_ca),
         hosts,
         network: args.sandbox.network.demand,
+        seccomp: seccomp(&args.security_opt)?,
         time: build_time(epoch),
         ..Settings::default()
     };
@@ -172,17 +184,29 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     })
 }
 
-/// Whether `--allow` has the host's network; a right that is none is a mistake.
-fn allows_host_network(rights: &[String]) -> anyhow::Result<bool> {
-    for right in rights {
-        if right != "network.host" {
-            return Err(UsageError::new(format!(
-                "--allow `{right}` is not supported: possible is network.host"
-            ))
-            .into());
+/// Reads secrets into memory, once (B7.1).
+fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
+    let mut secrets = BTreeMap::new();
+    for source in sources {
+        let (secret, unset) = source
+            .read(&|name| std::env::var_os(name))
+            .map_err(secret_error)?;
+        if let Some(variable) = unset {
+            let id = &source.id;
+            render::err(&format!(
+                "warning: the variable `{variable}` of the secret `{id}` is not set: the secret is empty"
+            ));
         }
+        secrets.insert(source.id.clone(), secret);
     }
-    Ok(!rights.is_empty())
+    Ok(secrets)
+}
+
+fn secret_error(error: SecretError) -> anyhow::Error {
+    match error.is_usage() {
+        true => UsageError::new(error.to_string()).into(),
+        false => error.into(),
+    }
 }
 
 /// The context's folder; other kinds of contexts are named in the refusal.

@@ -13,6 +13,7 @@ mod pull;
 mod push;
 mod rmi;
 mod save;
+mod security;
 mod tag;
 
 use std::collections::BTreeSet;

@@ -1,0 +1,168 @@
+//! Names and numbers of system calls, as the table `syscalls.txt` has them.
+
+use std::collections::HashMap;
+
+const TABLE: &str = include_str!("syscalls.txt");
+
+/// A calling convention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::runtime) enum Abi {
+    /// x86-64.
+    X86_64,
+    /// x86-64 with short pointers; shares the audit number of x86-64.
+    X32,
+    /// 32-bit x86.
+    X86,
+    /// 64-bit ARM.
+    Aarch64,
+    /// 32-bit ARM.
+    Arm,
+    /// 64-bit RISC-V.
+    Riscv64,
+}
+
+impl Abi {
+    /// The one of an architecture as profiles name it.
+    pub(in crate::runtime) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "SCMP_ARCH_X86_64" => Self::X86_64,
+            "SCMP_ARCH_X32" => Self::X32,
+            "SCMP_ARCH_X86" => Self::X86,
+            "SCMP_ARCH_AARCH64" => Self::Aarch64,
+            "SCMP_ARCH_ARM" => Self::Arm,
+            "SCMP_ARCH_RISCV64" => Self::Riscv64,
+            _ => return None,
+        })
+    }
+
+    /// Its `AUDIT_ARCH` number.
+    pub(super) fn audit(self) -> u32 {
+        match self {
+            Self::X86_64 | Self::X32 => 0xc000_003e,
+            Self::X86 => 0x4000_0003,
+            Self::Aarch64 => 0xc000_00b7,
+            Self::Arm => 0x4000_0028,
+            Self::Riscv64 => 0xc000_00f3,
+        }
+    }
+
+    /// Those that a machine of this one runs; the first is itself.
+    pub(super) fn family(self) -> &'static [Self] {
+        match self {
+            Self::X86_64 => &[Self::X86_64, Self::X32, Self::X86],
+            Self::Aarch64 => &[Self::Aarch64, Self::Arm],
+            Self::Riscv64 => &[Self::Riscv64],
+            Self::X32 => &[Self::X32],
+            Self::X86 => &[Self::X86],
+            Self::Arm => &[Self::Arm],
+        }
+    }
+
+    /// Its column in the table; the name is column 0.
+    fn column(self) -> usize {
+        match self {
+            Self::X86_64 => 1,
+            Self::X32 => 2,
+            Self::X86 => 3,
+            Self::Aarch64 => 4,
+            Self::Arm => 5,
+            Self::Riscv64 => 6,
+        }
+    }
+}
+
+/// Architectures that profiles name and kiln does not run on.
+pub(super) const FOREIGN: [&str; 18] = [
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_RISCV32",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
+];
+
+/// The table, ready for looking names up.
+#[derive(Debug)]
+pub(super) struct Table(HashMap<&'static str, &'static str>);
+
+impl Table {
+    pub(super) fn new() -> Self {
+        let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
+        Self(
+            lines
+                .filter_map(|line| line.split_once(' '))
+                .collect::<HashMap<_, _>>(),
+        )
+    }
+
+    /// Whether there is a call of that name, on whatever machine.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// The number of a call, where the convention has it.
+    pub(super) fn number(&self, name: &str, abi: Abi) -> Option<u32> {
+        let fields = self.0.get(name)?;
+        fields
+            .split_ascii_whitespace()
+            .nth(abi.column() - 1)?
+            .parse()
+            .ok()
+    }
+}
+
+/// Calls that old programs of 32-bit x86 make through one call for many, whose first argument says
+/// which: the name, the call for many, and that argument.
+pub(super) const COMBINED: [(&str, &str, u64); 32] = [
+    ("socket", "socketcall", 1),
+    ("bind", "socketcall", 2),
+    ("connect", "socketcall", 3),
+    ("listen", "socketcall", 4),
+    ("accept", "socketcall", 5),
+    ("getsockname", "socketcall", 6),
+    ("getpeername", "socketcall", 7),
+    ("socketpair", "socketcall", 8),
+    ("send", "socketcall", 9),
+    ("recv", "socketcall", 10),
+    ("sendto", "socketcall", 11),
+    ("recvfrom", "socketcall", 12),
+    ("shutdown", "socketcall", 13),
+    ("setsockopt", "socketcall", 14),
+    ("getsockopt", "socketcall", 15),
+    ("sendmsg", "socketcall", 16),
+    ("recvmsg", "socketcall", 17),
+    ("accept4", "socketcall", 18),
+    ("recvmmsg", "socketcall", 19),
+    ("sendmmsg", "socketcall", 20),
+    ("semop", "ipc", 1),
+    ("semget", "ipc", 2),
+    ("semctl", "ipc", 3),
+    ("semtimedop", "ipc", 4),
+    ("msgsnd", "ipc", 11),
+    ("msgrcv", "ipc", 12),
+    ("msgget", "ipc", 13),
+    ("msgctl", "ipc", 14),
+    ("shmat", "ipc", 21),
+    ("shmdt", "ipc", 22),
+    ("shmget", "ipc", 23),
+    ("shmctl", "ipc", 24),
+];
+
+/// All lines of the table, for tests.
+#[cfg(test)]
+pub(super) fn rows() -> impl Iterator<Item = Vec<&'static str>> {
+    let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| line.split_whitespace().collect())
+}
