@@ -21,9 +21,10 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal,
-    set_parent_process_death_signal, wait, waitpid,
+    set_parent_process_death_signal, wait,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 use serde::{Deserialize, Serialize};
@@ -205,7 +206,7 @@ fn either(control: &UnixStream, process: &OwnedFd) -> io::Result<bool> {
         ];
         match rustix::event::poll(&mut fds, None) {
             Ok(_) => return Ok(!fds[0].revents().is_empty()),
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -220,7 +221,14 @@ impl Drop for Holder {
         if let Ok(process) = pidfd_open(self.0, PidfdFlags::empty()) {
             _ = pidfd_send_signal(&process, Signal::KILL);
         }
-        _ = waitpid(Some(self.0), WaitOptions::empty());
+        // The kernel lets it go only when all of its namespace are reaped, and a `pasta` that is not
+        // in the background yet is this process's to reap.
+        loop {
+            match wait(WaitOptions::empty()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -253,7 +261,7 @@ fn hold(keeper: &OwnedFd, control: &mut UnixStream) -> io::Result<()> {
     // Whoever ends first is `pasta`: there is no other.
     loop {
         match wait(WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             _ => return Ok(()),
         }
     }
