@@ -2,6 +2,7 @@
 
 mod check;
 mod contexts;
+mod run;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,13 +26,14 @@ use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Want
 use crate::runtime::network::Pool;
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
-use crate::snapshot::{Snapshots, now};
+use crate::snapshot::{Backend, Snapshots, now};
 use crate::step::{
     LayoutImage, RemoteImage, ResolveError, Settings, SourceImage, StepError, Worker,
 };
 use crate::store::{Store, StoreError};
 
 pub use check::{CheckRequest, Checked, check};
+pub use run::{Invocation, RunError, Volume, run};
 
 /// Longest Dockerfile that is read, bytes.
 const DOCKERFILE_LIMIT: u64 = 64 << 20;
@@ -53,6 +55,8 @@ pub struct Request {
     pub pull: bool,
     /// What the machine gives to `RUN` steps.
     pub settings: Settings,
+    /// How stacks of layers become file systems.
+    pub backend: Backend,
     /// Time that replaces all times of this build (C11.1), seconds since 1970.
     pub epoch: Option<i64>,
 }
@@ -262,7 +266,7 @@ pub async fn build(
         observer.clone(),
     );
     let worker = Arc::new(Worker {
-        snapshots: Snapshots::new(Arc::clone(&store)),
+        snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
         runtime: Native::default(),
         networks,

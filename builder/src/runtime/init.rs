@@ -3,29 +3,42 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, IdKind, Message, errno};
-use super::mount_points::{self, Kind, MountPoints};
+use super::mount_points::{self, Kind, Made, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
+use super::terminal::Terminal;
 use super::{
-    Files, Ids, Isolation, Network, Privileges, ProcessSpec, filesystems, privileges, program,
+    Files, Ids, Isolation, Network, Privileges, ProcessSpec, Streams, filesystems, privileges,
+    program,
 };
 use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
-use crate::sys::{loopback, mount, process};
+use crate::sys::{loopback, mount, owner, process, xattr};
+
+/// Descriptors that a step's process is given.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// What it reads, where it reads anything ([`Streams::Input`]).
+    pub(super) input: Option<OwnedFd>,
+    /// The way to the process that makes users up, with a single id.
+    pub(super) registrar: Option<OwnedFd>,
+}
 
 /// Becomes the step's program; returns only when that failed.
-pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream) -> Failure {
-    match become_program(spec, control) {
+pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream, given: &Given) -> Failure {
+    match become_program(spec, control, given) {
         Ok(never) => match never {},
         Err(failure) => failure,
     }
@@ -46,7 +59,11 @@ impl<T, E: Into<io::Error>> Act<T> for Result<T, E> {
     }
 }
 
-fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infallible, Failure> {
+fn become_program(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    given: &Given,
+) -> Result<Infallible, Failure> {
     // Until the program starts, modes are as written.
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
@@ -59,6 +76,11 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
 
     let mut points = MountPoints::new(&root, upper);
     let null = filesystems::mount_all(spec, &mut points, &provider)?;
+    let terminal = match spec.streams {
+        Streams::Terminal { rows, columns } => Some(Terminal::open(&root, rows, columns)),
+        Streams::Pipes | Streams::Input => None,
+    };
+    let terminal = terminal.transpose().act("make a terminal")?;
     for mount in mounts {
         mount.put(&mut points)?;
     }
@@ -67,12 +89,20 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
         path: spec.cwd.clone(),
         errno: errno(&error),
     })?;
-    message::send(control, &Message::Made(made)).act("report mount points")?;
+    if spec.root.read_only {
+        let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        mount::set_attributes(root.as_fd(), read_only).act("make the root read-only")?;
+    }
+    report(control, made, terminal.as_ref()).act("report mount points")?;
 
     enter_root(&root, &cwd).act("enter the root file system")?;
-    connect_streams(&null, &user).act("connect the standard streams")?;
-    drop((null, root, cwd, provider));
-    privileges::drop_to(spec, &user)?;
+    let connected = match &terminal {
+        Some(terminal) => connect_terminal(terminal, &user),
+        None => connect_streams(given.input.as_ref(), &null, &user),
+    };
+    connected.act("connect the standard streams")?;
+    drop((root, cwd, provider));
+    privileges::drop_to(spec, &user, given.registrar.as_ref())?;
     program::exec(spec, &user)
 }
 
@@ -194,8 +224,8 @@ fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let name = part.as_os_str();
                 rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))?;
-                let (uid, gid) = (privileges::uid(user), privileges::gid(user));
-                rustix::fs::chownat(&at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                let place = xattr::Place::In(at.as_fd(), name.as_bytes());
+                owner::set(place, (user.uid, user.gid))?;
                 directory(&path)?
             }
             found => found?,
@@ -214,13 +244,42 @@ fn enter_root(root: &Root, cwd: &OwnedFd) -> io::Result<()> {
     Ok(rustix::process::fchdir(cwd)?)
 }
 
-/// Standard input is empty; output and error belong to the user, so that a step may open
-/// `/dev/stdout` anew (B4.1).
-fn connect_streams(null: &OwnedFd, user: &User) -> io::Result<()> {
-    rustix::stdio::dup2_stdin(null)?;
-    let (uid, gid) = (privileges::uid(user), privileges::gid(user));
+/// Tells the builder what was made in the root, and gives it this process, for signals, and the
+/// other end of its terminal.
+fn report(
+    control: &mut UnixStream,
+    made: Vec<Made>,
+    terminal: Option<&Terminal>,
+) -> io::Result<()> {
+    let process = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let mut descriptors = vec![process.as_fd()];
+    descriptors.extend(terminal.map(|terminal| terminal.master.as_fd()));
+    message::send_with(control, &Message::Made(made), &descriptors)
+}
+
+/// Leaves the group of a file as it is (chown(2)).
+const UNCHANGED: u32 = u32::MAX;
+
+/// The terminal is all three standard streams, belongs to the user, and controls this process, as
+/// job control wants it.
+fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
+    let slave = &terminal.slave;
+    rustix::process::ioctl_tiocsctty(slave)?;
+    privileges::give(slave, (user.uid, UNCHANGED))?;
+    rustix::stdio::dup2_stdin(slave)?;
+    rustix::stdio::dup2_stdout(slave)?;
+    Ok(rustix::stdio::dup2_stderr(slave)?)
+}
+
+/// Standard input is empty, unless kiln's is passed on; output and error belong to the user, so
+/// that a step may open `/dev/stdout` anew (B4.1).
+fn connect_streams(input: Option<&OwnedFd>, null: &OwnedFd, user: &User) -> io::Result<()> {
+    rustix::stdio::dup2_stdin(input.unwrap_or(null))?;
+    if let Some(input) = input {
+        privileges::give(input, (user.uid, user.gid))?;
+    }
     for pipe in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        rustix::fs::fchown(pipe, Some(uid), Some(gid))?;
+        privileges::give(pipe, (user.uid, user.gid))?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@
 mod cancel;
 mod error;
 mod executable;
+mod feed;
 mod filesystems;
 mod init;
 pub mod isolation;
@@ -17,12 +18,15 @@ mod message;
 mod mount_points;
 mod native;
 pub mod network;
+mod orders;
 mod privileges;
 mod program;
 mod provide;
 mod sandbox;
 mod seccomp;
 mod server;
+mod single;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 
@@ -33,7 +37,8 @@ pub use crate::event::Stream;
 
 pub use cancel::Cancel;
 pub use error::RuntimeError;
-pub use native::Native;
+pub use native::{Attached, Native};
+pub use orders::{Order, Orders};
 pub use sandbox::sandbox_main;
 pub use seccomp::{ProfileError, check as check_seccomp};
 
@@ -79,6 +84,15 @@ pub struct ProcessSpec {
     pub isolation: Isolation,
     /// What it reads and where it writes.
     pub streams: Streams,
+}
+
+impl ProcessSpec {
+    /// All paths of the root where something is shown for the time of the run.
+    pub fn places(&self) -> impl Iterator<Item = &str> {
+        let mounts = self.mounts.iter().map(Mount::target);
+        let own = filesystems::PLACES.into_iter().chain(provide::FILES);
+        own.chain(mounts)
+    }
 }
 
 /// What a process sees of the network (B3.1).
@@ -159,6 +173,9 @@ pub struct Root {
     pub files: Files,
     /// An empty directory for the runtime's own use; with an overlay, on the same file system.
     pub work: PathBuf,
+    /// Whether the process may not write to it; what is mounted in it may still be written to.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Where the files of a root are.
@@ -236,6 +253,19 @@ pub enum Mount {
         /// Size limit in bytes.
         size: Option<u64>,
     },
+}
+
+impl Mount {
+    /// Where it is shown: absolute path in the root.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        match self {
+            Self::Bind { target, .. }
+            | Self::File { target, .. }
+            | Self::Layers { target, .. }
+            | Self::Tmpfs { target, .. } => target,
+        }
+    }
 }
 
 /// How a process ended.

@@ -7,19 +7,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 
 use super::init::Act;
 use super::message::{Failure, errno};
 use super::mount_points::{Kind, MountPoints};
 use super::native::{FILES as STAGING, SCRATCH};
-use super::{Mount, ProcessSpec};
+use super::{Mount, ProcessSpec, privileges};
 use crate::sys::mount;
 use crate::sys::root::Root;
 
 /// Files that every step is given.
-const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
+pub(super) const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
 
 /// A directory in [`Provider`]'s file system.
 const EMPTY: &str = "empty";
@@ -184,8 +184,7 @@ impl Provider {
         let file = rustix::fs::openat(&self.files, &name, flags, mode)?;
         let mut file = File::from(file);
         file.write_all(content)?;
-        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        rustix::fs::fchown(&file, Some(uid), Some(gid))?;
+        privileges::give(&file, owner)?;
         let mount = mount::clone(self.files.as_fd(), Path::new(&name))?;
         mount::set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         Ok(mount)

@@ -16,6 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -26,9 +27,12 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::init::Given;
 use super::message::{self, Failure, Message, errno};
 use super::server::{self, Ends};
-use super::{Exit, ProcessSpec, init};
+use super::single::Registrar;
+use super::{Exit, Ids, Isolation, ProcessSpec, Streams, init};
+use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
 /// Becomes a sandbox: `main` calls it first of all when its first argument is
@@ -36,19 +40,35 @@ use crate::sys::process::{self, Side};
 /// sandboxes.
 #[must_use]
 pub fn sandbox_main() -> ExitCode {
+    if let Some(owners) = std::env::args_os().nth(2) {
+        owner::open_table(Path::new(&owners));
+    }
     let done = server::serve(rustix::stdio::stdin()).and_then(|ends| {
         let Some(ends) = ends else {
             return Ok(());
         };
         let mut control = take_ends(ends)?;
         let spec = message::receive(&mut control)?;
-        keep(&spec, &mut control).or_else(|error| report(&mut control, "start the sandbox", &error))
+        let input = receive_input(&spec, &control)?;
+        keep(&spec, &mut control, input)
+            .or_else(|error| report(&mut control, "start the sandbox", &error))
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // There is nobody to tell: the socket is what failed.
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// The end of a pipe that the step reads from, where it reads what kiln does.
+fn receive_input(spec: &ProcessSpec, control: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    if spec.streams != Streams::Input {
+        return Ok(None);
+    }
+    let mut received = Vec::new();
+    message::read_with(control, &mut [0], &mut received)?;
+    let input = received.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(Some(input))
 }
 
 fn report(control: &mut UnixStream, act: &str, error: &io::Error) -> io::Result<()> {
@@ -77,17 +97,39 @@ fn take_ends(ends: Ends) -> io::Result<UnixStream> {
 }
 
 /// The keeper: lives in the host's namespaces until the sandbox is gone.
-fn keep(spec: &ProcessSpec, control: &mut UnixStream) -> io::Result<()> {
+fn keep(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     lower_protection()?;
+    let registrar = match spec.isolation {
+        Isolation::Rootless(Ids::Single) => Some(Registrar::start()?),
+        _ => None,
+    };
     let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
     process::new_namespaces(UnshareFlags::NEWPID)?;
-    match process::fork()? {
-        Side::Child => outer_init(spec, control, &keeper),
-        Side::Parent(outer) => watch(control.as_fd(), outer),
+    let (given, registrar) = match registrar {
+        Some(Registrar { process, socket }) => (Some(socket), Some(process)),
+        None => (None, None),
+    };
+    let given = Given {
+        input,
+        registrar: given,
+    };
+    let watched = match process::fork()? {
+        Side::Child => return outer_init(spec, control, &keeper, given),
+        Side::Parent(outer) => {
+            // Else the builder would never see that nobody reads any more.
+            drop(given);
+            watch(control.as_fd(), outer)
+        }
+    };
+    if let Some(registrar) = registrar {
+        // It ends by itself; whatever held it up is over.
+        _ = rustix::process::kill_process(registrar, Signal::KILL);
+        wait(registrar)?;
     }
+    watched
 }
 
 /// A step does not inherit the builder's protection from the out-of-memory killer.
@@ -120,7 +162,12 @@ fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
 }
 
 /// PID 1 of the namespace around the step's.
-fn outer_init(spec: &ProcessSpec, control: &mut UnixStream, keeper: &OwnedFd) -> io::Result<()> {
+fn outer_init(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    keeper: &OwnedFd,
+    given: Given,
+) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The keeper may have died before that line, when there was no signal to get yet.
     let mut fds = [PollFd::new(keeper, PollFlags::IN)];
@@ -130,10 +177,11 @@ fn outer_init(spec: &ProcessSpec, control: &mut UnixStream, keeper: &OwnedFd) ->
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let failure = init::run(spec, control);
+            let failure = init::run(spec, control, &given);
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {
+            drop(given);
             let exit = wait(step)?;
             message::send(control, &Message::Ended(exit))
         }

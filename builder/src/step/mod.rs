@@ -1,7 +1,10 @@
 //! Steps: the execution of one vertex, on top of the results of its inputs.
 
+mod adopt;
+pub mod agent;
 pub mod copy;
 mod fetch;
+mod foreground;
 pub mod git;
 mod image;
 mod layout;
@@ -38,6 +41,7 @@ use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
+pub use foreground::{Foreground, foreground};
 pub use image::{RemoteImage, ResolveError, SourceImage, blob_event, open_layer, remove_altered};
 pub use layout::LayoutImage;
 pub use select::Selections;
@@ -81,6 +85,8 @@ pub struct Settings {
     pub network: Demand,
     /// Secrets by their ids (`--secret`).
     pub secrets: BTreeMap<String, SecretBytes>,
+    /// Agents of ssh by their ids (`--ssh`).
+    pub agents: BTreeMap<String, agent::Agent>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
     /// Time that files made by the builder itself get, seconds since 1970.
@@ -115,6 +121,9 @@ pub enum StepError {
     /// A secret that the step cannot do without was not given (B2).
     #[error("secret {0}: not found")]
     NoSecret(String),
+    /// An ssh agent that the step cannot do without was not given (B2).
+    #[error("no SSH key {0:?} forwarded from the client")]
+    NoAgent(String),
     /// The value of a secret cannot be that of a variable.
     #[error("secret {0}: a value with a zero byte cannot be in the environment")]
     SecretInEnvironment(String),
@@ -207,6 +216,7 @@ impl StepError {
             Self::NoSecret(id) => Some(format!(
                 "give it with `--secret id={id},src=FILE` or `--secret id={id},env=VARIABLE`"
             )),
+            Self::NoAgent(id) => Some(format!("give it with `--ssh {id}`")),
             Self::SecretInEnvironment(_) => {
                 Some("mount it as a file: target= in the place of env=".to_owned())
             }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::mounts::Mounts;
-use super::{Inputs, StepError, Worker, opaque};
+use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
 use crate::runtime::network::{self, HostEntry, Lease};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
-use crate::snapshot::{Active, SnapshotId};
+use crate::snapshot::{Active, SnapshotId, Writable};
 
 /// Host name inside the sandbox (B4.3).
 const HOSTNAME: &str = "buildkitsandbox";
@@ -50,12 +50,17 @@ pub(super) fn execute(
     stack: &[SnapshotId],
     active: &Active,
 ) -> Result<(), StepError> {
+    let mut writable = worker.snapshots.writable(stack)?;
     let root = Root {
-        files: Files::Overlay {
-            lowers: worker.snapshots.lowers(stack)?,
-            upper: active.upper(),
+        files: match &writable {
+            Writable::Layers(lowers) => Files::Overlay {
+                lowers: lowers.clone(),
+                upper: active.upper(),
+            },
+            Writable::Tree(tree) => Files::Tree(tree.path()),
         },
         work: active.work(),
+        read_only: false,
     };
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
@@ -66,6 +71,11 @@ pub(super) fn execute(
     let spec = specification(worker, op, &mut mounts, root, stack, lease.as_ref())?;
     if let (Some(lease), Privileges::Insecure) = (&mut lease, &spec.privileges) {
         lease.spoil();
+    }
+    if let Writable::Tree(tree) = &mut writable {
+        for place in spec.places() {
+            tree.tolerate(place)?;
+        }
     }
     let mut tail = Tail::default();
     let mut show = |stream, bytes: Vec<u8>| {
@@ -88,7 +98,18 @@ pub(super) fn execute(
         show(stream, mounts.mask.finish(stream));
     }
     match exit? {
-        Exit::Code(0) => opaque::settle(worker, stack, &active.upper()),
+        Exit::Code(0) => match writable {
+            Writable::Layers(_) => {
+                adopt::adopt(worker, stack, &op.user, &active.upper())?;
+                opaque::settle(worker, stack, &active.upper())
+            }
+            Writable::Tree(tree) => {
+                // There, because the tree stays for the next step.
+                adopt::adopt(worker, stack, &op.user, &tree.path())?;
+                let keep = inputs.graph.is_run_upon(inputs.id);
+                Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
+            }
+        },
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,
@@ -106,7 +127,8 @@ fn shown(args: &[String]) -> String {
     args.join(" ")
 }
 
-fn specification(
+/// The process of an operation in a root, with all that the machine gives to it.
+pub(super) fn specification(
     worker: &Worker,
     op: &RunOp,
     made: &mut Mounts,
@@ -126,6 +148,9 @@ fn specification(
         });
     }
     // The machine's own settings come last and never override what the Dockerfile says.
+    for (name, value) in &made.env {
+        set_default(&mut env, name, value);
+    }
     for (name, value) in &worker.settings.proxies {
         set_default(&mut env, name, value);
     }

@@ -10,6 +10,7 @@ mod sandbox;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use kiln_builder::snapshot::Backend;
 
 pub(crate) use legacy::LegacyArgs;
 pub(crate) use sandbox::{SandboxArgs, names};
@@ -48,6 +49,17 @@ pub(crate) struct Cli {
     )]
     pub(crate) insecure: Vec<String>,
 
+    /// How layers become file systems: overlay mounts them, plain makes directories of hard links and
+    /// copies, which needs no right to mount [default: the first that works]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_SNAPSHOTTER",
+        hide_env_values = true,
+        value_name = "WAY"
+    )]
+    pub(crate) snapshotter: Option<Backend>,
+
     /// How far steps are kept apart from this machine [default: the best that it allows; see `kiln
     /// doctor`]
     #[arg(
@@ -85,6 +97,8 @@ pub(crate) enum Command {
     Build(BuildArgs),
     /// Check a Dockerfile without building it
     Check(CheckArgs),
+    /// Run an image in the foreground; what it changes is thrown away
+    Run(RunArgs),
     /// List images
     Images(ImagesArgs),
     /// Give an image another name
@@ -103,9 +117,28 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from an archive
     Load(LoadArgs),
+    /// Show what this machine allows, and what that means for builds
+    Doctor(DoctorArgs),
     /// Answer questions about the languages that kiln reads, one JSON object a line
     #[command(subcommand, hide = true)]
     Debug(DebugCommand),
+}
+
+/// `kiln doctor`
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = DoctorFormat::Text)]
+    pub(crate) format: DoctorFormat,
+}
+
+/// Forms of the report on a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DoctorFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// `kiln debug`
@@ -173,6 +206,11 @@ pub(crate) struct BuildArgs {
     /// repeated
     #[arg(long = "secret", value_name = "id=ID[,src=FILE]")]
     pub(crate) secrets: Vec<String>,
+
+    /// Agent for RUN --mount=type=ssh: its socket [default: $SSH_AUTH_SOCK], or files with private keys;
+    /// may be repeated
+    #[arg(long, value_name = "default|ID[=SOCKET|KEY[,KEY]...]")]
+    pub(crate) ssh: Vec<String>,
 
     /// Allow what the Dockerfile asks for: network.host, security.insecure; a list with commas, may
     /// be repeated
@@ -300,6 +338,101 @@ pub(crate) enum ProgressArg {
     Auto,
     /// Line by line
     Plain,
+}
+
+/// `kiln run`
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "kiln run [OPTIONS] IMAGE [COMMAND] [ARG]...",
+    disable_help_flag = true
+)]
+pub(crate) struct RunArgs {
+    /// Remove everything afterwards; kiln always does
+    #[arg(long)]
+    pub(crate) rm: bool,
+
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+
+    /// Variable for the program; a name alone takes it from the environment; may be repeated
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+
+    /// File with variables, one a line; may be repeated
+    #[arg(long = "env-file", value_name = "FILE")]
+    pub(crate) env_files: Vec<PathBuf>,
+
+    /// File or folder of this machine to show, made where it is missing; may be repeated
+    #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro]")]
+    pub(crate) volumes: Vec<String>,
+
+    /// Empty file system in memory; may be repeated
+    #[arg(long, value_name = "PATH[:size=BYTES]")]
+    pub(crate) tmpfs: Vec<String>,
+
+    /// Working directory [default: the image's]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+
+    /// User, NAME|UID[:GROUP|GID] [default: the image's]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+
+    /// Program instead of the image's ENTRYPOINT and CMD
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+
+    /// Network of the program
+    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
+    pub(crate) network: NetworkArg,
+
+    /// Rights of the program: seccomp=FILE|unconfined|builtin; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+
+    /// Host name [default: kiln]
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+
+    /// Do not let the program write to its root
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// Platform, OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+
+    /// When to fetch the image from its registry
+    #[arg(long, value_enum, default_value_t = PullPolicy::Missing)]
+    pub(crate) pull: PullPolicy,
+
+    /// Say nothing about fetching the image
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub(crate) help: Option<bool>,
+
+    /// The image, and what to run instead of its CMD
+    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE")]
+    pub(crate) image_and_command: Vec<String>,
+}
+
+/// When an image is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullPolicy {
+    /// When it is not here
+    Missing,
+    /// Always
+    Always,
+    /// Not at all
+    Never,
 }
 
 /// `kiln images`

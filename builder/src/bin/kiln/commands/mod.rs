@@ -4,7 +4,9 @@ mod build;
 mod call;
 mod check;
 mod debug;
+mod doctor;
 mod fix;
+mod foreground;
 mod history;
 mod images;
 mod inspect;
@@ -12,6 +14,7 @@ mod load;
 mod pull;
 mod push;
 mod rmi;
+mod run;
 mod save;
 mod security;
 mod tag;
@@ -25,6 +28,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kiln_builder::runtime::Cancel;
 use kiln_builder::runtime::isolation::{self, Level, Wanted};
+use kiln_builder::snapshot::{Backend, Refused};
 use kiln_builder::store::Store;
 use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
@@ -48,6 +52,7 @@ pub(crate) struct Setup {
     level: Option<Level>,
     mirrors: Vec<String>,
     insecure: Vec<String>,
+    snapshotter: Option<Backend>,
 }
 
 impl Setup {
@@ -60,6 +65,7 @@ impl Setup {
             level: None,
             mirrors: cli.mirrors.clone(),
             insecure: cli.insecure.clone(),
+            snapshotter: cli.snapshotter,
         }
     }
 
@@ -70,18 +76,23 @@ impl Setup {
             .map_or_else(|| default_root(self.as_root), Ok)
     }
 
+    /// The level of isolation that the command line asks for.
+    pub(crate) fn wanted(&self) -> Wanted {
+        match self.isolation {
+            IsolationArg::Default => Wanted::Best,
+            IsolationArg::Root => Wanted::Root,
+            IsolationArg::Rootless => Wanted::Rootless,
+            IsolationArg::Chroot => Wanted::Chroot,
+        }
+    }
+
     /// Brings this process to the level of isolation that the command line asks for. To be called
     /// before there are threads.
     ///
     /// # Errors
     /// What denies it. Commands that only move images go without a user namespace then.
     pub(crate) fn enter(&mut self, command: &Command) -> anyhow::Result<()> {
-        let wanted = match self.isolation {
-            IsolationArg::Default => Wanted::Best,
-            IsolationArg::Root => Wanted::Root,
-            IsolationArg::Rootless => Wanted::Rootless,
-            IsolationArg::Chroot => Wanted::Chroot,
-        };
+        let wanted = self.wanted();
         let need = need(command);
         if need == Need::Nothing {
             return Ok(());
@@ -89,7 +100,7 @@ impl Setup {
         self.level = match isolation::enter(wanted) {
             Ok(level) => Some(level),
             Err(_) if need == Need::Store && wanted == Wanted::Best => None,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(run::failure(command, error.into())),
         };
         Ok(())
     }
@@ -107,6 +118,30 @@ impl Setup {
     /// Opens the store.
     pub(crate) fn store(&self) -> anyhow::Result<Arc<Store>> {
         Ok(Arc::new(Store::open(&self.root()?)?))
+    }
+
+    /// How layers become file systems here: as asked for, else the first way that works. Unless told
+    /// to be quiet, it says why that is not the best one.
+    pub(crate) fn backend(&self, store: &Store, quiet: bool) -> anyhow::Result<Backend> {
+        if let Some(wanted) = self.snapshotter {
+            wanted
+                .attempt(store)?
+                .with_context(|| format!("--snapshotter={wanted} does not work here"))?;
+            return Ok(wanted);
+        }
+        let (backend, refused) = Backend::probe(store)?;
+        if !quiet {
+            for Refused {
+                backend: other,
+                reason,
+            } in refused
+            {
+                render::err(&format!(
+                    "note: layers become {backend} directories: {other} is refused: {reason}"
+                ));
+            }
+        }
+        Ok(backend)
     }
 
     /// A registry client with this user's credentials. Unless told to be quiet, it says when it
@@ -146,7 +181,11 @@ enum Need {
 fn need(command: &Command) -> Need {
     match command {
         Command::Build(args) if matches!(call::of(args), Ok(None)) => Need::Steps,
-        Command::Build(_) | Command::Check(_) | Command::Debug(_) => Need::Nothing,
+        Command::Run(_) => Need::Steps,
+        // The doctor enters by itself, to say what it finds on the way.
+        Command::Build(_) | Command::Check(_) | Command::Doctor(_) | Command::Debug(_) => {
+            Need::Nothing
+        }
         Command::Images(_)
         | Command::Tag(_)
         | Command::Rmi(_)
@@ -165,6 +204,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Build(args) => build::run(setup, &args),
         Command::Check(args) => check::run(setup, &args),
         Command::Images(args) => images::run(setup, &args),
+        Command::Run(args) => run::run(setup, &args),
         Command::Tag(args) => tag::run(setup, &args),
         Command::Rmi(args) => rmi::run(setup, &args),
         Command::Inspect(args) => inspect::run(setup, &args),
@@ -173,6 +213,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(setup, &args),
         Command::Save(args) => save::run(setup, &args),
         Command::Load(args) => load::run(setup, &args),
+        Command::Doctor(args) => doctor::run(setup, &args),
         Command::Debug(command) => debug::run(&command),
     }
 }
