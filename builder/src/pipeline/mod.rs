@@ -23,7 +23,7 @@ use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
-use crate::runtime::network::Pool;
+use crate::runtime::network::{Pool, SELF};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Backend, Snapshots, now};
@@ -262,7 +262,7 @@ pub async fn build(
     let contexts = contexts::open(&store, &plan, main, &named)?;
     let networks = Pool::new(
         request.settings.network,
-        PathBuf::from("/proc/self/exe"),
+        PathBuf::from(SELF),
         observer.clone(),
     );
     let worker = Arc::new(Worker {

@@ -64,14 +64,8 @@ pub(super) fn execute(
     };
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
-    let mut lease = match op.network {
-        Network::Default => Some(worker.networks.take()?),
-        Network::Host | Network::None => None,
-    };
+    let lease = lease(worker, op)?;
     let spec = specification(worker, op, &mut mounts, root, stack, lease.as_ref())?;
-    if let (Some(lease), Privileges::Insecure) = (&mut lease, &spec.privileges) {
-        lease.spoil();
-    }
     if let Writable::Tree(tree) = &mut writable {
         for place in spec.places() {
             tree.tolerate(place)?;
@@ -239,6 +233,18 @@ fn present(
         })
         .copied()
         .collect())
+}
+
+/// A network for a step that wants the default one. One that may do everything may also change it.
+pub(super) fn lease(worker: &Worker, op: &RunOp) -> Result<Option<Lease>, StepError> {
+    if op.network != Network::Default {
+        return Ok(None);
+    }
+    let mut lease = worker.networks.take()?;
+    if op.security == Security::Insecure {
+        lease.spoil();
+    }
+    Ok(Some(lease))
 }
 
 /// The hosts that the step's definition names, with what they stand for on this machine.

@@ -29,6 +29,9 @@ use keeper::Namespace;
 /// First argument of the kiln process that keeps a network namespace.
 pub const NETWORK_ARGUMENT: &str = "__kiln-network";
 
+/// The running program, as what becomes the keeper of a namespace.
+pub const SELF: &str = "/proc/self/exe";
+
 /// How a sandbox sees the machines around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
@@ -238,15 +241,17 @@ fn text(error: &NetworkError) -> String {
     text
 }
 
-/// Finds out what the default network of steps is on this machine, by trying, and says it in a
-/// sentence. `executable` is that of [`Pool::new`].
-#[must_use]
-pub fn describe(executable: &Path) -> String {
+/// Makes a network namespace with a way out, once, and gives it up again: finds out whether steps have
+/// one on this machine. `executable` is that of [`Pool::new`].
+///
+/// # Errors
+/// Why they have the host's network.
+pub fn attempt(executable: &Path) -> Result<(), String> {
     let started = match pasta::find() {
         Some(program) => Namespace::start(executable, &program),
         None => Err(NetworkError::Missing),
     };
-    choice(started.err().map(|error| text(&error)).as_deref())
+    started.map(drop).map_err(|error| text(&error))
 }
 
 /// A network that a step has.

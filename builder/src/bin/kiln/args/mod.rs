@@ -387,9 +387,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
 
-    /// Network of the program
-    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
-    pub(crate) network: NetworkArg,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
 
     /// Rights of the program: seccomp=FILE|unconfined|builtin; may be repeated
     #[arg(long, value_name = "OPTION")]

@@ -11,8 +11,8 @@ use crate::report::UsageError;
 /// The network of processes and the limits that hold for them.
 #[derive(Debug, Args)]
 pub(crate) struct SandboxArgs {
-    /// Network of RUN steps: default (one of their own with a way out through pasta, where that is
-    /// installed, else this machine's), host (this machine's), none (a loopback of their own), or
+    /// Network: default (one of its own with a way out through pasta, where that is
+    /// installed, else this machine's), host (this machine's), none (a loopback), or
     /// pasta (as default, but never this machine's)
     #[arg(long, value_name = "MODE", default_value = "default", value_parser = network)]
     pub(crate) network: NetworkMode,
@@ -38,15 +38,15 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "SIZE")]
     shm_size: Option<String>,
 
-    /// Memory of a step; more kills it
+    /// Memory of all processes together; more kills one of them
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<String>,
 
-    /// Memory and swap of a step; -1 is no limit [default: twice the memory]
+    /// Memory and swap together; -1 is no limit [default: twice the memory]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory_swap: Option<String>,
 
-    /// Processors of a step, as 1.5
+    /// Processors to use at a time, as 1.5
     #[arg(long, value_name = "NUMBER")]
     cpus: Option<String>,
 
@@ -54,23 +54,23 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "TIME")]
     cpu_period: Option<String>,
 
-    /// Processor time of a step in each period, microseconds
+    /// Processor time in each period, microseconds
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     cpu_quota: Option<String>,
 
-    /// Weight of a step when processors are short; 1024 is usual
+    /// Weight when processors are short; 1024 is usual
     #[arg(short, long, value_name = "NUMBER")]
     cpu_shares: Option<String>,
 
-    /// Processors that a step runs on, as 0-3 or 0,2
+    /// Processors to run on, as 0-3 or 0,2
     #[arg(long, value_name = "LIST")]
     cpuset_cpus: Option<String>,
 
-    /// Memory nodes that a step uses, as 0-1
+    /// Memory nodes to use, as 0-1
     #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
 
-    /// Processes and threads of a step at a time [default: no limit]
+    /// Processes and threads at a time [default: no limit]
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pids_limit: Option<String>,
 
@@ -78,7 +78,7 @@ pub(crate) struct LimitArgs {
     #[arg(long = "resource", value_name = "NAME=VALUE", action = ArgAction::Append)]
     resources: Vec<String>,
 
-    /// Control group, below the root of the hierarchies, that steps run in groups of
+    /// Control group, below the root of the hierarchies, to make groups in
     #[arg(long, value_name = "PATH")]
     pub(crate) cgroup_parent: Option<String>,
 }
