@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -128,6 +128,7 @@ impl Worker {
             cancel: cancel.clone(),
             networks: Pool::new(settings.network, PathBuf::from(SELF), Observer::silent()),
             settings,
+            points: OnceLock::new(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
@@ -13,8 +13,8 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, IdKind, Message, errno};
-use super::mount_points::{self, Kind, Made, MountPoints};
-use super::native::{MOUNT_POINTS, OVERLAY_WORK};
+use super::mount_points::{self, Kind, MountPoints, Points};
+use super::native::OVERLAY_WORK;
 use super::provide::{Prepared, Provider};
 use super::terminal::Terminal;
 use super::{
@@ -68,9 +68,14 @@ fn become_program(
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
     enter_namespaces(spec)?;
-    let mut provider = Provider::new(&spec.root.work).act("mount a file system in memory")?;
+    let overlay_work = open_directory(&spec.root.work.join(OVERLAY_WORK))
+        .act("open the directory for the runtime's own use")?;
+    // Overlayfs gets that directory by its descriptor; what is mounted on it is not in the way.
+    let mut provider = Provider::new(overlay_work.as_fd()).act("mount a file system in memory")?;
     let mounts = provider.prepare_all(spec)?;
-    let (root, upper) = mount_root(spec, &mounts).act("mount the root file system")?;
+    let places = places(&mounts);
+    let (root, upper) =
+        mount_root(spec, &places, &overlay_work).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
     check_ids(spec, &user)?;
 
@@ -84,7 +89,10 @@ fn become_program(
     for mount in mounts {
         mount.put(&mut points)?;
     }
-    let made = std::mem::take(&mut points.made);
+    let points = Points {
+        made: std::mem::take(&mut points.made),
+        laid_out: mount_points::directories(&places),
+    };
     let cwd = make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
         path: spec.cwd.clone(),
         errno: errno(&error),
@@ -93,7 +101,7 @@ fn become_program(
         let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
         mount::set_attributes(root.as_fd(), read_only).act("make the root read-only")?;
     }
-    report(control, made, terminal.as_ref()).act("report mount points")?;
+    report(control, points, terminal.as_ref()).act("report mount points")?;
 
     enter_root(&root, &cwd).act("enter the root file system")?;
     let connected = match &terminal {
@@ -101,7 +109,7 @@ fn become_program(
         None => connect_streams(given.input.as_ref(), &null, &user),
     };
     connected.act("connect the standard streams")?;
-    drop((root, cwd, provider));
+    drop((root, cwd, provider, overlay_work));
     privileges::drop_to(spec, &user, given.registrar.as_ref())?;
     program::exec(spec, &user)
 }
@@ -140,22 +148,24 @@ fn join_network(path: &Path) -> io::Result<()> {
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
 /// cgroup that would tell the harmless ones from the disks of the host; with `--security=insecure` they
 /// do (B3.2).
-fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
-    let work = &spec.root.work;
+fn mount_root(
+    spec: &ProcessSpec,
+    places: &[(String, Kind)],
+    overlay_work: &OwnedFd,
+) -> io::Result<(Root, OwnedFd)> {
     let attributes = match spec.privileges {
         Privileges::Sandbox(_) => MountAttrFlags::MOUNT_ATTR_NODEV,
         Privileges::Insecure => MountAttrFlags::empty(),
     };
     let mount = match &spec.root.files {
         Files::Overlay { lowers, upper } => {
-            let points = work.join(MOUNT_POINTS);
-            mount_points::lay_out(&points, &places(mounts))?;
+            let points = mount_points::lay_out(&spec.root.points, &spec.root.work, places)?;
             let lowers = lowers.iter().chain([&points]);
             let lowers = lowers.map(|layer| layer.as_path()).collect::<Vec<_>>();
-            let overlay_work = work.join(OVERLAY_WORK);
+            let work = format!("/proc/self/fd/{}", overlay_work.as_raw_fd());
             let writable = Writable {
                 upper,
-                work: &overlay_work,
+                work: Path::new(&work),
             };
             mount::overlay(&lowers, Some(writable), attributes)?
         }
@@ -165,10 +175,14 @@ fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, Owne
             mount
         }
     };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let writable = rustix::fs::open(spec.root.files.writable(), flags, Mode::empty())?;
+    let writable = open_directory(spec.root.files.writable())?;
     mount::attach(mount.as_fd(), writable.as_fd())?;
     Ok((Root::from_fd(mount), writable))
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 /// Makes sure that the user and its groups exist in this user namespace. With a single id nobody
@@ -246,15 +260,11 @@ fn enter_root(root: &Root, cwd: &OwnedFd) -> io::Result<()> {
 
 /// Tells the builder what was made in the root, and gives it this process, for signals, and the
 /// other end of its terminal.
-fn report(
-    control: &mut UnixStream,
-    made: Vec<Made>,
-    terminal: Option<&Terminal>,
-) -> io::Result<()> {
+fn report(control: &mut UnixStream, points: Points, terminal: Option<&Terminal>) -> io::Result<()> {
     let process = pidfd_open(getpid(), PidfdFlags::empty())?;
     let mut descriptors = vec![process.as_fd()];
     descriptors.extend(terminal.map(|terminal| terminal.master.as_fd()));
-    message::send_with(control, &Message::Made(made), &descriptors)
+    message::send_with(control, &Message::Points(points), &descriptors)
 }
 
 /// Leaves the group of a file as it is (chown(2)).

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use rustix::mount::MountAttrFlags;
 use super::init::Act;
 use super::message::{Failure, errno};
 use super::mount_points::{Kind, MountPoints};
-use super::native::{FILES as STAGING, SCRATCH};
+use super::native::SCRATCH;
 use super::{Mount, ProcessSpec, privileges};
 use crate::sys::mount;
 use crate::sys::root::Root;
@@ -45,14 +45,12 @@ pub(super) struct Provider {
 }
 
 impl Provider {
-    /// Mounts it in the working directory of the run; it goes when the old root goes.
-    pub(super) fn new(work: &Path) -> io::Result<Self> {
+    /// Mounts it on a directory; it goes when the old root goes.
+    pub(super) fn new(place: BorrowedFd<'_>) -> io::Result<Self> {
         let options = [("mode", "700")];
         let attributes = BASE | MountAttrFlags::MOUNT_ATTR_NOSUID;
         let files = mount::filesystem("tmpfs", &options, attributes)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let place = rustix::fs::open(work.join(STAGING), flags, Mode::empty())?;
-        mount::attach(files.as_fd(), place.as_fd())?;
+        mount::attach(files.as_fd(), place)?;
         rustix::fs::mkdirat(&files, EMPTY, Mode::from_raw_mode(0o755))?;
         Ok(Self { files, next: 0 })
     }

@@ -19,7 +19,7 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
@@ -37,7 +37,7 @@ use crate::layer::{PackError, UnpackError};
 use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
 use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
@@ -70,6 +70,8 @@ pub struct Worker {
     pub settings: Settings,
     /// Networks for processes that want the default one.
     pub networks: Pool,
+    /// Layers of mount points that the steps of this build share; made with the first of them.
+    pub points: OnceLock<TempDir>,
 }
 
 /// What the machine, not the Dockerfile, gives to steps. Nothing of it is in a cache key.
@@ -265,6 +267,19 @@ pub fn execute(
 }
 
 impl Worker {
+    /// Where the runtime keeps layers of mount points.
+    fn mount_points(&self) -> Result<PathBuf, StepError> {
+        let points = match self.points.get() {
+            Some(points) => points,
+            None => {
+                // Of two steps that come here at once, the slower one's folder goes again.
+                let new = self.store.temporary()?;
+                self.points.get_or_init(|| new)
+            }
+        };
+        Ok(points.path().to_owned())
+    }
+
     /// The snapshots of a stack, with layers of images unpacked where they are not yet. Blocks.
     ///
     /// # Errors

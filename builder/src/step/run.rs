@@ -60,6 +60,7 @@ pub(super) fn execute(
             Writable::Tree(tree) => Files::Tree(tree.path()),
         },
         work: active.work(),
+        points: worker.mount_points()?,
         read_only: false,
     };
     let step = inputs.id.index();
