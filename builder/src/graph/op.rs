@@ -77,7 +77,7 @@ pub struct RunOp {
     pub mounts: Vec<MountOp>,
     /// What it may use of the machine.
     #[serde(skip_serializing_if = "Limits::is_empty")]
-    pub limits: Limits,
+    pub limits: Box<Limits>,
     /// Names of `--add-host`, in alphabetical order; what they stand for is the machine's to say
     /// and in no key (A15.2).
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -38,7 +38,7 @@ impl StageLowering<'_, '_> {
             hostname,
             scripts,
             mounts,
-            limits: self.shared.options.limits.clone(),
+            limits: Box::new(self.shared.options.limits.clone()),
             extra_hosts: self.shared.options.extra_hosts.clone(),
         });
         let name = self.name(step, &suffix);

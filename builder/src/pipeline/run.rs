@@ -166,7 +166,7 @@ impl Invocation {
             hostname: Some(hostname.to_owned()),
             scripts: Vec::new(),
             mounts: Vec::new(),
-            limits: self.limits.clone(),
+            limits: Box::new(self.limits.clone()),
             extra_hosts,
         })
     }

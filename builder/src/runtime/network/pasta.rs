@@ -45,11 +45,10 @@ pub(super) fn arguments(namespace: &str) -> Vec<String> {
 
 /// Why it refused, from what it printed: the last line that is not about its log.
 pub(super) fn reason(printed: &str) -> String {
-    let lines = printed.lines().map(str::trim);
+    let mut lines = printed.lines().map(str::trim);
     let told = |line: &&str| !line.is_empty() && !line.starts_with("Failed to send ");
     lines
-        .filter(told)
-        .next_back()
+        .rfind(told)
         .unwrap_or("it does not say why")
         .to_owned()
 }
