@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::cache::{CacheKey, content_key, definition_key};
 use crate::event::Event;
-use crate::graph::{GitOp, Graph, ImageOp, Op, Vertex, VertexId};
+use crate::graph::{GitOp, Graph, ImageOp, Network, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{self, Inputs, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
@@ -346,7 +346,7 @@ impl Schedule {
         }
         let worker = Arc::clone(&self.worker);
         let layer = self.permitted(move || resolved.checkout(&worker)).await?;
-        self.worker.store.remember(key.digest(), &layer)?;
+        self.worker.store.remember(&[key.digest()], &layer)?;
         drop(lock);
         Ok(layer)
     }
@@ -376,6 +376,12 @@ impl Schedule {
             self.cached_event(id);
             self.start_seal(id, &layer).await;
             return Ok(root.with(layer));
+        }
+        if let Op::Run(run) = &vertex.op
+            && run.network == Network::Default
+        {
+            // It is most likely to run, and has something to wait for meanwhile.
+            self.worker.networks.warm();
         }
         let root = self.result(vertex.inputs[0]);
         let others = join_all(vertex.inputs[1..].iter().map(|&input| self.result(input)));
@@ -415,7 +421,9 @@ impl Schedule {
         let key = content_key(vertex, &root.identity(), content.as_ref());
         if let Some(layer) = self.remembered(key).await? {
             self.cached_event(id);
-            self.worker.store.remember(defined.key.digest(), &layer)?;
+            self.worker
+                .store
+                .remember(&[defined.key.digest()], &layer)?;
             return Ok(layer);
         }
         // Another process may be executing the very same step: then its result is ours.
@@ -428,8 +436,8 @@ impl Schedule {
         let layer = self
             .observed(id, self.execute(id, root, inputs, known, selections))
             .await?;
-        self.worker.store.remember(key.digest(), &layer)?;
-        self.worker.store.remember(defined.key.digest(), &layer)?;
+        let keys = [key.digest(), defined.key.digest()];
+        self.worker.store.remember(&keys, &layer)?;
         drop(lock);
         Ok(layer)
     }

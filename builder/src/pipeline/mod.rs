@@ -25,6 +25,7 @@ use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
+use crate::runtime::network::{Pool, SELF};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Active, Backend, Snapshots, now};
@@ -270,10 +271,16 @@ pub async fn build(
     };
     let contexts = contexts::open(&store, &plan, main, &named)?;
     let (observer, numbers) = Numbers::of(observer);
+    let networks = Pool::new(
+        request.settings.network,
+        PathBuf::from(SELF),
+        observer.clone(),
+    );
     let worker = Arc::new(Worker {
         snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
         runtime: Native::default(),
+        networks,
         contexts,
         client,
         images,
@@ -440,18 +447,18 @@ impl Keep<'_> {
         if matches!(failure, Some(failure) if matches!(failure.error, StepError::Cancelled)) {
             return false;
         }
-        let folder = failure.and_then(|failure| {
+        let left = failure.and_then(|failure| {
             let failed = self.worker.failed.lock();
             let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
             failed.remove(&failure.vertex.index())
         });
-        let folder = folder.map(Active::into_folder);
-        let name = folder.as_ref().and_then(|folder| folder.path().file_name());
+        let files = left.as_ref().map(Active::upper);
+        let name = files.as_deref().and_then(Path::file_name);
         let failed = failure.map(|failure| Failed {
             step: failure.vertex.index(),
             changes: name.map(|name| name.to_string_lossy().into_owned()),
         });
-        let kept = folder.is_some();
+        let kept = files.is_some();
         let record = Record::new(
             &self.plan.graph,
             self.schedule,
@@ -460,7 +467,11 @@ impl Keep<'_> {
             &self.worker.settings,
             failed,
         );
-        match self.worker.store.set_last(&record.encode(), folder) {
+        match self
+            .worker
+            .store
+            .set_last(&record.encode(), files.as_deref())
+        {
             Ok(()) => kept,
             Err(error) => {
                 self.worker.observer.tell(Event::Note {

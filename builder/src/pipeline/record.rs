@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Observer};
 use crate::graph::{Graph, MountOp, Op, RunOp, VertexId};
+use crate::runtime::Seccomp;
+use crate::runtime::network::HostEntry;
 use crate::schedule::Schedule;
 use crate::snapshot::SnapshotId;
 use crate::step::secrets::SecretSource;
@@ -28,9 +30,16 @@ pub(super) struct Record {
     pub(super) failed: Option<Failed>,
     /// Where its secrets came from; never what they are.
     pub(super) secrets: Vec<SecretSource>,
-    /// Of its settings, what makes a difference for a person.
+    pub(super) machine: Machine,
+}
+
+/// Of a build's settings, what makes a difference for a person in one of its steps.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Machine {
     pub(super) host_ca: Option<PathBuf>,
     pub(super) proxies: Vec<(String, String)>,
+    pub(super) hosts: Vec<HostEntry>,
+    pub(super) seccomp: Seccomp,
 }
 
 /// The step that failed.
@@ -136,8 +145,12 @@ impl Record {
             steps: steps.collect(),
             failed,
             secrets: secrets.to_vec(),
-            host_ca: settings.host_ca.clone(),
-            proxies: settings.proxies.clone(),
+            machine: Machine {
+                host_ca: settings.host_ca.clone(),
+                proxies: settings.proxies.clone(),
+                hosts: settings.hosts.clone(),
+                seccomp: settings.seccomp.clone(),
+            },
         }
     }
 

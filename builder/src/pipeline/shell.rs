@@ -1,13 +1,12 @@
 //! A shell in a step of the last build: in the one that failed, as far as it got, or in any other.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::config::ContainerConfig;
 
-use super::record::{Record, Step};
+use super::record::{Machine, Record, Step};
 use super::run::Invocation;
 use crate::event::Stream;
 use crate::graph::{MountOp, RunOp};
@@ -96,8 +95,7 @@ pub struct Shell {
     inputs: Vec<Stack>,
     known: BTreeMap<usize, Digest>,
     secrets: Vec<SecretSource>,
-    host_ca: Option<PathBuf>,
-    proxies: Vec<(String, String)>,
+    machine: Machine,
 }
 
 /// How much of a step is there.
@@ -156,8 +154,7 @@ impl Shell {
             inputs: inputs.map(|input| record.result(*input)).collect(),
             known: step.known.clone(),
             secrets: record.secrets,
-            host_ca: record.host_ca,
-            proxies: record.proxies,
+            machine: record.machine,
         })
     }
 
@@ -203,8 +200,10 @@ impl Shell {
     #[must_use]
     pub fn settings(&self, settings: Settings) -> Settings {
         Settings {
-            host_ca: self.host_ca.clone(),
-            proxies: self.proxies.clone(),
+            host_ca: self.machine.host_ca.clone(),
+            proxies: self.machine.proxies.clone(),
+            hosts: self.machine.hosts.clone(),
+            seccomp: self.machine.seccomp.clone(),
             ..settings
         }
     }
@@ -243,11 +242,10 @@ impl Shell {
                 *required = false;
             }
         }
-        let changes = self.changes.as_ref().map(|held| held.path().join("fs"));
         let process = Foreground {
             op: &op,
             root: &self.root,
-            changes: changes.as_ref(),
+            changes: self.changes.as_ref().map(Held::path),
             inputs: &self.inputs,
             known: &self.known,
             mounts: Vec::new(),
@@ -291,7 +289,7 @@ fn shell_of(args: &[String]) -> &str {
 /// A process in what an image says, as a step on top of it would have it.
 fn process_of(config: &ContainerConfig) -> RunOp {
     let shell = config.shell.clone().unwrap_or_default();
-    let mut op = Invocation::default().around(config, shell);
+    let mut op = Invocation::default().around(config, shell, Vec::new());
     op.env.retain(|(name, _)| name != "HOSTNAME");
     op.hostname = None;
     op

@@ -81,7 +81,8 @@ pub fn foreground(
         known: process.known,
     };
     let mut made = Mounts::make(worker, process.op, &inputs, id.index())?;
-    let mut spec = run::specification(worker, process.op, &mut made, root, &stack)?;
+    let lease = run::lease(worker, process.op)?;
+    let mut spec = run::specification(worker, process.op, &mut made, root, &stack, lease.as_ref())?;
     spec.mounts.extend(process.mounts.iter().cloned());
     spec.streams = process.streams;
     let runtime = &worker.runtime;

@@ -6,40 +6,43 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::lock::{open, random_name, remove_all_but};
-use super::{Store, StoreError, TempDir};
+use super::{Store, StoreError};
 
 /// The record of the last build's steps.
 const RECORD: &str = "build.json";
 
+/// The files in a folder that is kept.
+const FILES: &str = "fs";
+
 /// What a failed step had changed, held so that nobody removes it.
 #[derive(Debug)]
 pub struct Held {
-    folder: PathBuf,
+    files: PathBuf,
     _lock: File,
 }
 
 impl Held {
-    /// The folder that was kept.
+    /// The files, in overlayfs form.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.folder
+    pub fn path(&self) -> &PathBuf {
+        &self.files
     }
 }
 
 impl Store {
-    /// Keeps the record of a build, and the folder of its failed step, instead of those of the build
-    /// before. Of builds that end at the same time the later one stays. The record may hold what
-    /// people give as build arguments, so nobody else may read it.
+    /// Keeps the record of a build, and the files of its failed step under the name of their folder,
+    /// instead of those of the build before. Of builds that end at the same time the later one stays.
+    /// The record may hold what people give as build arguments, so nobody else may read it.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub fn set_last(&self, record: &[u8], failed: Option<TempDir>) -> Result<(), StoreError> {
+    pub fn set_last(&self, record: &[u8], failed: Option<&Path>) -> Result<(), StoreError> {
         let folder = self.last_folder();
         fs::create_dir_all(&folder).map_err(StoreError::io("making the folder", &folder))?;
         fs::set_permissions(&folder, Permissions::from_mode(0o700))
             .map_err(StoreError::io("setting the mode of", &folder))?;
         let _lock = self.lock_last()?;
-        let kept = failed.map(|failed| failed.keep_in(&folder)).transpose()?;
+        let kept = failed.map(|failed| keep(failed, &folder)).transpose()?;
         let temporary = self.root().join("tmp").join(random_name());
         let path = folder.join(RECORD);
         let write = || {
@@ -74,7 +77,7 @@ impl Store {
         }
     }
 
-    /// The kept folder of that name, if it is still there.
+    /// The files that were kept under this name, if they are still there.
     ///
     /// # Errors
     /// When it cannot be locked.
@@ -87,7 +90,7 @@ impl Store {
                 lock.lock_shared()
                     .map_err(StoreError::io("locking", &path))?;
                 Ok(Some(Held {
-                    folder,
+                    files: folder.join(FILES),
                     _lock: lock,
                 }))
             }
@@ -136,6 +139,18 @@ impl Store {
     }
 }
 
+/// Moves the files of a failed step to a folder of their own.
+fn keep(files: &Path, last: &Path) -> Result<PathBuf, StoreError> {
+    let folder = last.join(files.file_name().unwrap_or_default());
+    let moved = || {
+        fs::create_dir(&folder)?;
+        File::create(folder.join("lock"))?;
+        fs::rename(files, folder.join(FILES))
+    };
+    moved().map_err(StoreError::io("keeping", files))?;
+    Ok(folder)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,10 +162,11 @@ mod tests {
         assert!(store.last().unwrap().is_none());
         let fail = |record: &[u8]| {
             let failed = store.temporary().unwrap();
-            fs::write(failed.path().join("file"), record).unwrap();
-            let name = failed.path().file_name().unwrap().to_str().unwrap();
-            let name = name.to_owned();
-            store.set_last(record, Some(failed)).unwrap();
+            let name = String::from_utf8_lossy(record).into_owned();
+            let files = failed.path().join(&name);
+            fs::create_dir(&files).unwrap();
+            fs::write(files.join("file"), record).unwrap();
+            store.set_last(record, Some(&files)).unwrap();
             name
         };
         let first = fail(b"1");

@@ -74,8 +74,6 @@ pub(super) fn remove_all_but(folder: &Path, keep: &str) {
 #[derive(Debug)]
 pub struct TempDir {
     path: PathBuf,
-    /// Whether it has another place now, and stays.
-    kept: bool,
     _lock: File,
 }
 
@@ -85,21 +83,10 @@ impl TempDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    /// Moves it to another folder of the store, where it stays. Its name is the same there.
-    pub(super) fn keep_in(mut self, folder: &Path) -> Result<PathBuf, StoreError> {
-        let path = folder.join(self.path.file_name().unwrap_or_default());
-        fs::rename(&self.path, &path).map_err(StoreError::io("keeping", &self.path))?;
-        self.kept = true;
-        Ok(path)
-    }
 }
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
         remove_all_but(&self.path, "lock");
         // What could not be removed now, the next process will find unlocked.
         drop(fs::remove_dir_all(&self.path));
@@ -135,11 +122,7 @@ impl Store {
             match lock.try_lock() {
                 // A cleaner may have come between the two calls and removed the folder again.
                 Ok(()) if file.exists() => {
-                    return Ok(TempDir {
-                        path,
-                        kept: false,
-                        _lock: lock,
-                    });
+                    return Ok(TempDir { path, _lock: lock });
                 }
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
