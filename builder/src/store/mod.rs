@@ -10,7 +10,7 @@
 //! ROOT/cache/              stat caches of build contexts
 //! ROOT/mounts/KEY/N/       contents of cache mounts, with the lock of those who use them
 //! ROOT/last/build.json     the steps of the last build, for `kiln shell`; readable by its owner only
-//! ROOT/last/ID/            what its failed step had changed; `lock` in it is held by who looks at it
+//! ROOT/last/ID/fs          what its failed step had changed; `lock` in it is held by who looks at it
 //! ROOT/locks/content       held shared by whoever adds content, exclusively by who removes it
 //! ROOT/locks/step-KEY      held by the process that executes that step
 //! ROOT/locks/last          held while `last` is changed
