@@ -18,7 +18,7 @@ use crate::cache::{CacheKey, content_key, definition_key};
 use crate::event::Event;
 use crate::graph::{GitOp, Graph, ImageOp, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
-use crate::step::{self, Selections, Stack, StepError, Worker};
+use crate::step::{self, Inputs, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
 
 /// A step that failed, and which vertex it was.
@@ -298,7 +298,10 @@ impl Schedule {
             }
             Op::Fetch(_) => {
                 let layer = self
-                    .observed(id, self.execute(id, Stack::default(), Vec::new(), None))
+                    .observed(
+                        id,
+                        self.execute(id, Stack::default(), Vec::new(), BTreeMap::new(), None),
+                    )
                     .await
                     .map_err(fail)?;
                 Ok(Stack::default().with(layer))
@@ -391,11 +394,13 @@ impl Schedule {
             (Op::Copy(_), None) => Some(self.select(id, inputs.clone()).await?),
             (_, known) => known.clone(),
         };
-        let key = content_key(
-            vertex,
-            &root.identity(),
-            selected.as_ref().map(|(_, digest)| digest),
-        );
+        let known = self.copied(vertex);
+        let content = match (&selected, &vertex.op) {
+            (Some((_, digest)), _) => Some(*digest),
+            (None, Op::Run(_)) => self.bound(id, inputs.clone(), known.clone()).await?,
+            (None, _) => None,
+        };
+        let key = content_key(vertex, &root.identity(), content.as_ref());
         if let Some(layer) = self.remembered(key).await? {
             self.cached_event(id);
             self.worker.store.remember(defined.key.digest(), &layer)?;
@@ -409,7 +414,7 @@ impl Schedule {
         }
         let selections = selected.map(|(selections, _)| selections);
         let layer = self
-            .observed(id, self.execute(id, root, inputs, selections))
+            .observed(id, self.execute(id, root, inputs, known, selections))
             .await?;
         self.worker.store.remember(key.digest(), &layer)?;
         self.worker.store.remember(defined.key.digest(), &layer)?;
@@ -459,12 +464,49 @@ impl Schedule {
         .await
     }
 
+    /// The inputs of a vertex, by index, that are a copy on nothing, with the digest of what they copy.
+    fn copied(&self, vertex: &Vertex) -> BTreeMap<usize, Digest> {
+        let copied = |(index, input): (usize, &VertexId)| {
+            let of = self.graph.vertex(*input);
+            let root = &self.graph.vertex(*of.inputs.first()?).op;
+            let (_, digest) = self.defined.get(input)?.selected.as_ref()?;
+            matches!(root, Op::Scratch).then_some((index, *digest))
+        };
+        vertex
+            .inputs
+            .iter()
+            .enumerate()
+            .filter_map(copied)
+            .collect()
+    }
+
+    /// Digest of what the binds of a `RUN` show.
+    async fn bound(
+        &self,
+        id: VertexId,
+        stacks: Vec<Stack>,
+        known: BTreeMap<usize, Digest>,
+    ) -> Result<Option<Digest>, StepError> {
+        let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
+        blocking(move || {
+            let inputs = Inputs {
+                graph: &graph,
+                id,
+                stacks: &stacks,
+                known: &known,
+            };
+            inputs.binds(&worker)
+        })
+        .await
+    }
+
     /// Executes a vertex on a thread that may block.
     async fn execute(
         &self,
         id: VertexId,
         root: Stack,
         inputs: Vec<Stack>,
+        known: BTreeMap<usize, Digest>,
         selections: Option<Arc<Selections>>,
     ) -> Result<SnapshotId, StepError> {
         let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
@@ -476,8 +518,13 @@ impl Schedule {
             };
         }
         self.permitted(move || {
-            drop(inputs);
-            step::execute(&worker, &graph, id, &root, selections.as_deref())
+            let inputs = Inputs {
+                graph: &graph,
+                id,
+                stacks: &inputs,
+                known: &known,
+            };
+            step::execute(&worker, &inputs, &root, selections.as_deref())
         })
         .await
     }

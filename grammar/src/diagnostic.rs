@@ -112,7 +112,8 @@ pub fn suggest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) ->
 }
 
 /// The end of a message that names what was probably meant, or nothing.
-pub(crate) fn did_you_mean(near: Option<&str>) -> String {
+#[must_use]
+pub fn did_you_mean(near: Option<&str>) -> String {
     near.map_or_else(String::new, |near| format!(", did you mean {near}?"))
 }
 

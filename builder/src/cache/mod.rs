@@ -9,7 +9,7 @@
 //! | vertex | definition key | content key |
 //! |---|---|---|
 //! | image | diff ids of its layers | the same |
-//! | `RUN` | arguments, environment (`ENV` and visible `ARG`s), directory, user, network, `--security`, mounts; key of the root | the same with the identity of the root's layers |
+//! | `RUN` | arguments, environment (`ENV` and visible `ARG`s), directory, user, network, `--security`, mounts; key of the root, and of all that mounts show | the same with the identity of the root's layers, and the content of what binds show |
 //! | `COPY`, `ADD` | destination, `--chown`, `--chmod` and the other flags, names and content of heredocs; key of the root; content of the selected context files, or the keys of the stages copied from | the same with the identity of the root's layers and the content of all selected files |
 //! | `WORKDIR` | path, user; key of the root | with the identity of the root's layers |
 //! | `ADD URL` | digest of the body: it is fetched first, then copied | |
@@ -21,8 +21,13 @@
 //! Content of files means: path relative to the selection, type, mode, owner (0:0 for context
 //! files), bytes, link target, device numbers and extended attributes (A15.1).
 //!
+//! Of a mount its type, target and options count (A15.2), and of a bind the files that it shows: not
+//! what lies beside them, nor where they lie. A whole stage or image is known by its layers.
+//!
 //! # What is not, and why
 //!
+//! - What is in secrets, cache mounts and agents, the id of a cache mount and how it is shared: a
+//!   step may use them, but must not depend on them (A15.2).
 //! - Times of files: a fresh checkout has others and the same content (A15.1).
 //! - Absolute paths of the host: another checkout is the same context.
 //! - Values of proxy variables that no `ARG` declares, and the host's certificates: they are the

@@ -109,24 +109,84 @@ fn run_facts(text: &mut String, run: &RunOp) {
         );
     }
     for mount in &run.mounts {
-        match mount {
-            MountOp::Bind {
-                input,
-                source,
-                target,
-                writable,
-            } => {
-                let mode = if *writable { "rw" } else { "ro" };
-                let mount = format_args!("bind {target:?} {mode} = input {input} {source:?}");
-                fact(text, "mount", mount);
+        mount_fact(text, mount);
+    }
+}
+
+fn mount_fact(text: &mut String, mount: &MountOp) {
+    let access = |writable: bool| if writable { "rw" } else { "ro" };
+    let need = |required: bool| if required { " required" } else { "" };
+    match mount {
+        MountOp::Bind {
+            input,
+            source,
+            target,
+            writable,
+        } => {
+            let mode = access(*writable);
+            let mount = format_args!("bind {target:?} {mode} = input {input} {source:?}");
+            fact(text, "mount", mount);
+        }
+        MountOp::Tmpfs { target, size } => {
+            let size = size.map_or(String::new(), |size| format!(" size {size}"));
+            fact(text, "mount", format_args!("tmpfs {target:?}{size}"));
+        }
+        MountOp::Cache {
+            id,
+            target,
+            sharing,
+            writable,
+            seed,
+            mode,
+            uid,
+            gid,
+        } => {
+            let mut mount = format!(
+                "cache {target:?} {} id {id:?} {sharing:?}",
+                access(*writable)
+            );
+            let number = |number: u32| number.to_string();
+            for (name, value) in [
+                ("mode", mode.map(|mode| format!("{mode:04o}"))),
+                ("uid", uid.map(number)),
+                ("gid", gid.map(number)),
+            ] {
+                if let Some(value) = value {
+                    mount.push_str(&format!(" {name} {value}"));
+                }
             }
-            MountOp::Tmpfs { target, size: None } => {
-                fact(text, "mount", format_args!("tmpfs {target:?}"));
+            if let Some((input, source)) = seed {
+                mount.push_str(&format!(" = input {input} {source:?}"));
             }
-            MountOp::Tmpfs {
-                target,
-                size: Some(size),
-            } => fact(text, "mount", format_args!("tmpfs {target:?} size {size}")),
+            fact(text, "mount", mount);
+        }
+        MountOp::Secret {
+            id,
+            target,
+            env,
+            required,
+            mode,
+            owner: (uid, gid),
+        } => {
+            let mut mount = format!("secret {id:?}{}", need(*required));
+            if let Some(target) = target {
+                mount.push_str(&format!(" {target:?} {mode:04o} {uid}:{gid}"));
+            }
+            if let Some(env) = env {
+                mount.push_str(&format!(" env {env}"));
+            }
+            fact(text, "mount", mount);
+        }
+        MountOp::Ssh {
+            id,
+            target,
+            required,
+            mode,
+            owner: (uid, gid),
+        } => {
+            let need = need(*required);
+            let mount = format_args!("ssh {id:?}{need} {target:?} {mode:04o} {uid}:{gid}");
+            fact(text, "mount", mount);
         }
     }
 }
@@ -154,6 +214,7 @@ fn copy_facts(text: &mut String, copy: &CopyOp) {
         ("unpack", copy.unpack),
         ("unpack-fetched", copy.unpack_fetched),
         ("keep-owner", copy.keep_owner),
+        ("literal", copy.literal),
     ] {
         if set {
             fact(text, "flag", name);

@@ -1,5 +1,6 @@
 //! The operations that make file systems.
 
+use kiln_grammar::mount::Sharing;
 use kiln_grammar::source::Span;
 use kiln_registry::credentials::Secret;
 use kiln_registry::digest::Digest;
@@ -104,6 +105,56 @@ pub enum MountOp {
         /// Its size limit in bytes.
         size: Option<u64>,
     },
+    /// A directory that outlives the build.
+    Cache {
+        /// What it is known by, with the namespace; not part of the operation's identity (A15.2).
+        #[serde(skip)]
+        id: String,
+        /// Where it appears, absolute.
+        target: String,
+        /// What several writers do; not part of the operation's identity either.
+        #[serde(skip)]
+        sharing: Sharing,
+        /// Whether the process may write to it.
+        writable: bool,
+        /// Where its first content comes from: an index into the vertex's inputs and a directory of
+        /// that input. `None` lets it begin empty.
+        seed: Option<(usize, String)>,
+        /// Permission bits when it is made; `None` for those of the seed, or 0755 without one.
+        mode: Option<u32>,
+        /// Owner when it is made; `None` for that of the seed, or 0 without one.
+        uid: Option<u32>,
+        /// Group when it is made, as `uid`.
+        gid: Option<u32>,
+    },
+    /// A secret, as a file or in the environment or both.
+    Secret {
+        /// Which one.
+        id: String,
+        /// The file, absolute.
+        target: Option<String>,
+        /// The variable.
+        env: Option<String>,
+        /// Whether the step fails without it.
+        required: bool,
+        /// Permission bits of the file.
+        mode: u32,
+        /// User and group that own the file.
+        owner: (u32, u32),
+    },
+    /// A socket that an ssh agent answers.
+    Ssh {
+        /// Which agent.
+        id: String,
+        /// Where it appears, absolute.
+        target: String,
+        /// Whether the step fails without it.
+        required: bool,
+        /// Permission bits.
+        mode: u32,
+        /// User and group that own it.
+        owner: (u32, u32),
+    },
 }
 
 /// The network a process sees.
@@ -155,6 +206,9 @@ pub struct CopyOp {
     pub unpack_fetched: bool,
     /// Whether the source keeps its owners (`--from`); context files belong to 0:0 (A10.7).
     pub keep_owner: bool,
+    /// Whether paths are taken as they are: no character of them is a wildcard.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub literal: bool,
 }
 
 impl CopyOp {

@@ -153,6 +153,7 @@ impl StageLowering<'_, '_> {
             unpack: manner.unpack,
             unpack_fetched: manner.unpack_fetched,
             keep_owner: manner.keep_owner,
+            literal: false,
         });
         let origin = Some(self.origin(step));
         let layer = self.push(Vertex {

@@ -340,6 +340,7 @@ fn is_predefined(name: &str) -> bool {
             "BUILDKIT_SYNTAX"
                 | "BUILDKIT_DOCKERFILE_CHECK"
                 | run::HOSTNAME
+                | mounts::NAMESPACE
                 | "BUILDKIT_BUILD_NAME"
                 | "SOURCE_DATE_EPOCH"
                 | "TARGETSTAGE"

@@ -2,14 +2,29 @@
 
 use kiln_grammar::ast::{Run, Word};
 use kiln_grammar::diagnostic::Diagnostic;
-use kiln_grammar::mount::{self, Mount, MountError};
+use kiln_grammar::mount::{self, Bind, Cache, Mount, MountError, Secret};
 use kiln_grammar::source::Spanned;
 
 use super::copy::input_index;
 use super::path;
 use super::stage::{StageLowering, Step};
 use super::stages::{Source, Use};
-use crate::graph::{MountOp, VertexId};
+use crate::graph::{CopyOp, CopySource, MountOp, Op, Origin, Vertex, VertexId};
+
+/// The build argument that keeps cache mounts of different projects apart (B2).
+pub(super) const NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
+
+/// Where the files of a context lie in the layer that a mount shows.
+const VIEW: &str = "/view";
+
+/// The mounts of one step while they are gathered.
+struct Mounts<'a> {
+    step: &'a Step<'a>,
+    /// What the step reads; input 0 is its root.
+    inputs: &'a mut Vec<VertexId>,
+    /// Sockets so far.
+    sockets: usize,
+}
 
 impl StageLowering<'_, '_> {
     /// The mounts of a step; what they show is added to its inputs.
@@ -19,18 +34,19 @@ impl StageLowering<'_, '_> {
         step: &Step<'_>,
         inputs: &mut Vec<VertexId>,
     ) -> Result<Vec<MountOp>, Diagnostic> {
+        let sockets = 0;
+        let mut mounts = Mounts {
+            step,
+            inputs,
+            sockets,
+        };
         run.mounts
             .iter()
-            .map(|record| self.mount(record, step, inputs))
+            .map(|record| self.mount(record, &mut mounts))
             .collect()
     }
 
-    fn mount(
-        &mut self,
-        record: &Word,
-        step: &Step<'_>,
-        inputs: &mut Vec<VertexId>,
-    ) -> Result<MountOp, Diagnostic> {
+    fn mount(&mut self, record: &Word, mounts: &mut Mounts<'_>) -> Result<MountOp, Diagnostic> {
         let mut undefined = Vec::new();
         let mut size = 0;
         let mount = mount::expand_mount(&record.value, &mut |value| {
@@ -43,48 +59,163 @@ impl StageLowering<'_, '_> {
         self.undefined(undefined, record.span);
         self.shared.charge(size, record.span)?;
         match mount {
-            Mount::Bind(bind) => {
-                if self.shared.looking {
-                    self.shared
-                        .unsupported("RUN --mount=type=bind", record.span)?;
-                }
-                let vertex = match bind.from {
-                    None => self.shared.context(),
-                    Some(name) => {
-                        let name = Spanned::new(name, record.span);
-                        let by = Use::Mount;
-                        let base = self
-                            .shared
-                            .stages
-                            .lookup(&Source { name, by }, self.index)?;
-                        let origin = self.origin(step);
-                        self.shared.input(&base, record.span, origin)?
-                    }
-                };
-                Ok(MountOp::Bind {
-                    input: input_index(inputs, vertex),
-                    source: path::join("/", bind.source.as_deref().unwrap_or_default()),
-                    target: self.mount_target(&bind.target, record)?,
-                    writable: bind.writable,
-                })
-            }
+            Mount::Bind(bind) => self.bind(bind, record, mounts),
             Mount::Tmpfs(tmpfs) => Ok(MountOp::Tmpfs {
                 target: self.mount_target(&tmpfs.target, record)?,
                 size: tmpfs.size,
             }),
-            Mount::Cache(_) => self.missing("cache", record),
-            Mount::Secret(_) => self.missing("secret", record),
-            Mount::Ssh(_) => self.missing("ssh", record),
+            Mount::Cache(cache) => self.cache(cache, record, mounts),
+            Mount::Secret(secret) => self.secret(secret, record),
+            Mount::Ssh(ssh) => {
+                self.shared
+                    .unsupported("RUN --mount=type=ssh", record.span)?;
+                let number = mounts.sockets;
+                mounts.sockets += 1;
+                let default = || format!("/run/buildkit/ssh_agent.{number}");
+                Ok(MountOp::Ssh {
+                    target: self.mount_target(&ssh.target.unwrap_or_else(default), record)?,
+                    id: ssh.id,
+                    required: ssh.required,
+                    mode: ssh.mode,
+                    owner: (ssh.uid, ssh.gid),
+                })
+            }
         }
     }
 
-    /// A kind of mount that steps cannot have yet.
-    fn missing(&mut self, kind: &str, record: &Word) -> Result<MountOp, Diagnostic> {
-        let what = format!("RUN --mount=type={kind}");
-        self.shared.unsupported(&what, record.span)?;
-        Ok(MountOp::Tmpfs {
-            target: format!("/run/{kind}"),
-            size: None,
+    fn bind(
+        &mut self,
+        bind: Bind,
+        record: &Word,
+        mounts: &mut Mounts<'_>,
+    ) -> Result<MountOp, Diagnostic> {
+        let vertex = match bind.from {
+            None => self.shared.context(),
+            Some(name) => self.mounted(name, record, mounts)?,
+        };
+        let (input, source) = self.shown(vertex, bind.source.as_deref(), mounts);
+        Ok(MountOp::Bind {
+            input,
+            source,
+            target: self.mount_target(&bind.target, record)?,
+            writable: bind.writable,
+        })
+    }
+
+    fn cache(
+        &mut self,
+        cache: Cache,
+        record: &Word,
+        mounts: &mut Mounts<'_>,
+    ) -> Result<MountOp, Diagnostic> {
+        let (mode, uid, gid) = match (&cache.from, &cache.source) {
+            // What the seed says counts then (B2).
+            (Some(_), Some(_)) => (None, None, None),
+            _ => (cache.mode, cache.uid, cache.gid),
+        };
+        let id = cache_id(&cache);
+        let id = match self.shared.options.build_arg(NAMESPACE) {
+            Some(namespace) if !namespace.is_empty() => format!("{namespace}/{id}"),
+            _ => id,
+        };
+        let seed = match (cache.from, cache.source) {
+            (Some(name), source) => {
+                let vertex = self.mounted(name, record, mounts)?;
+                Some(self.shown(vertex, source.as_deref(), mounts))
+            }
+            (None, Some(source)) if path::join("/", &source) != "/" => {
+                let message = format!("source \"{source}\" of a cache mount without from");
+                return Err(Diagnostic::error(message, record.span)
+                    .with_hint("name the stage, context or image that has it: from=NAME"));
+            }
+            (None, _) => None,
+        };
+        Ok(MountOp::Cache {
+            id,
+            target: self.mount_target(&cache.target, record)?,
+            sharing: cache.sharing,
+            writable: !cache.readonly,
+            seed,
+            mode,
+            uid,
+            gid,
+        })
+    }
+
+    fn secret(&self, secret: Secret, record: &Word) -> Result<MountOp, Diagnostic> {
+        if let Some(name) = secret
+            .env
+            .as_ref()
+            .filter(|name| name.contains(['=', '\0']))
+        {
+            let message = format!("invalid value for env: {name}");
+            return Err(Diagnostic::error(message, record.span));
+        }
+        let target = secret
+            .target
+            .map(|target| self.mount_target(&target, record));
+        Ok(MountOp::Secret {
+            id: secret.id,
+            target: target.transpose()?,
+            env: secret.env,
+            required: secret.required,
+            mode: secret.mode,
+            owner: (secret.uid, secret.gid),
+        })
+    }
+
+    /// The stage, named context or image that a mount reads (B1.5).
+    fn mounted(
+        &mut self,
+        name: String,
+        record: &Word,
+        mounts: &Mounts<'_>,
+    ) -> Result<VertexId, Diagnostic> {
+        let name = Spanned::new(name, record.span);
+        let by = Use::Mount;
+        let source = Source { name, by };
+        let base = self.shared.stages.lookup(&source, self.index)?;
+        let origin = self.origin(mounts.step);
+        self.shared.input(&base, record.span, origin)
+    }
+
+    /// Adds what a mount shows of a vertex to the step's inputs: which one it is, and the path there.
+    fn shown(
+        &mut self,
+        vertex: VertexId,
+        source: Option<&str>,
+        mounts: &mut Mounts<'_>,
+    ) -> (usize, String) {
+        let source = path::join("/", source.unwrap_or_default());
+        if !matches!(self.shared.graph.vertex(vertex).op, Op::Context(_)) {
+            return (input_index(mounts.inputs, vertex), source);
+        }
+        let origin = self.origin(mounts.step);
+        let view = self.view(vertex, &source, origin);
+        (input_index(mounts.inputs, view), VIEW.to_owned())
+    }
+
+    /// Files of a context as a layer on nothing: root owns them, what the ignore file excludes is not
+    /// among them, and nobody who sees them can reach those of the host (B2).
+    fn view(&mut self, context: VertexId, source: &str, origin: Origin) -> VertexId {
+        let path = match source.trim_start_matches('/') {
+            "" => ".".to_owned(),
+            path => path.to_owned(),
+        };
+        let graph = &mut self.shared.graph;
+        let name = format!("{}: {path}", graph.vertex(context).name);
+        let root = self.shared.scratch(origin);
+        let op = Op::Copy(CopyOp {
+            sources: vec![CopySource::Path { input: 1, path }],
+            destination: VIEW.to_owned(),
+            literal: true,
+            ..CopyOp::default()
+        });
+        self.shared.graph.add(Vertex {
+            op,
+            inputs: vec![root, context],
+            name,
+            origin: Some(origin),
         })
     }
 
@@ -98,6 +229,12 @@ impl StageLowering<'_, '_> {
         }
         Ok(path)
     }
+}
+
+/// What a cache mount is known by: its target as written where it says nothing else (B2).
+pub(super) fn cache_id(cache: &Cache) -> String {
+    let default = || path::clean(&cache.target);
+    cache.id.clone().unwrap_or_else(default)
 }
 
 /// A mount error with its cause and hint.

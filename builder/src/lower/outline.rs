@@ -12,7 +12,7 @@ use kiln_grammar::word;
 use super::options::{BaseImages, LowerOptions};
 use super::scope::Scope;
 use super::stages::{Base, Stages};
-use super::{globals as global_scope, tidy};
+use super::{globals as global_scope, mounts, tidy};
 
 /// Bytes that the variables of all stages together may take.
 const LIMIT: usize = 256 << 20;
@@ -248,8 +248,8 @@ impl Walk<'_> {
                 }
                 Ok(Mount::Ssh(ssh)) => self.outline.ssh.push(need(&ssh.id, ssh.required)),
                 Ok(Mount::Cache(cache)) => {
-                    let id = cache.id.as_deref().unwrap_or(&cache.target);
-                    self.outline.caches.push(need(id, false));
+                    let id = mounts::cache_id(&cache);
+                    self.outline.caches.push(need(&id, false));
                 }
                 Ok(Mount::Bind(_) | Mount::Tmpfs(_)) => {}
                 // A base image may set what is missing.

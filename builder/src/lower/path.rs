@@ -17,6 +17,27 @@ pub(super) fn join(directory: &str, path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
+/// Cleans a path as [`join`] does, but leaves a relative one relative.
+pub(super) fn clean(path: &str) -> String {
+    if path.starts_with('/') {
+        return join("/", path);
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match (part, parts.last()) {
+            ("" | ".", _) => {}
+            ("..", Some(last)) if *last != ".." => {
+                parts.pop();
+            }
+            (name, _) => parts.push(name),
+        }
+    }
+    match parts.as_slice() {
+        [] => ".".to_owned(),
+        parts => parts.join("/"),
+    }
+}
+
 /// The destination of a copy: joined with the working directory; what names a directory by its
 /// form (`.`, nothing, a slash or `/.` at the end) ends in a slash (A11.1).
 pub(super) fn destination(directory: &str, path: &str) -> String {
@@ -34,6 +55,19 @@ pub(super) fn destination(directory: &str, path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clean_keeps_relative_paths() {
+        for (path, cleaned) in [
+            ("/a/../b//c/", "/b/c"),
+            ("a/./b/", "a/b"),
+            ("a/..", "."),
+            ("../../a/../b", "../../b"),
+            ("", "."),
+        ] {
+            assert_eq!(clean(path), cleaned, "{path}");
+        }
+    }
 
     #[test]
     fn join_cleans_and_stays_below_the_root() {

@@ -20,7 +20,6 @@ use kiln_registry::spec::Platform;
 
 use crate::context::ContextError;
 use crate::event::{Event, Observer};
-use crate::graph::{MountOp, Op, Vertex};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
 use crate::runtime::{Cancel, Native, RuntimeError};
@@ -243,7 +242,6 @@ pub async fn build(
         .await?;
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
-    refuse_unsupported(&plan).map_err(wrong)?;
     let mut warnings = lint::lint(&source.text, &file);
     warnings.extend(plan.warnings.iter().cloned());
     let warnings = settings.filter(&source.text, &file, warnings);
@@ -301,37 +299,6 @@ pub async fn build(
 /// What the Dockerfile, or the build argument that replaces its word, wants to hear of (A2.7).
 fn lint_settings(file: &Dockerfile, options: &LowerOptions) -> Result<lint::Settings, Diagnostic> {
     lint::Settings::of(file, options.build_arg("BUILDKIT_DOCKERFILE_CHECK"))
-}
-
-/// Refuses, before anything runs, what a plan may say and no step can do yet.
-fn refuse_unsupported(plan: &Plan) -> Result<(), Vec<Diagnostic>> {
-    let binds = |vertex: &&Vertex| match &vertex.op {
-        Op::Run(run) => run
-            .mounts
-            .iter()
-            .any(|mount| matches!(mount, MountOp::Bind { .. })),
-        _ => false,
-    };
-    let place = |vertex: &Vertex| {
-        vertex
-            .origin
-            .and_then(|origin| origin.span)
-            .unwrap_or_default()
-    };
-    let errors: Vec<_> = plan
-        .graph
-        .vertices()
-        .iter()
-        .filter(binds)
-        .map(|vertex| {
-            Diagnostic::error("RUN --mount=type=bind is not supported yet", place(vertex))
-        })
-        .collect();
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(errors)
-    }
 }
 
 fn open_folder(path: &Path) -> Result<PathBuf, BuildError> {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::Exit;
 use super::mount_points::Made;
@@ -124,10 +125,12 @@ pub(super) fn errno(error: &io::Error) -> i32 {
 
 /// Writes one frame, in one piece.
 pub(super) fn send(stream: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
-    let body = serde_json::to_vec(value)?;
+    // A specification may hold secrets: no copy of it stays in memory.
+    let body = Zeroizing::new(serde_json::to_vec(value)?);
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-    let mut frame = length.to_le_bytes().to_vec();
-    frame.extend(body);
+    let mut frame = Zeroizing::new(Vec::with_capacity(4 + body.len()));
+    frame.extend(length.to_le_bytes());
+    frame.extend(body.iter());
     stream.write_all(&frame)
 }
 
@@ -135,7 +138,7 @@ pub(super) fn send(stream: &mut impl Write, value: &impl Serialize) -> io::Resul
 pub(super) fn receive<T: DeserializeOwned>(stream: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
-    let mut body = vec![0; frame_length(length)?];
+    let mut body = Zeroizing::new(vec![0; frame_length(length)?]);
     stream.read_exact(&mut body)?;
     Ok(serde_json::from_slice(&body)?)
 }

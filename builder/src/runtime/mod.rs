@@ -25,6 +25,7 @@ mod server;
 
 use std::path::{Path, PathBuf};
 
+use kiln_registry::credentials::SecretBytes;
 use serde::{Deserialize, Serialize};
 
 pub use crate::event::Stream;
@@ -45,6 +46,8 @@ pub struct ProcessSpec {
     pub args: Vec<String>,
     /// Environment; `HOME` is added from the root's passwd file where it is not set.
     pub env: Vec<(String, String)>,
+    /// Variables whose values are secret: no file on the host may hold them. They win over `env`.
+    pub secret_env: Vec<(String, SecretBytes)>,
     /// Working directory, absolute; created (mode 0755, owner as `user`) when missing.
     pub cwd: String,
     /// `user[:group]`, names or numbers, resolved inside the root (A9.8); empty for root.
@@ -194,7 +197,7 @@ impl Files {
 /// Something to be shown in the root.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mount {
-    /// A file or directory of the host.
+    /// A file, directory or socket of the host. What a process writes to a writable one is kept.
     Bind {
         /// Path on the host.
         source: PathBuf,
@@ -203,10 +206,10 @@ pub enum Mount {
         /// Whether the process may write to it.
         writable: bool,
     },
-    /// A file with given content, read-only.
+    /// A file with given content, read-only; no file system but one in memory may hold it.
     File {
         /// The content.
-        content: Vec<u8>,
+        content: SecretBytes,
         /// Absolute path in the root.
         target: String,
         /// Permission bits.

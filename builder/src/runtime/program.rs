@@ -27,7 +27,8 @@ pub(super) fn exec(spec: &ProcessSpec, user: &User) -> Result<Infallible, Failur
         })
     };
     let invalid = |_| fail(&io::ErrorKind::InvalidInput.into(), program);
-    let args = c_strings(spec.args.iter().cloned()).map_err(invalid)?;
+    let args = spec.args.iter().map(|arg| arg.clone().into_bytes());
+    let args = c_strings(args).map_err(invalid)?;
     let env = c_strings(environment(spec, user)).map_err(invalid)?;
 
     let mut denied = None;
@@ -63,17 +64,23 @@ fn candidates(spec: &ProcessSpec, program: &str) -> Vec<String> {
 }
 
 /// The environment as `name=value`, with `HOME` where it is not set (B4.1).
-fn environment<'a>(spec: &'a ProcessSpec, user: &'a User) -> impl Iterator<Item = String> + 'a {
-    let home = spec.env.iter().all(|(name, _)| name != "HOME");
-    let home = home.then(|| format!("HOME={}", user.home));
+fn environment<'a>(spec: &'a ProcessSpec, user: &'a User) -> impl Iterator<Item = Vec<u8>> + 'a {
+    let is_secret = |name: &str| spec.secret_env.iter().any(|(secret, _)| secret == name);
+    let home = spec.env.iter().all(|(name, _)| name != "HOME") && !is_secret("HOME");
+    let home = home.then(|| format!("HOME={}", user.home).into_bytes());
     let set = spec
         .env
         .iter()
-        .map(|(name, value)| format!("{name}={value}"));
-    set.chain(home)
+        .filter(move |(name, _)| !is_secret(name))
+        .map(|(name, value)| format!("{name}={value}").into_bytes());
+    let secrets = spec
+        .secret_env
+        .iter()
+        .map(|(name, value)| [name.as_bytes(), b"=", value.expose()].concat());
+    set.chain(secrets).chain(home)
 }
 
-fn c_strings(strings: impl Iterator<Item = String>) -> Result<Vec<CString>, std::ffi::NulError> {
+fn c_strings(strings: impl Iterator<Item = Vec<u8>>) -> Result<Vec<CString>, std::ffi::NulError> {
     strings.map(CString::new).collect()
 }
 

@@ -101,7 +101,7 @@ impl Provider {
                 mode,
                 owner,
             } => {
-                let file = self.file(content, *mode, *owner);
+                let file = self.file(content.expose(), *mode, *owner);
                 (file.act(&format!("provide the file `{target}`"))?, target)
             }
             Mount::Tmpfs { target, size } => {

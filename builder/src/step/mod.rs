@@ -5,10 +5,14 @@ mod fetch;
 pub mod git;
 mod image;
 mod layout;
+mod mask;
 mod mkdir;
+mod mounts;
 mod opaque;
 mod run;
+pub mod secrets;
 mod select;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,6 +21,7 @@ use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
 use kiln_registry::client::Client;
+use kiln_registry::credentials::SecretBytes;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ChainId, DiffId};
 
@@ -24,7 +29,7 @@ use crate::cache::StackLayer;
 use crate::context::key::KeyError;
 use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
-use crate::graph::{Graph, Op, VertexId};
+use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
@@ -35,6 +40,7 @@ pub use fetch::fetch;
 pub use image::{RemoteImage, ResolveError, SourceImage, blob_event, open_layer, remove_altered};
 pub use layout::LayoutImage;
 pub use select::Selections;
+pub use shown::Inputs;
 
 /// What steps need to do their work.
 #[derive(Debug)]
@@ -66,6 +72,8 @@ pub struct Settings {
     pub host_ca: Option<PathBuf>,
     /// Proxy variables that no `ARG` declares (A6.9).
     pub proxies: Vec<(String, String)>,
+    /// Secrets by their ids (`--secret`).
+    pub secrets: BTreeMap<String, SecretBytes>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
     /// Time that files made by the builder itself get, seconds since 1970.
@@ -97,6 +105,15 @@ pub enum StepError {
         /// Its last lines of output.
         log: Vec<String>,
     },
+    /// A secret that the step cannot do without was not given (B2).
+    #[error("secret {0}: not found")]
+    NoSecret(String),
+    /// The value of a secret cannot be that of a variable.
+    #[error("secret {0}: a value with a zero byte cannot be in the environment")]
+    SecretInEnvironment(String),
+    /// What a cache mount is to begin with is no directory.
+    #[error("a cache mount begins with a directory, and `{0}` is none")]
+    CacheSeed(String),
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -172,6 +189,22 @@ pub enum StepError {
     Thread,
 }
 
+impl StepError {
+    /// What may help the user, apart from the message.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoSecret(id) => Some(format!(
+                "give it with `--secret id={id},src=FILE` or `--secret id={id},env=VARIABLE`"
+            )),
+            Self::SecretInEnvironment(_) => {
+                Some("mount it as a file: target= in the place of env=".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
 impl From<RuntimeError> for StepError {
     fn from(error: RuntimeError) -> Self {
         if matches!(error, RuntimeError::Cancelled) {
@@ -194,24 +227,17 @@ impl Settings {
 /// [`StepError`]; nothing is left of the layer then.
 pub fn execute(
     worker: &Worker,
-    graph: &Graph,
-    id: VertexId,
+    inputs: &Inputs<'_>,
     root: &Stack,
     selections: Option<&Selections>,
 ) -> Result<SnapshotId, StepError> {
     let stack = worker.unpacked(root)?;
     let active = worker.snapshots.prepare()?;
-    match (&graph.vertex(id).op, selections) {
-        (Op::Run(op), _) => run::execute(
-            worker,
-            op,
-            &stack,
-            id.index(),
-            &active.upper(),
-            active.work(),
-        )?,
+    let step = inputs.id.index();
+    match (&inputs.graph.vertex(inputs.id).op, selections) {
+        (Op::Run(op), _) => run::execute(worker, op, inputs, &stack, &active)?,
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
-        (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, id.index(), &active)?,
+        (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, step, &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.
         (op, _) => unreachable!("{op:?} makes no layer on a stack"),
     }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{StepError, Worker, opaque};
-use crate::event::Event;
-use crate::graph::{MountOp, Network, RunOp, Security};
+use super::mounts::Mounts;
+use super::{Inputs, StepError, Worker, opaque};
+use crate::event::{Event, Stream};
+use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
-use crate::snapshot::SnapshotId;
+use crate::snapshot::{Active, SnapshotId};
 
 /// Host name inside the sandbox (B4.3).
 const HOSTNAME: &str = "buildkitsandbox";
@@ -41,38 +42,46 @@ const TAIL: usize = 20;
 /// Bytes of one line that an error repeats.
 const TAIL_LINE: usize = 4096;
 
-/// Runs the process; its changes are in `upper` afterwards.
+/// Runs the process; its changes are in the active snapshot afterwards.
 pub(super) fn execute(
     worker: &Worker,
     op: &RunOp,
+    inputs: &Inputs<'_>,
     stack: &[SnapshotId],
-    step: usize,
-    upper: &Path,
-    work: PathBuf,
+    active: &Active,
 ) -> Result<(), StepError> {
     let root = Root {
         files: Files::Overlay {
             lowers: worker.snapshots.lowers(stack)?,
-            upper: upper.to_owned(),
+            upper: active.upper(),
         },
-        work,
+        work: active.work(),
     };
-    let spec = specification(worker, op, root, stack)?;
+    let step = inputs.id.index();
+    let mut mounts = Mounts::make(worker, op, inputs, step)?;
+    let spec = specification(worker, op, &mut mounts, root, stack)?;
     let mut tail = Tail::default();
-    let exit = worker.runtime.run(
-        &spec,
-        &mut |stream, bytes| {
-            tail.add(bytes);
-            worker.observer.tell(Event::Output {
+    let mut show = |stream, bytes: Vec<u8>| {
+        if !bytes.is_empty() {
+            tail.add(&bytes);
+            let output = Event::Output {
                 step,
                 stream,
-                bytes: bytes.to_vec(),
-            });
-        },
+                bytes,
+            };
+            worker.observer.tell(output);
+        }
+    };
+    let exit = worker.runtime.run(
+        &spec,
+        &mut |stream, bytes| show(stream, mounts.mask.push(stream, bytes)),
         &worker.cancel,
-    )?;
-    match exit {
-        Exit::Code(0) => opaque::settle(worker, stack, upper),
+    );
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        show(stream, mounts.mask.finish(stream));
+    }
+    match exit? {
+        Exit::Code(0) => opaque::settle(worker, stack, &active.upper()),
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,
@@ -93,15 +102,16 @@ fn shown(args: &[String]) -> String {
 fn specification(
     worker: &Worker,
     op: &RunOp,
+    made: &mut Mounts,
     root: Root,
     stack: &[SnapshotId],
 ) -> Result<ProcessSpec, StepError> {
     let mut env = op.env.clone();
-    let mut mounts: Vec<Mount> = op.mounts.iter().filter_map(mount).collect();
+    let mut mounts = std::mem::take(&mut made.mounts);
     for script in &op.scripts {
         let target = format!("/dev/pipes/{}", script.name);
         mounts.push(Mount::File {
-            content: script.content.clone().into_bytes(),
+            content: script.content.clone().into_bytes().into(),
             target,
             mode: 0o755,
             owner: (0, 0),
@@ -126,6 +136,7 @@ fn specification(
     Ok(ProcessSpec {
         args: op.args.clone(),
         env,
+        secret_env: std::mem::take(&mut made.secret_env),
         cwd: op.cwd.clone(),
         user: op.user.clone(),
         root,
@@ -160,17 +171,6 @@ fn bind(source: &Path, target: &str) -> Mount {
         source: source.to_owned(),
         target: target.to_owned(),
         writable: false,
-    }
-}
-
-/// What the sandbox mounts for a `--mount`. Binds never come here: the pipeline refuses them.
-fn mount(op: &MountOp) -> Option<Mount> {
-    match op {
-        MountOp::Tmpfs { target, size } => Some(Mount::Tmpfs {
-            target: target.clone(),
-            size: *size,
-        }),
-        MountOp::Bind { .. } => None,
     }
 }
 

@@ -107,7 +107,11 @@ impl Selections {
 }
 
 /// The merged tree of a stack.
-fn tree(worker: &Worker, stack: &Stack, empty: &mut Vec<Active>) -> Result<Tree, StepError> {
+pub(super) fn tree(
+    worker: &Worker,
+    stack: &Stack,
+    empty: &mut Vec<Active>,
+) -> Result<Tree, StepError> {
     let root = match worker.snapshots.view(&worker.unpacked(stack)?)? {
         Some(root) => root,
         None => {

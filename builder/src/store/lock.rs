@@ -171,7 +171,7 @@ impl Store {
 }
 
 /// Whether the opened file is still the one of that name.
-fn same_file(file: &File, path: &Path) -> io::Result<bool> {
+pub(super) fn same_file(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     let ours = file.metadata()?;
     match fs::metadata(path) {

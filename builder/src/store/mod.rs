@@ -7,6 +7,7 @@
 //! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
 //! ROOT/cache/              stat caches of build contexts
+//! ROOT/mounts/KEY/N/       contents of cache mounts, with the lock of those who use them
 //! ROOT/locks/content       held shared by whoever adds content, exclusively by who removes it
 //! ROOT/locks/step-KEY      held by the process that executes that step
 //! ROOT/tmp/ID/             unfinished things; `lock` in it is held by the process they belong to
@@ -22,6 +23,7 @@ mod ids;
 mod images;
 mod layers;
 mod lock;
+mod mounts;
 mod schema;
 mod sweep;
 mod version;
@@ -39,6 +41,7 @@ pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
+pub use mounts::CacheMount;
 
 use version::VERSION;
 

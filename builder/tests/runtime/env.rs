@@ -96,6 +96,7 @@ impl Step {
         let spec = ProcessSpec {
             args: args.iter().map(ToString::to_string).collect(),
             env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+            secret_env: Vec::new(),
             cwd: "/".to_owned(),
             user: String::new(),
             root: Root {

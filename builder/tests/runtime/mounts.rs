@@ -23,7 +23,7 @@ fn a_step_that_does_nothing_changes_nothing() {
     let step = Step::exec(&["true"])
         .mount(tmpfs("/opt/deep/below"))
         .mount(Mount::File {
-            content: b"secret".to_vec(),
+            content: b"secret".to_vec().into(),
             target: "/run/secrets/token".to_owned(),
             mode: 0o400,
             owner: (0, 0),
@@ -155,7 +155,7 @@ fn binds_are_read_only_unless_asked_for() {
 fn files_and_order() {
     needs_root!();
     let file = |content: &str, target: &str| Mount::File {
-        content: content.as_bytes().to_vec(),
+        content: content.as_bytes().to_vec().into(),
         target: target.to_owned(),
         mode: 0o755,
         owner: (0, 0),
@@ -325,7 +325,7 @@ fn files_have_the_owner_asked_for() {
     needs_root!();
     let step = Step::sh("stat -c '%u:%g %a' /run/secrets/token; cat /run/secrets/token");
     let step = step.user("app").mount(Mount::File {
-        content: b"hush".to_vec(),
+        content: b"hush".to_vec().into(),
         target: "/run/secrets/token".to_owned(),
         mode: 0o400,
         owner: (1000, 77),

@@ -7,7 +7,7 @@ use crate::word::WordError;
 use record::{KEYS, TYPES};
 
 pub(crate) use record::check;
-pub use record::{expand_mount, parse_mount};
+pub use record::{csv, expand_mount, parse_mount};
 
 /// A mount of `RUN --mount`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +106,7 @@ pub struct Ssh {
 }
 
 /// How several writers use one cache mount.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Sharing {
     /// At the same time.
     #[default]

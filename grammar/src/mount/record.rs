@@ -193,7 +193,11 @@ fn field(text: &str) -> Result<Field, MountError> {
 }
 
 /// Splits one CSV record. Quotes protect commas; a doubled quote inside them is a quote.
-fn csv(record: &str) -> Result<Vec<String>, MountError> {
+///
+/// # Errors
+///
+/// [`MountError::Csv`] for a record that is empty or whose quotes stand wrong.
+pub fn csv(record: &str) -> Result<Vec<String>, MountError> {
     if record.trim_matches(['\r', '\n']).is_empty() {
         return Err(MountError::Csv("the record is empty"));
     }

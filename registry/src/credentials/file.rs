@@ -150,10 +150,10 @@ impl Entry {
     pub(super) fn login(&self, file: &str, key: &str) -> Result<Option<Login>, CredentialsError> {
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         if let Some(token) = given(&self.registrytoken) {
-            return Ok(Some(Login::RegistryToken(Secret(token))));
+            return Ok(Some(Login::RegistryToken(Secret::new(token))));
         }
         if let Some(token) = given(&self.identitytoken) {
-            return Ok(Some(Login::IdentityToken(Secret(token))));
+            return Ok(Some(Login::IdentityToken(Secret::new(token))));
         }
         let (username, password) = match given(&self.auth) {
             Some(auth) => decode(&auth).map_err(|problem| CredentialsError::Entry {
@@ -171,7 +171,7 @@ impl Entry {
         }
         Ok(Some(Login::Basic {
             username,
-            password: Secret(password),
+            password: Secret::new(password),
         }))
     }
 }

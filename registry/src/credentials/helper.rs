@@ -161,10 +161,10 @@ fn read_answer(
     };
     Ok(match (answer.username.as_str(), answer.secret.as_str()) {
         ("", "") => None,
-        ("<token>", _) => Some(Login::IdentityToken(Secret(answer.secret))),
+        ("<token>", _) => Some(Login::IdentityToken(Secret::new(answer.secret))),
         _ => Some(Login::Basic {
             username: answer.username,
-            password: Secret(answer.secret),
+            password: Secret::new(answer.secret),
         }),
     })
 }

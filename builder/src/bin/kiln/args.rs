@@ -164,6 +164,11 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     pub(crate) network: NetworkArg,
 
+    /// Secret for RUN --mount=type=secret: id=ID[,src=FILE][,env=VARIABLE][,type=file|env]; may be
+    /// repeated
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE]")]
+    pub(crate) secrets: Vec<String>,
+
     /// Allow what the Dockerfile asks for: network.host, security.insecure; a list with commas, may
     /// be repeated
     #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',')]

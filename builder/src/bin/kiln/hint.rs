@@ -36,6 +36,7 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<CopyError>(error).and_then(CopyError::hint))
         .or_else(|| find::<SelectError>(error).and_then(SelectError::hint))
         .or_else(|| find::<RuntimeError>(error).and_then(program))
+        .or_else(|| find::<StepError>(error).and_then(StepError::hint))
         .or_else(|| find::<GitError>(error).and_then(GitError::hint))
         .or_else(|| find::<IsolationError>(error).and_then(IsolationError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))

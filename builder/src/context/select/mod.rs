@@ -189,6 +189,7 @@ fn select(
                 written: path,
                 exclude: Rules::from_patterns(&op.exclude)?,
                 parents: op.parents,
+                literal: op.literal,
             };
             selector.select()
         }
@@ -226,6 +227,7 @@ struct Selector<'a> {
     written: &'a str,
     exclude: Rules,
     parents: bool,
+    literal: bool,
 }
 
 impl Selector<'_> {
@@ -254,7 +256,9 @@ impl Selector<'_> {
         };
         let step = |name: &OsStr| match name.as_bytes() {
             b"**" if self.parents => Step::AnyDepth,
-            name if glob::is_pattern(name) => Step::Pattern(OsStr::from_bytes(name).to_owned()),
+            name if !self.literal && glob::is_pattern(name) => {
+                Step::Pattern(OsStr::from_bytes(name).to_owned())
+            }
             name => Step::Literal(OsStr::from_bytes(name).to_owned()),
         };
         let mut steps: Vec<_> = clean(Path::new(before)).iter().map(step).collect();

@@ -1,5 +1,6 @@
 //! `kiln build`
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,9 @@ use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time}
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::step::Settings;
+use kiln_builder::step::secrets::{SecretError, SecretSource};
 use kiln_grammar::syntax::MAX_SIZE;
+use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
@@ -41,9 +44,14 @@ const PROXIES: [&str; 5] = [
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let mut request = request(args)?;
+    let secrets = args.secrets.iter().map(|text| SecretSource::parse(text));
+    let secrets = secrets
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(secret_error)?;
     if let Some(call) = call::of(args)? {
         return call::run(setup, &call, request, args);
     }
+    request.settings.secrets = read_secrets(&secrets)?;
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
@@ -170,6 +178,31 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         settings,
         epoch,
     })
+}
+
+/// Reads secrets into memory, once (B7.1).
+fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
+    let mut secrets = BTreeMap::new();
+    for source in sources {
+        let (secret, unset) = source
+            .read(&|name| std::env::var_os(name))
+            .map_err(secret_error)?;
+        if let Some(variable) = unset {
+            let id = &source.id;
+            render::err(&format!(
+                "warning: the variable `{variable}` of the secret `{id}` is not set: the secret is empty"
+            ));
+        }
+        secrets.insert(source.id.clone(), secret);
+    }
+    Ok(secrets)
+}
+
+fn secret_error(error: SecretError) -> anyhow::Error {
+    match error.is_usage() {
+        true => UsageError::new(error.to_string()).into(),
+        false => error.into(),
+    }
 }
 
 /// The context's folder; other kinds of contexts are named in the refusal.
