@@ -2,6 +2,7 @@
 
 mod check;
 mod contexts;
+mod run;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,6 +32,7 @@ use crate::step::{
 use crate::store::{Store, StoreError};
 
 pub use check::{CheckRequest, Checked, check};
+pub use run::{Invocation, RunError, Volume, run};
 
 /// Longest Dockerfile that is read, bytes.
 const DOCKERFILE_LIMIT: u64 = 64 << 20;

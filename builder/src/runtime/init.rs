@@ -8,14 +8,17 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, IdKind, Message, errno};
-use super::mount_points::{self, Kind, MountPoints};
+use super::mount_points::{self, Kind, Made, MountPoints};
 use super::native::{MOUNT_POINTS, OVERLAY_WORK};
 use super::provide::{Prepared, Provider};
+use super::terminal::Terminal;
 use super::{
-    Files, Ids, Isolation, Network, Privileges, ProcessSpec, filesystems, privileges, program,
+    Files, Ids, Isolation, Network, Privileges, ProcessSpec, Streams, filesystems, privileges,
+    program,
 };
 use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
@@ -23,9 +26,14 @@ use crate::sys::root::Root;
 use crate::sys::users::{self, User};
 use crate::sys::{loopback, mount, process};
 
-/// Becomes the step's program; returns only when that failed.
-pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream) -> Failure {
-    match become_program(spec, control) {
+/// Becomes the step's program; returns only when that failed. `input` is what it reads, where it
+/// reads anything ([`Streams::Input`]).
+pub(super) fn run(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    input: Option<&OwnedFd>,
+) -> Failure {
+    match become_program(spec, control, input) {
         Ok(never) => match never {},
         Err(failure) => failure,
     }
@@ -46,7 +54,11 @@ impl<T, E: Into<io::Error>> Act<T> for Result<T, E> {
     }
 }
 
-fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infallible, Failure> {
+fn become_program(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    input: Option<&OwnedFd>,
+) -> Result<Infallible, Failure> {
     // Until the program starts, modes are as written.
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
@@ -59,6 +71,11 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
 
     let mut points = MountPoints::new(&root, upper);
     let null = filesystems::mount_all(spec, &mut points, &provider)?;
+    let terminal = match spec.streams {
+        Streams::Terminal { rows, columns } => Some(Terminal::open(&root, rows, columns)),
+        Streams::Pipes | Streams::Input => None,
+    };
+    let terminal = terminal.transpose().act("make a terminal")?;
     for mount in mounts {
         mount.put(&mut points)?;
     }
@@ -67,11 +84,19 @@ fn become_program(spec: &ProcessSpec, control: &mut UnixStream) -> Result<Infall
         path: spec.cwd.clone(),
         errno: errno(&error),
     })?;
-    message::send(control, &Message::Made(made)).act("report mount points")?;
+    if spec.root.read_only {
+        let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        mount::set_attributes(root.as_fd(), read_only).act("make the root read-only")?;
+    }
+    report(control, made, terminal.as_ref()).act("report mount points")?;
 
     enter_root(&root, &cwd).act("enter the root file system")?;
-    connect_streams(&null, &user).act("connect the standard streams")?;
-    drop((null, root, cwd, provider));
+    let connected = match &terminal {
+        Some(terminal) => connect_terminal(terminal, &user),
+        None => connect_streams(input, &null, &user),
+    };
+    connected.act("connect the standard streams")?;
+    drop((root, cwd, provider));
     privileges::drop_to(spec, &user)?;
     program::exec(spec, &user)
 }
@@ -202,11 +227,38 @@ fn enter_root(root: &Root, cwd: &OwnedFd) -> io::Result<()> {
     Ok(rustix::process::fchdir(cwd)?)
 }
 
-/// Standard input is empty; output and error belong to the user, so that a step may open
-/// `/dev/stdout` anew (B4.1).
-fn connect_streams(null: &OwnedFd, user: &User) -> io::Result<()> {
-    rustix::stdio::dup2_stdin(null)?;
+/// Tells the builder what was made in the root, and gives it this process, for signals, and the
+/// other end of its terminal.
+fn report(
+    control: &mut UnixStream,
+    made: Vec<Made>,
+    terminal: Option<&Terminal>,
+) -> io::Result<()> {
+    let process = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let mut descriptors = vec![process.as_fd()];
+    descriptors.extend(terminal.map(|terminal| terminal.master.as_fd()));
+    message::send_with(control, &Message::Made(made), &descriptors)
+}
+
+/// The terminal is all three standard streams, belongs to the user, and controls this process, as
+/// job control wants it.
+fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
+    let slave = &terminal.slave;
+    rustix::process::ioctl_tiocsctty(slave)?;
+    rustix::fs::fchown(slave, Some(privileges::uid(user)), None)?;
+    rustix::stdio::dup2_stdin(slave)?;
+    rustix::stdio::dup2_stdout(slave)?;
+    Ok(rustix::stdio::dup2_stderr(slave)?)
+}
+
+/// Standard input is empty, unless kiln's is passed on; output and error belong to the user, so
+/// that a step may open `/dev/stdout` anew (B4.1).
+fn connect_streams(input: Option<&OwnedFd>, null: &OwnedFd, user: &User) -> io::Result<()> {
     let (uid, gid) = (privileges::uid(user), privileges::gid(user));
+    rustix::stdio::dup2_stdin(input.unwrap_or(null))?;
+    if let Some(input) = input {
+        rustix::fs::fchown(input, Some(uid), Some(gid))?;
+    }
     for pipe in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
         rustix::fs::fchown(pipe, Some(uid), Some(gid))?;
     }

@@ -1,8 +1,16 @@
 //! What the processes of a sandbox tell each other, over one socket: first the specification down,
 //! then messages up. A frame is a length (4 bytes, little endian) and JSON.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -14,10 +22,14 @@ use crate::sys::users::UserError;
 /// Largest frame; a specification holds at most some scripts and secrets.
 const LIMIT: usize = 256 << 20;
 
+/// Most descriptors that come with one frame.
+const DESCRIPTORS: usize = 2;
+
 /// From the sandbox to the builder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// Mount points that had to be made in the writable directory.
+    /// Mount points that had to be made in the writable directory. With it come descriptors: the
+    /// step's process and, where it has one, its terminal.
     Made(Vec<Made>),
     /// The step's program was not started.
     Failed(Failure),
@@ -125,13 +137,70 @@ pub(super) fn errno(error: &io::Error) -> i32 {
 
 /// Writes one frame, in one piece.
 pub(super) fn send(stream: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    stream.write_all(&frame(value)?)
+}
+
+/// Writes one frame, with descriptors that arrive no later than its first byte.
+pub(super) fn send_with(
+    stream: &mut UnixStream,
+    value: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let frame = frame(value)?;
+    let sent = send_bytes(stream, &frame, descriptors)?;
+    stream.write_all(frame.get(sent..).unwrap_or_default())
+}
+
+fn send_bytes(
+    stream: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    loop {
+        let parts = [IoSlice::new(bytes)];
+        match rustix::net::sendmsg(stream, &parts, &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            sent => return Ok(sent?),
+        }
+    }
+}
+
+/// Sends one descriptor, behind the frames that were sent before.
+pub(super) fn send_descriptor(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    send_bytes(stream, &[0], &[descriptor]).map(drop)
+}
+
+/// Reads what is there, and the descriptors that came with it.
+pub(super) fn read_with(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    descriptors: &mut impl Extend<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let received = rustix::net::recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    Ok(received.bytes)
+}
+
+fn frame(value: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
     // A specification may hold secrets: no copy of it stays in memory.
     let body = Zeroizing::new(serde_json::to_vec(value)?);
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
     let mut frame = Zeroizing::new(Vec::with_capacity(4 + body.len()));
     frame.extend(length.to_le_bytes());
     frame.extend(body.iter());
-    stream.write_all(&frame)
+    Ok(frame)
 }
 
 /// Reads one frame.

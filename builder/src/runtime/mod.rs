@@ -10,18 +10,21 @@
 mod cancel;
 mod error;
 mod executable;
+mod feed;
 mod filesystems;
 mod init;
 pub mod isolation;
 mod message;
 mod mount_points;
 mod native;
+mod orders;
 mod privileges;
 mod program;
 mod provide;
 mod sandbox;
 mod seccomp;
 mod server;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +35,8 @@ pub use crate::event::Stream;
 
 pub use cancel::Cancel;
 pub use error::RuntimeError;
-pub use native::Native;
+pub use native::{Attached, Native};
+pub use orders::{Order, Orders};
 pub use sandbox::sandbox_main;
 pub use seccomp::{ProfileError, check as check_seccomp};
 
@@ -158,6 +162,9 @@ pub struct Root {
     pub files: Files,
     /// An empty directory for the runtime's own use; with an overlay, on the same file system.
     pub work: PathBuf,
+    /// Whether the process may not write to it; what is mounted in it may still be written to.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Where the files of a root are.

@@ -1,7 +1,8 @@
 //! kiln's own runtime core, seen from the builder.
 
+use std::collections::VecDeque;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,11 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
+use rustix::process::{Signal, pidfd_send_signal};
 
+use super::feed::{self, Feed};
 use super::message::{self, Frames, Message};
 use super::mount_points::{self, Made};
 use super::server::{Ends, Server};
-use super::{Cancel, Exit, ProcessSpec, Root, RuntimeError, Stream};
+use super::{
+    Cancel, Exit, Order, Orders, ProcessSpec, Root, RuntimeError, Stream, Streams, terminal,
+};
 
 /// Read from a pipe at once: what the kernel keeps in one.
 const CHUNK: usize = 64 << 10;
@@ -30,6 +35,15 @@ pub(super) const FILES: &str = "files";
 pub(super) const SCRATCH: &str = "scratch";
 
 const DIRECTORIES: [&str; 4] = [OVERLAY_WORK, MOUNT_POINTS, FILES, SCRATCH];
+
+/// What connects a process to whoever runs it in the foreground.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attached<'a> {
+    /// What it reads, with [`Streams::Input`] and [`Streams::Terminal`]; nothing otherwise.
+    pub input: Option<BorrowedFd<'a>>,
+    /// Signals for it and sizes of its terminal.
+    pub orders: Option<&'a Orders>,
+}
 
 /// The native runtime core. Clones share the process that their sandboxes come from, which is
 /// started with the first of them.
@@ -91,6 +105,21 @@ impl Native {
         output: &mut dyn FnMut(Stream, &[u8]),
         cancel: &Cancel,
     ) -> Result<Exit, RuntimeError> {
+        self.run_attached(spec, Attached::default(), output, cancel)
+    }
+
+    /// Like [`Self::run`], for a process in the foreground: it reads what kiln reads, and gets
+    /// signals. What a terminal shows comes as standard output.
+    ///
+    /// # Errors
+    /// Those of [`Self::run`].
+    pub fn run_attached(
+        &self,
+        spec: &ProcessSpec,
+        attached: Attached<'_>,
+        output: &mut dyn FnMut(Stream, &[u8]),
+        cancel: &Cancel,
+    ) -> Result<Exit, RuntimeError> {
         if spec.args.is_empty() {
             return Err(RuntimeError::NoProgram);
         }
@@ -98,7 +127,7 @@ impl Native {
             return Err(RuntimeError::Cancelled);
         }
         prepare(&spec.root)?;
-        let mut sandbox = Sandbox::start(self).map_err(RuntimeError::Start)?;
+        let mut sandbox = Sandbox::start(self, attached).map_err(RuntimeError::Start)?;
         let supervised = sandbox.supervise(spec, output, cancel);
         let ended = sandbox.end(output);
         let cleaned = clean(&spec.root, &sandbox.made);
@@ -152,10 +181,19 @@ fn clean(root: &Root, made: &[Made]) -> Result<(), RuntimeError> {
 }
 
 /// A running sandbox.
-struct Sandbox {
+struct Sandbox<'a> {
     control: UnixStream,
     frames: Frames,
-    outputs: [Output; 2],
+    /// Descriptors that came, and whose message was not read yet.
+    received: VecDeque<OwnedFd>,
+    /// Standard output and error, and the terminal.
+    outputs: [Output; 3],
+    feed: Feed<'a>,
+    orders: Option<&'a Orders>,
+    /// Those that came before there was anybody to take them.
+    waiting: VecDeque<Order>,
+    /// The step's process, once there is one.
+    process: Option<OwnedFd>,
     made: Vec<Made>,
     result: Option<Result<Exit, RuntimeError>>,
 }
@@ -165,8 +203,8 @@ struct Output {
     pipe: Option<OwnedFd>,
 }
 
-impl Sandbox {
-    fn start(native: &Native) -> io::Result<Self> {
+impl<'a> Sandbox<'a> {
+    fn start(native: &Native, attached: Attached<'a>) -> io::Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
         let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -178,17 +216,20 @@ impl Sandbox {
             stdout: their_stdout,
             stderr: their_stderr,
         })?;
-        let output = |stream, pipe| Output {
-            stream,
-            pipe: Some(pipe),
-        };
+        let output = |stream, pipe| Output { stream, pipe };
         Ok(Self {
             control,
             frames: Frames::default(),
+            received: VecDeque::new(),
             outputs: [
-                output(Stream::Stdout, stdout),
-                output(Stream::Stderr, stderr),
+                output(Stream::Stdout, Some(stdout)),
+                output(Stream::Stderr, Some(stderr)),
+                output(Stream::Stdout, None),
             ],
+            feed: Feed::from(attached.input),
+            orders: attached.orders,
+            waiting: VecDeque::new(),
+            process: None,
             made: Vec::new(),
             result: None,
         })
@@ -202,10 +243,25 @@ impl Sandbox {
         cancel: &Cancel,
     ) -> io::Result<()> {
         message::send(&mut self.control, spec)?;
+        if spec.streams == Streams::Input {
+            let (theirs, ours) = feed::pipe()?;
+            message::send_descriptor(&self.control, theirs.as_fd())?;
+            // Without a source the end is there at once.
+            self.feed.sink = self.feed.source.is_some().then_some(ours);
+        }
         loop {
             let ready = self.wait(cancel)?;
             if ready.cancelled {
                 return Ok(());
+            }
+            if ready.source {
+                self.feed.read();
+            }
+            if ready.sink {
+                self.feed.write();
+            }
+            if ready.orders {
+                self.obey();
             }
             for (output_of, ready) in self.outputs.iter_mut().zip(ready.outputs) {
                 if ready {
@@ -219,13 +275,21 @@ impl Sandbox {
     }
 
     fn wait(&self, cancel: &Cancel) -> io::Result<Ready> {
-        let [out, err] = &self.outputs;
+        let [out, err, terminal] = &self.outputs;
         let token = cancel.as_fd();
+        let [source, sink] = self.feed.interest(token);
         let mut fds = [
             PollFd::new(&self.control, PollFlags::IN),
             PollFd::from_borrowed_fd(token, PollFlags::IN),
             out.interest(token),
             err.interest(token),
+            terminal.interest(token),
+            source,
+            sink,
+            match self.orders {
+                Some(orders) => PollFd::new(orders, PollFlags::IN),
+                None => PollFd::from_borrowed_fd(token, PollFlags::empty()),
+            },
         ];
         loop {
             match rustix::event::poll(&mut fds, None) {
@@ -234,18 +298,22 @@ impl Sandbox {
                 Err(error) => return Err(error.into()),
             }
         }
-        let [control, cancelled, out, err] = fds.map(|fd| !fd.revents().is_empty());
+        let [control, cancelled, out, err, terminal, source, sink, orders] =
+            fds.map(|fd| !fd.revents().is_empty());
         Ok(Ready {
             control,
             cancelled,
-            outputs: [out, err],
+            outputs: [out, err, terminal],
+            source,
+            sink,
+            orders,
         })
     }
 
     /// Reads what the sandbox says. Tells whether there may be more.
     fn listen(&mut self) -> io::Result<bool> {
         let mut buffer = [0; 4096];
-        let length = match self.control.read(&mut buffer) {
+        let length = match message::read_with(&self.control, &mut buffer, &mut self.received) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             // A killed sandbox leaves what it has not read.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
@@ -254,7 +322,14 @@ impl Sandbox {
         self.frames.push(buffer.get(..length).unwrap_or_default());
         while let Some(message) = self.frames.next()? {
             match message {
-                Message::Made(made) => self.made = made,
+                Message::Made(made) => {
+                    self.made = made;
+                    self.process = self.received.pop_front();
+                    if let Some(terminal) = self.received.pop_front() {
+                        self.connect(terminal)?;
+                    }
+                    self.obey();
+                }
                 Message::Failed(failure) => self.result = Some(Err(failure.into())),
                 // Why the program was not started says more than how its process ended.
                 Message::Ended(exit) => {
@@ -263,6 +338,41 @@ impl Sandbox {
             }
         }
         Ok(length > 0)
+    }
+
+    /// Shows what the process writes to its terminal, and types what kiln reads.
+    fn connect(&mut self, terminal: OwnedFd) -> io::Result<()> {
+        rustix::io::ioctl_fionbio(&terminal, true)?;
+        self.feed.sink = match self.feed.source {
+            Some(_) => Some(terminal.try_clone()?),
+            None => None,
+        };
+        self.outputs[2].pipe = Some(terminal);
+        Ok(())
+    }
+
+    /// Does what it was told, once the process is there that it is about.
+    fn obey(&mut self) {
+        self.waiting
+            .extend(self.orders.map(Orders::take).unwrap_or_default());
+        let Some(process) = &self.process else {
+            return;
+        };
+        for order in self.waiting.drain(..) {
+            // Fails only when the process has ended, or its terminal is gone.
+            match order {
+                Order::Signal(number) => {
+                    if let Some(signal) = Signal::from_named_raw(number) {
+                        _ = pidfd_send_signal(process, signal);
+                    }
+                }
+                Order::Size { rows, columns } => {
+                    if let Some(terminal) = &self.outputs[2].pipe {
+                        drop(terminal::resize(terminal, rows, columns));
+                    }
+                }
+            }
+        }
     }
 
     /// Ends the sandbox if it has not ended, and hands over what is left in its pipes.
@@ -282,7 +392,10 @@ impl Sandbox {
 struct Ready {
     control: bool,
     cancelled: bool,
-    outputs: [bool; 2],
+    outputs: [bool; 3],
+    source: bool,
+    sink: bool,
+    orders: bool,
 }
 
 impl Output {
@@ -301,7 +414,8 @@ impl Output {
         };
         let mut buffer = vec![0; CHUNK];
         match rustix::io::read(pipe, &mut buffer[..]) {
-            Ok(0) => {
+            // A terminal that nobody has open any more fails to be read.
+            Ok(0) | Err(Errno::IO) => {
                 self.pipe = None;
                 Ok(false)
             }

@@ -28,7 +28,7 @@ use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, Message, errno};
 use super::server::{self, Ends};
-use super::{Exit, ProcessSpec, init};
+use super::{Exit, ProcessSpec, Streams, init};
 use crate::sys::process::{self, Side};
 
 /// Becomes a sandbox: `main` calls it first of all when its first argument is
@@ -42,13 +42,26 @@ pub fn sandbox_main() -> ExitCode {
         };
         let mut control = take_ends(ends)?;
         let spec = message::receive(&mut control)?;
-        keep(&spec, &mut control).or_else(|error| report(&mut control, "start the sandbox", &error))
+        let input = receive_input(&spec, &control)?;
+        keep(&spec, &mut control, input)
+            .or_else(|error| report(&mut control, "start the sandbox", &error))
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // There is nobody to tell: the socket is what failed.
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// The end of a pipe that the step reads from, where it reads what kiln does.
+fn receive_input(spec: &ProcessSpec, control: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    if spec.streams != Streams::Input {
+        return Ok(None);
+    }
+    let mut received = Vec::new();
+    message::read_with(control, &mut [0], &mut received)?;
+    let input = received.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(Some(input))
 }
 
 fn report(control: &mut UnixStream, act: &str, error: &io::Error) -> io::Result<()> {
@@ -77,7 +90,7 @@ fn take_ends(ends: Ends) -> io::Result<UnixStream> {
 }
 
 /// The keeper: lives in the host's namespaces until the sandbox is gone.
-fn keep(spec: &ProcessSpec, control: &mut UnixStream) -> io::Result<()> {
+fn keep(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -85,8 +98,12 @@ fn keep(spec: &ProcessSpec, control: &mut UnixStream) -> io::Result<()> {
     let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
-        Side::Child => outer_init(spec, control, &keeper),
-        Side::Parent(outer) => watch(control.as_fd(), outer),
+        Side::Child => outer_init(spec, control, &keeper, input),
+        Side::Parent(outer) => {
+            // Else the builder would never see that nobody reads any more.
+            drop(input);
+            watch(control.as_fd(), outer)
+        }
     }
 }
 
@@ -120,7 +137,12 @@ fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
 }
 
 /// PID 1 of the namespace around the step's.
-fn outer_init(spec: &ProcessSpec, control: &mut UnixStream, keeper: &OwnedFd) -> io::Result<()> {
+fn outer_init(
+    spec: &ProcessSpec,
+    control: &mut UnixStream,
+    keeper: &OwnedFd,
+    input: Option<OwnedFd>,
+) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The keeper may have died before that line, when there was no signal to get yet.
     let mut fds = [PollFd::new(keeper, PollFlags::IN)];
@@ -130,10 +152,11 @@ fn outer_init(spec: &ProcessSpec, control: &mut UnixStream, keeper: &OwnedFd) ->
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let failure = init::run(spec, control);
+            let failure = init::run(spec, control, input.as_ref());
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {
+            drop(input);
             let exit = wait(step)?;
             message::send(control, &Message::Ended(exit))
         }

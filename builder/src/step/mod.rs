@@ -2,6 +2,7 @@
 
 pub mod copy;
 mod fetch;
+mod foreground;
 pub mod git;
 mod image;
 mod layout;
@@ -37,6 +38,7 @@ use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
+pub use foreground::{Foreground, foreground};
 pub use image::{RemoteImage, ResolveError, SourceImage, blob_event, open_layer, remove_altered};
 pub use layout::LayoutImage;
 pub use select::Selections;

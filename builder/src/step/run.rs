@@ -56,6 +56,7 @@ pub(super) fn execute(
             upper: active.upper(),
         },
         work: active.work(),
+        read_only: false,
     };
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
@@ -99,7 +100,8 @@ fn shown(args: &[String]) -> String {
     args.join(" ")
 }
 
-fn specification(
+/// The process of an operation in a root, with all that the machine gives to it.
+pub(super) fn specification(
     worker: &Worker,
     op: &RunOp,
     made: &mut Mounts,

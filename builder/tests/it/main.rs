@@ -7,6 +7,7 @@
 
 mod env;
 mod liar;
+mod run;
 mod saved;
 mod traces;
 mod web;

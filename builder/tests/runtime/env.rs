@@ -105,6 +105,7 @@ impl Step {
                     upper,
                 },
                 work,
+                read_only: false,
             },
             hostname: "buildkitsandbox".to_owned(),
             network: Network::Host,

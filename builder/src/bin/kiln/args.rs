@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Build(BuildArgs),
     /// Check a Dockerfile without building it
     Check(CheckArgs),
+    /// Run an image in the foreground; what it changes is thrown away
+    Run(RunArgs),
     /// List images
     Images(ImagesArgs),
     /// Give an image another name
@@ -300,6 +302,101 @@ pub(crate) enum ProgressArg {
     Auto,
     /// Line by line
     Plain,
+}
+
+/// `kiln run`
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "kiln run [OPTIONS] IMAGE [COMMAND] [ARG]...",
+    disable_help_flag = true
+)]
+pub(crate) struct RunArgs {
+    /// Remove everything afterwards; kiln always does
+    #[arg(long)]
+    pub(crate) rm: bool,
+
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+
+    /// Variable for the program; a name alone takes it from the environment; may be repeated
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+
+    /// File with variables, one a line; may be repeated
+    #[arg(long = "env-file", value_name = "FILE")]
+    pub(crate) env_files: Vec<PathBuf>,
+
+    /// File or folder of this machine to show, made where it is missing; may be repeated
+    #[arg(short, long = "volume", value_name = "HOST:CONTAINER[:ro]")]
+    pub(crate) volumes: Vec<String>,
+
+    /// Empty file system in memory; may be repeated
+    #[arg(long, value_name = "PATH[:size=BYTES]")]
+    pub(crate) tmpfs: Vec<String>,
+
+    /// Working directory [default: the image's]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+
+    /// User, NAME|UID[:GROUP|GID] [default: the image's]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+
+    /// Program instead of the image's ENTRYPOINT and CMD
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+
+    /// Network of the program
+    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
+    pub(crate) network: NetworkArg,
+
+    /// Rights of the program: seccomp=FILE|unconfined|builtin; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+
+    /// Host name [default: kiln]
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+
+    /// Do not let the program write to its root
+    #[arg(long)]
+    pub(crate) read_only: bool,
+
+    /// Platform, OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+
+    /// When to fetch the image from its registry
+    #[arg(long, value_enum, default_value_t = PullPolicy::Missing)]
+    pub(crate) pull: PullPolicy,
+
+    /// Say nothing about fetching the image
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub(crate) help: Option<bool>,
+
+    /// The image, and what to run instead of its CMD
+    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE")]
+    pub(crate) image_and_command: Vec<String>,
+}
+
+/// When an image is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullPolicy {
+    /// When it is not here
+    Missing,
+    /// Always
+    Always,
+    /// Not at all
+    Never,
 }
 
 /// `kiln images`

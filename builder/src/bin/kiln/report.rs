@@ -52,6 +52,22 @@ pub(crate) struct Interrupted {
     pub(crate) signal: u8,
 }
 
+/// A process that kiln ran ended with another code than 0, which becomes kiln's own.
+#[derive(Debug, thiserror::Error)]
+#[error("exit code {code}")]
+pub(crate) struct Exited {
+    pub(crate) code: u8,
+}
+
+/// A process that kiln was to run did not run.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot run `{what}`")]
+pub(crate) struct NotRun {
+    pub(crate) what: String,
+    #[source]
+    pub(crate) source: anyhow::Error,
+}
+
 /// A finished image could not be pushed.
 #[derive(Debug, thiserror::Error)]
 #[error("the image was built and is kept, but pushing `{name}` failed")]
@@ -112,6 +128,9 @@ pub(crate) fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
 pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
     if error.is::<Reported>() {
         return ExitCode::from(FAILED);
+    }
+    if let Some(Exited { code }) = error.downcast_ref() {
+        return ExitCode::from(*code);
     }
     if let Some(Interrupted { signal }) = error.downcast_ref() {
         render::err("cancelled");
@@ -224,6 +243,9 @@ fn code(error: &anyhow::Error) -> u8 {
     if error.is::<UsageError>() {
         return USAGE;
     }
+    if error.is::<NotRun>() {
+        return not_run(error);
+    }
     if error.is::<NotPushed>() {
         return NOT_PUSHED;
     }
@@ -252,6 +274,22 @@ fn code(error: &anyhow::Error) -> u8 {
     match find::<BlobError>(error) {
         Some(BlobError::Io { .. } | BlobError::Mismatch(_)) => ENVIRONMENT,
         _ => FAILED,
+    }
+}
+
+/// The exit code of what could not run, as docker has it: whether there was no such program, or one
+/// that cannot be started, or something else failed.
+fn not_run(error: &anyhow::Error) -> u8 {
+    match find(error) {
+        Some(
+            RuntimeError::NotFound { .. }
+            | RuntimeError::NotInPath { .. }
+            | RuntimeError::NoInterpreter { .. },
+        ) => 127,
+        Some(
+            RuntimeError::Denied { .. } | RuntimeError::Format { .. } | RuntimeError::Exec { .. },
+        ) => 126,
+        _ => USAGE,
     }
 }
 

@@ -5,6 +5,7 @@ mod call;
 mod check;
 mod debug;
 mod fix;
+mod foreground;
 mod history;
 mod images;
 mod inspect;
@@ -12,6 +13,7 @@ mod load;
 mod pull;
 mod push;
 mod rmi;
+mod run;
 mod save;
 mod security;
 mod tag;
@@ -89,7 +91,7 @@ impl Setup {
         self.level = match isolation::enter(wanted) {
             Ok(level) => Some(level),
             Err(_) if need == Need::Store && wanted == Wanted::Best => None,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(run::failure(command, error.into())),
         };
         Ok(())
     }
@@ -146,6 +148,7 @@ enum Need {
 fn need(command: &Command) -> Need {
     match command {
         Command::Build(args) if matches!(call::of(args), Ok(None)) => Need::Steps,
+        Command::Run(_) => Need::Steps,
         Command::Build(_) | Command::Check(_) | Command::Debug(_) => Need::Nothing,
         Command::Images(_)
         | Command::Tag(_)
@@ -165,6 +168,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Build(args) => build::run(setup, &args),
         Command::Check(args) => check::run(setup, &args),
         Command::Images(args) => images::run(setup, &args),
+        Command::Run(args) => run::run(setup, &args),
         Command::Tag(args) => tag::run(setup, &args),
         Command::Rmi(args) => rmi::run(setup, &args),
         Command::Inspect(args) => inspect::run(setup, &args),
