@@ -42,7 +42,7 @@ fn processes_of_the_host_are_out_of_reach() {
     assert_eq!(on_the_host(&["kill", &pid]), 0, "it lives");
 }
 
-/// The first process has no parent that it sees, and its group and session are its own.
+/// The first process has no parent that it sees, and its process group is its own.
 #[test]
 fn the_parent_cannot_be_reached() {
     needs_root!();
@@ -71,7 +71,7 @@ fn the_parent_cannot_be_reached() {
     );
 }
 
-/// Whatever a process does to outlive the step: another session, no parent, no signals, no name.
+/// Whatever a process does to outlive the step: setsid, no parent, no signals.
 #[test]
 fn no_process_outlives_its_step() {
     needs_root!();
