@@ -49,6 +49,9 @@ impl Host {
     }
 }
 
+/// Puts something at a path.
+type Make<'a> = &'a dyn Fn(&Path);
+
 fn fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, 0o666.into(), 0).unwrap();
 }
@@ -176,13 +179,13 @@ fn places_of_the_runtime_do_not_lead_to_the_host() {
 fn places_of_the_wrong_kind_neither_hang_nor_leak() {
     needs_root!();
     for place in ["etc/resolv.conf", "etc/hosts", "proc", "dev", "sys"] {
-        let kinds: [(&str, &dyn Fn(&Path)); 5] = [
+        let kinds: [(&str, Make); 5] = [
             ("fifo", &fifo),
             ("device", &device),
             ("directory", &|path| fs::create_dir(path).unwrap()),
             ("file", &|path| fs::write(path, "").unwrap()),
             ("circle", &|path| {
-                symlink(path.file_name().unwrap(), path).unwrap()
+                symlink(path.file_name().unwrap(), path).unwrap();
             }),
         ];
         for (kind, make) in kinds {
