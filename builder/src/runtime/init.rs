@@ -123,7 +123,7 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
 /// cgroup that would tell the harmless ones from the disks of the host; with `--security=insecure` they
 /// do (B3.2).
-fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
+pub(super) fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
     let work = &spec.root.work;
     let attributes = match spec.privileges {
         Privileges::Sandbox(_) => MountAttrFlags::MOUNT_ATTR_NODEV,
@@ -193,7 +193,7 @@ fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
 }
 
 /// Opens the working directory; what is missing of it is made and belongs to the user (B4.2).
-fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
+pub(super) fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
     let directory = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         root.open_at(path, flags, Mode::empty())
@@ -253,7 +253,11 @@ fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
 
 /// Standard input is empty, unless kiln's is passed on; output and error belong to the user, so
 /// that a step may open `/dev/stdout` anew (B4.1).
-fn connect_streams(input: Option<&OwnedFd>, null: &OwnedFd, user: &User) -> io::Result<()> {
+pub(super) fn connect_streams(
+    input: Option<&OwnedFd>,
+    null: &OwnedFd,
+    user: &User,
+) -> io::Result<()> {
     let (uid, gid) = (privileges::uid(user), privileges::gid(user));
     rustix::stdio::dup2_stdin(input.unwrap_or(null))?;
     if let Some(input) = input {

@@ -26,9 +26,9 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
-use super::message::{self, Failure, Message, errno};
+use super::message::{self, Failure, Message, Order, errno};
 use super::server::{self, Ends};
-use super::{Exit, ProcessSpec, Streams, init};
+use super::{Exit, ProcessSpec, Streams, init, oci};
 use crate::sys::process::{self, Side};
 
 /// Becomes a sandbox: `main` calls it first of all when its first argument is
@@ -41,9 +41,9 @@ pub fn sandbox_main() -> ExitCode {
             return Ok(());
         };
         let mut control = take_ends(ends)?;
-        let spec = message::receive(&mut control)?;
-        let input = receive_input(&spec, &control)?;
-        keep(&spec, &mut control, input)
+        let order: Order = message::receive(&mut control)?;
+        let input = receive_input(&order.spec, &control)?;
+        keep(&order, &mut control, input)
             .or_else(|error| report(&mut control, "start the sandbox", &error))
     });
     match done {
@@ -90,7 +90,7 @@ fn take_ends(ends: Ends) -> io::Result<UnixStream> {
 }
 
 /// The keeper: lives in the host's namespaces until the sandbox is gone.
-fn keep(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
+fn keep(order: &Order, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -98,7 +98,7 @@ fn keep(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) ->
     let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
-        Side::Child => outer_init(spec, control, &keeper, input),
+        Side::Child => outer_init(order, control, &keeper, input),
         Side::Parent(outer) => {
             // Else the builder would never see that nobody reads any more.
             drop(input);
@@ -138,7 +138,7 @@ fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
 
 /// PID 1 of the namespace around the step's.
 fn outer_init(
-    spec: &ProcessSpec,
+    order: &Order,
     control: &mut UnixStream,
     keeper: &OwnedFd,
     input: Option<OwnedFd>,
@@ -152,7 +152,11 @@ fn outer_init(
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let failure = init::run(spec, control, input.as_ref());
+            let (spec, input) = (&order.spec, input.as_ref());
+            if let Some(container) = &order.container {
+                return oci::run(spec, container, control, input);
+            }
+            let failure = init::run(spec, control, input);
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {

@@ -3,6 +3,7 @@
 
 mod attacks;
 mod cancel;
+mod compare;
 mod env;
 mod isolation;
 mod mounts;
