@@ -4,7 +4,7 @@
 pub mod dump;
 pub mod op;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use kiln_registry::digest::{Digest, Hasher};
@@ -100,6 +100,28 @@ impl Graph {
     /// All ids, in order.
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = VertexId> + use<> {
         (0..self.vertices.len()).map(|index| VertexId(u32::try_from(index).unwrap_or(u32::MAX)))
+    }
+
+    /// Whether a process will run upon the result of a vertex, or upon that with more layers.
+    #[must_use]
+    pub fn is_run_upon(&self, id: VertexId) -> bool {
+        let mut upon = BTreeSet::from([id]);
+        for above in self.ids().skip(id.index() + 1) {
+            let vertex = self.vertex(above);
+            if !vertex
+                .inputs
+                .first()
+                .is_some_and(|base| upon.contains(base))
+            {
+                continue;
+            }
+            match vertex.op {
+                Op::Run(_) => return true,
+                Op::Copy(_) | Op::Mkdir(_) => drop(upon.insert(above)),
+                _ => {}
+            }
+        }
+        false
     }
 
     /// One vertex.

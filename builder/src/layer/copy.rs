@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -47,6 +47,9 @@ pub enum How {
     Link,
     /// As a copy, which shares blocks where the file system can.
     Copy,
+    /// As a copy of its own for each of several hard links. To write to one of them changes the others
+    /// no more than it does with overlayfs, which copies a file when it is written to.
+    Split,
     /// Under a second name, unless it carries attributes that speak to overlayfs: for trees that are
     /// thrown away afterwards, and whose files anybody may have marked.
     Take,
@@ -101,7 +104,7 @@ impl Copier {
         stat: &Stat,
     ) -> io::Result<()> {
         let name = name_of(path);
-        let linked = stat.st_nlink > 1;
+        let linked = stat.st_nlink > 1 && self.how != How::Split;
         let inode = (stat.st_dev, stat.st_ino);
         if linked && let Some(first) = self.links.get(&inode) {
             let directory = open(root, parent_of(first), OFlags::PATH)?;
@@ -116,7 +119,7 @@ impl Copier {
         }
         let link = match self.how {
             How::Link => true,
-            How::Copy => false,
+            How::Copy | How::Split => false,
             How::Take => self.overlay_attributes(Place::In(from, name))?.is_empty(),
         };
         let made = if link {
@@ -144,7 +147,9 @@ impl Copier {
     ) -> io::Result<bool> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::RegularFile {
-            return self.regular(from, to, name, stat).map(|()| true);
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
+            return self.regular(&source, to, name, stat).map(|()| true);
         }
         let made = if kind == FileType::Symlink {
             let text = rustix::fs::readlinkat(from, name, Vec::new())?;
@@ -177,25 +182,50 @@ impl Copier {
 
     fn regular(
         &mut self,
-        from: BorrowedFd<'_>,
+        source: &OwnedFd,
         to: BorrowedFd<'_>,
         name: &[u8],
         stat: &Stat,
     ) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let target = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         // The unit is 512 bytes whatever the file system's block size is.
         let holes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512 < size;
-        content::copy(&source, &target, size, holes, &mut self.buffer)?;
+        content::copy(source, &target, size, holes, &mut self.buffer)?;
         let attributes = self.attributes(Place::Open(source.as_fd()))?;
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         tolerate(rustix::fs::fchown(&target, Some(uid), Some(gid)))?;
         set_attributes(Place::Open(target.as_fd()), &attributes)?;
         rustix::fs::fchmod(&target, mode(stat))?;
         Ok(rustix::fs::futimens(&target, &times(stat))?)
+    }
+
+    /// Makes a file of its own of one of several hard links, in its opened directory, which keeps its
+    /// time. `beside` is a directory outside of the tree, for the copy while it is made.
+    ///
+    /// # Errors
+    /// [`TreeError`] when it cannot be copied.
+    pub fn split(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        beside: BorrowedFd<'_>,
+        path: &[u8],
+    ) -> Result<(), TreeError> {
+        const COPY: &[u8] = b"split";
+        let name = name_of(path);
+        let mut split = || -> io::Result<()> {
+            let before = rustix::fs::fstat(directory)?;
+            let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let source = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+                self.regular(&source, beside, COPY, &stat)?;
+                rustix::fs::renameat(beside, COPY, directory, name)?;
+            }
+            Ok(rustix::fs::futimens(directory, &times(&before))?)
+        };
+        split().map_err(TreeError::new("split the hard link", path))
     }
 
     /// Gives a directory the owner, attributes, mode and time of another one. `path` is for errors.
@@ -303,7 +333,7 @@ pub fn remove(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 }
 
 /// Opens a path without links in a tree.
-pub(super) fn open(root: &Root, path: &[u8], flags: OFlags) -> io::Result<std::os::fd::OwnedFd> {
+pub(super) fn open(root: &Root, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
     root.open_beneath(Path::new(OsStr::from_bytes(path)), flags)
 }
 

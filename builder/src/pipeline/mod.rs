@@ -25,7 +25,7 @@ use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
 use crate::runtime::{Cancel, Native, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
-use crate::snapshot::{Snapshots, now};
+use crate::snapshot::{Backend, Snapshots, now};
 use crate::step::{
     LayoutImage, RemoteImage, ResolveError, Settings, SourceImage, StepError, Worker,
 };
@@ -54,6 +54,8 @@ pub struct Request {
     pub pull: bool,
     /// What the machine gives to `RUN` steps.
     pub settings: Settings,
+    /// How stacks of layers become file systems.
+    pub backend: Backend,
     /// Time that replaces all times of this build (C11.1), seconds since 1970.
     pub epoch: Option<i64>,
 }
@@ -258,7 +260,7 @@ pub async fn build(
     };
     let contexts = contexts::open(&store, &plan, main, &named)?;
     let worker = Arc::new(Worker {
-        snapshots: Snapshots::new(Arc::clone(&store)),
+        snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
         runtime: Native::default(),
         contexts,

@@ -86,6 +86,15 @@ pub struct ProcessSpec {
     pub streams: Streams,
 }
 
+impl ProcessSpec {
+    /// All paths of the root where something is shown for the time of the run.
+    pub fn places(&self) -> impl Iterator<Item = &str> {
+        let mounts = self.mounts.iter().map(Mount::target);
+        let own = filesystems::PLACES.into_iter().chain(provide::FILES);
+        own.chain(mounts)
+    }
+}
+
 /// What a process sees of the network (B3.1).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Network {
@@ -244,6 +253,19 @@ pub enum Mount {
         /// Size limit in bytes.
         size: Option<u64>,
     },
+}
+
+impl Mount {
+    /// Where it is shown: absolute path in the root.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        match self {
+            Self::Bind { target, .. }
+            | Self::File { target, .. }
+            | Self::Layers { target, .. }
+            | Self::Tmpfs { target, .. } => target,
+        }
+    }
 }
 
 /// How a process ended.

@@ -19,7 +19,7 @@ use crate::sys::mount;
 use crate::sys::root::Root;
 
 /// Files that every step is given.
-const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
+pub(super) const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
 
 /// A directory in [`Provider`]'s file system.
 const EMPTY: &str = "empty";

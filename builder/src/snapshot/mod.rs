@@ -1,10 +1,18 @@
 //! Snapshots: layers as directories, and stacks of them as file systems.
 //!
 //! A snapshot holds one layer in overlayfs form (a whiteout is a character device 0:0, an opaque
-//! directory carries `user.overlay.opaque`). A stack of snapshots is mounted as one overlay: by the sandbox for
-//! a process, or as a detached, read-only view for kiln itself, which leaves nothing behind even
-//! when kiln is killed.
+//! directory carries `user.overlay.opaque`). A stack of snapshots is mounted as one overlay: by the
+//! sandbox for a process, or as a detached, read-only view for kiln itself, which leaves nothing
+//! behind even when kiln is killed. Where overlayfs cannot be mounted ([`Backend`]), `trees` makes
+//! plain directories of stacks, `record` remembers what a tree looked like, and `changes` writes
+//! what a process did to it as a snapshot in the same form.
 
+mod backend;
+mod changes;
+mod record;
+mod trees;
+
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -21,7 +29,11 @@ use crate::layer;
 use crate::store::{SnapshotFacts, Store, StoreError, TempDir};
 use crate::sys::root::Root;
 
+use trees::Trees;
+
 pub use crate::store::SnapshotId;
+pub use backend::{Backend, Refused, UnknownBackend};
+pub use trees::WorkingTree;
 
 /// Why a snapshot could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +56,9 @@ pub enum SnapshotError {
         "the file system of the store `{0}` has no extended attributes of users (`user.*`), which snapshots need"
     )]
     Attributes(PathBuf),
+    /// A tree of files could not be read or made.
+    #[error("{0}")]
+    Tree(#[from] layer::TreeError),
     /// The layer could not be packed.
     #[error("packing a layer")]
     Pack(#[from] layer::PackError),
@@ -89,22 +104,50 @@ impl Active {
     pub fn work(&self) -> PathBuf {
         self.folder.path().join("work")
     }
+
+    /// The id that it will have.
+    fn id(&self) -> SnapshotId {
+        let name = self.folder.path().file_name().unwrap_or_default();
+        SnapshotId::from_name(name.to_string_lossy().into_owned())
+    }
 }
+
+/// A stack that a process may write to.
+#[derive(Debug)]
+pub enum Writable {
+    /// To be mounted: these layers, topmost first, below the new one.
+    Layers(Vec<PathBuf>),
+    /// As a tree that is complete.
+    Tree(Box<WorkingTree>),
+}
+
+/// A folder, and what keeps it.
+pub type Folder = (PathBuf, Arc<dyn Any + Send + Sync>);
 
 /// The snapshots of a store.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     store: Arc<Store>,
+    backend: Backend,
+    trees: Arc<Trees>,
     /// Set once the file system was found to have the attributes that snapshots need.
     attributes: Arc<OnceLock<()>>,
 }
 
 impl Snapshots {
-    /// The snapshots of this store.
+    /// The snapshots of this store, mounted by overlayfs.
     #[must_use]
     pub fn new(store: Arc<Store>) -> Self {
+        Self::with(store, Backend::Overlay)
+    }
+
+    /// The snapshots of this store, and how stacks of them become file systems.
+    #[must_use]
+    pub fn with(store: Arc<Store>, backend: Backend) -> Self {
         Self {
             store,
+            backend,
+            trees: Arc::default(),
             attributes: Arc::default(),
         }
     }
@@ -169,14 +212,7 @@ impl Snapshots {
     pub fn commit(&self, active: Active) -> Result<SnapshotId, SnapshotError> {
         let upper = active.upper();
         let (entries, bytes) = measure(&upper).map_err(io_error("measuring", &upper))?;
-        let name = active
-            .folder
-            .path()
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let id = SnapshotId::from_name(name);
+        let id = active.id();
         let target = self.store.snapshot_path(&id);
         fs::rename(&upper, &target).map_err(io_error("naming the snapshot", &target))?;
         let facts = SnapshotFacts {
@@ -221,10 +257,56 @@ impl Snapshots {
         let Some(first) = lowers.first() else {
             return Ok(None);
         };
+        if self.backend == Backend::Plain {
+            return self.trees.view(&self.store, stack).map(Some);
+        }
         let paths: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
         let view = crate::sys::mount::overlay_view(&paths)
             .map_err(io_error("mounting a view of", first))?;
         Ok(Some(Root::from_fd(view)))
+    }
+
+    /// The merged tree of a stack as a folder, which stays as long as the second value does; `None`
+    /// where stacks are mounted instead, from [`Self::lowers`].
+    ///
+    /// # Errors
+    /// When a snapshot is missing or the tree cannot be made.
+    pub fn view_folder(&self, stack: &[SnapshotId]) -> Result<Option<Folder>, SnapshotError> {
+        match self.backend {
+            Backend::Overlay => Ok(None),
+            Backend::Plain => self.trees.view_folder(&self.store, stack).map(Some),
+        }
+    }
+
+    /// A stack for a process to write to; what it changes becomes the layer that is being made.
+    ///
+    /// # Errors
+    /// When a snapshot is missing or its tree cannot be made.
+    pub fn writable(&self, stack: &[SnapshotId]) -> Result<Writable, SnapshotError> {
+        match self.backend {
+            Backend::Overlay => Ok(Writable::Layers(self.lowers(stack)?)),
+            Backend::Plain => {
+                let tree = self.trees.take(&self.store, stack)?;
+                Ok(Writable::Tree(Box::new(tree)))
+            }
+        }
+    }
+
+    /// Writes what a process changed in the tree of a stack to the layer that is being made. `keep`
+    /// says whether other processes will run upon that layer.
+    ///
+    /// # Errors
+    /// When the tree cannot be read or the layer not be written.
+    pub fn collect(
+        &self,
+        tree: WorkingTree,
+        stack: &[SnapshotId],
+        active: &Active,
+        keep: bool,
+    ) -> Result<(), SnapshotError> {
+        let layers = self.lowers(stack)?;
+        self.trees
+            .collect(tree, &layers, &active.upper(), active.id(), keep)
     }
 
     /// The layer's digest and the size of its tar in bytes, computed when not known yet.

@@ -9,7 +9,7 @@ use super::{Inputs, StepError, Worker, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
-use crate::snapshot::{Active, SnapshotId};
+use crate::snapshot::{Active, SnapshotId, Writable};
 
 /// Host name inside the sandbox (B4.3).
 const HOSTNAME: &str = "buildkitsandbox";
@@ -50,10 +50,14 @@ pub(super) fn execute(
     stack: &[SnapshotId],
     active: &Active,
 ) -> Result<(), StepError> {
+    let mut writable = worker.snapshots.writable(stack)?;
     let root = Root {
-        files: Files::Overlay {
-            lowers: worker.snapshots.lowers(stack)?,
-            upper: active.upper(),
+        files: match &writable {
+            Writable::Layers(lowers) => Files::Overlay {
+                lowers: lowers.clone(),
+                upper: active.upper(),
+            },
+            Writable::Tree(tree) => Files::Tree(tree.path()),
         },
         work: active.work(),
         read_only: false,
@@ -61,6 +65,11 @@ pub(super) fn execute(
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
     let spec = specification(worker, op, &mut mounts, root, stack)?;
+    if let Writable::Tree(tree) = &mut writable {
+        for place in spec.places() {
+            tree.tolerate(place)?;
+        }
+    }
     let mut tail = Tail::default();
     let mut show = |stream, bytes: Vec<u8>| {
         if !bytes.is_empty() {
@@ -82,7 +91,13 @@ pub(super) fn execute(
         show(stream, mounts.mask.finish(stream));
     }
     match exit? {
-        Exit::Code(0) => opaque::settle(worker, stack, &active.upper()),
+        Exit::Code(0) => match writable {
+            Writable::Layers(_) => opaque::settle(worker, stack, &active.upper()),
+            Writable::Tree(tree) => {
+                let keep = inputs.graph.is_run_upon(inputs.id);
+                Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
+            }
+        },
         Exit::Code(code) => Err(StepError::Exit {
             command: shown(&op.args),
             code,

@@ -4,10 +4,12 @@
 //! and `..` stay below the root, `/proc`-style magic links are refused. There is no string work
 //! on paths that came from an image.
 
+use std::any::Any;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 
@@ -15,6 +17,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 #[derive(Debug)]
 pub struct Root {
     dir: OwnedFd,
+    /// What has to stay as long as this does.
+    _held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Root {
@@ -26,13 +30,23 @@ impl Root {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
             dir: rustix::fs::open(path, flags, Mode::empty())?,
+            _held: None,
         })
     }
 
     /// Takes an already opened directory (also a detached mount) as a root.
     #[must_use]
     pub fn from_fd(dir: OwnedFd) -> Self {
-        Self { dir }
+        Self { dir, _held: None }
+    }
+
+    /// Keeps something, for one the owner of a temporary folder, as long as the root is open.
+    #[must_use]
+    pub fn holding(self, held: Arc<dyn Any + Send + Sync>) -> Self {
+        Self {
+            _held: Some(held),
+            ..self
+        }
     }
 
     /// Opens a path. Links in all components, the last one too unless `NOFOLLOW` is asked for,

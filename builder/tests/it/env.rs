@@ -79,6 +79,8 @@ pub(crate) fn skip(missing: &str) {
 #[derive(Debug)]
 pub(crate) struct TestEnv {
     folder: TempDir,
+    /// Variables that every kiln gets.
+    variables: Vec<(&'static str, &'static str)>,
 }
 
 impl TestEnv {
@@ -87,7 +89,24 @@ impl TestEnv {
         for name in ["context", "home", "tmp"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
-        Self { folder }
+        Self {
+            folder,
+            variables: Vec::new(),
+        }
+    }
+
+    /// Another one, in which kiln gets the same variables.
+    pub(crate) fn alike(&self) -> Self {
+        Self {
+            variables: self.variables.clone(),
+            ..Self::new()
+        }
+    }
+
+    /// With a variable that every kiln gets.
+    pub(crate) fn with_variable(mut self, name: &'static str, value: &'static str) -> Self {
+        self.variables.push((name, value));
+        self
     }
 
     /// With the image `busybox` in its store: /bin/busybox, its applets, /tmp, and nothing else.
@@ -131,6 +150,7 @@ impl TestEnv {
     pub(crate) fn kiln_in<'a>(&self, store: &str, args: impl IntoIterator<Item = &'a str>) -> Run {
         let mut command = self.command(env!("CARGO_BIN_EXE_kiln"));
         command.env("KILN_ROOT", self.path(store)).args(args);
+        command.envs(self.variables.iter().copied());
         Run {
             command,
             stdin: Vec::new(),

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use kiln_builder::snapshot::Backend;
 
 /// Builds container images from Dockerfiles and moves them to and from registries, without a daemon.
 #[derive(Debug, Parser)]
@@ -41,6 +42,17 @@ pub(crate) struct Cli {
         value_name = "HOST"
     )]
     pub(crate) insecure: Vec<String>,
+
+    /// How layers become file systems: overlay mounts them, plain makes directories of hard links and
+    /// copies, which needs no right to mount [default: the first that works]
+    #[arg(
+        long,
+        global = true,
+        env = "KILN_SNAPSHOTTER",
+        hide_env_values = true,
+        value_name = "WAY"
+    )]
+    pub(crate) snapshotter: Option<Backend>,
 
     /// How far steps are kept apart from this machine [default: the best that it allows; see `kiln
     /// doctor`]

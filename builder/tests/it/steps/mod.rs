@@ -70,7 +70,20 @@ struct Suite {
 
 #[test]
 fn cases_build_as_expected() {
-    let env = test_env!().with_busybox();
+    build_all(test_env!().with_busybox());
+}
+
+/// Without overlayfs the very same layers come out (DEMAND 20).
+#[test]
+fn cases_build_as_expected_in_plain_directories() {
+    build_all(
+        test_env!()
+            .with_variable("KILN_SNAPSHOTTER", "plain")
+            .with_busybox(),
+    );
+}
+
+fn build_all(env: TestEnv) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/steps");
     env.built(
         "system",
@@ -154,7 +167,7 @@ impl Suite {
         } else {
             options.show
         };
-        let env = TestEnv::new();
+        let env = self.env.alike();
         let own = options.own_store.then(|| env.path("store"));
         if own.is_some() {
             let archive = self.env.path("system.tar");

@@ -12,6 +12,7 @@ use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
+use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
 use kiln_builder::step::secrets::{SecretError, SecretSource};
 use kiln_grammar::syntax::MAX_SIZE;
@@ -62,6 +63,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
+    request.backend = setup.backend(&store, args.quiet)?;
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
@@ -176,6 +178,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         },
         pull: args.pull,
         settings,
+        backend: Backend::default(),
         epoch,
     })
 }

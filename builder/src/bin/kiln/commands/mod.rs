@@ -27,6 +27,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kiln_builder::runtime::Cancel;
 use kiln_builder::runtime::isolation::{self, Level, Wanted};
+use kiln_builder::snapshot::{Backend, Refused};
 use kiln_builder::store::Store;
 use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
@@ -50,6 +51,7 @@ pub(crate) struct Setup {
     level: Option<Level>,
     mirrors: Vec<String>,
     insecure: Vec<String>,
+    snapshotter: Option<Backend>,
 }
 
 impl Setup {
@@ -62,6 +64,7 @@ impl Setup {
             level: None,
             mirrors: cli.mirrors.clone(),
             insecure: cli.insecure.clone(),
+            snapshotter: cli.snapshotter,
         }
     }
 
@@ -109,6 +112,30 @@ impl Setup {
     /// Opens the store.
     pub(crate) fn store(&self) -> anyhow::Result<Arc<Store>> {
         Ok(Arc::new(Store::open(&self.root()?)?))
+    }
+
+    /// How layers become file systems here: as asked for, else the first way that works. Unless told
+    /// to be quiet, it says why that is not the best one.
+    pub(crate) fn backend(&self, store: &Store, quiet: bool) -> anyhow::Result<Backend> {
+        if let Some(wanted) = self.snapshotter {
+            wanted
+                .attempt(store)?
+                .with_context(|| format!("--snapshotter={wanted} does not work here"))?;
+            return Ok(wanted);
+        }
+        let (backend, refused) = Backend::probe(store)?;
+        if !quiet {
+            for Refused {
+                backend: other,
+                reason,
+            } in refused
+            {
+                render::err(&format!(
+                    "note: layers become {backend} directories: {other} is refused: {reason}"
+                ));
+            }
+        }
+        Ok(backend)
     }
 
     /// A registry client with this user's credentials. Unless told to be quiet, it says when it
