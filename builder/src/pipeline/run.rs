@@ -12,7 +12,7 @@ use kiln_registry::spec::config::ContainerConfig;
 use crate::context::Contexts;
 use crate::event::{Observer, Stream};
 use crate::graph::{Network, RunOp, Security};
-use crate::runtime::{Attached, Cancel, Exit, Mount, Native, Streams};
+use crate::runtime::{Attached, Cancel, Exit, Mount, Streams};
 use crate::snapshot::Snapshots;
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
 use crate::store::{Store, StoreError};
@@ -115,7 +115,7 @@ impl Worker {
         Self {
             snapshots: Snapshots::new(Arc::clone(store)),
             store: Arc::clone(store),
-            runtime: Native::default(),
+            runtime: settings.core(),
             contexts: Contexts::default(),
             client,
             images: BTreeMap::new(),

@@ -87,6 +87,7 @@ pub(super) fn mount_all(
     provider: &Provider,
 ) -> Result<OwnedFd, Failure> {
     let devices = mount_dev(spec, points)?;
+    mount_in(devices.as_fd(), "mqueue", "mqueue", &[], SEALED).act("mount `/dev/mqueue`")?;
     let sealed = match spec.privileges {
         Privileges::Sandbox(_) => Some(provider),
         Privileges::Insecure => None,
@@ -262,8 +263,12 @@ fn open_below(dir: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Mounts /dev with what belongs in it. Its nodes are mounts of the host's one by one: the file
-/// system itself is `nodev`, so that a node which a step makes there is of no use.
-fn mount_dev(spec: &ProcessSpec, points: &mut MountPoints<'_>) -> Result<OwnedFd, Failure> {
+/// system itself is `nodev`, so that a node which a step makes there is of no use. Message queues are
+/// those of the IPC namespace, and come later.
+pub(super) fn mount_dev(
+    spec: &ProcessSpec,
+    points: &mut MountPoints<'_>,
+) -> Result<OwnedFd, Failure> {
     let attributes = match spec.privileges {
         Privileges::Sandbox(_) => {
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -296,7 +301,6 @@ fn mount_dev(spec: &ProcessSpec, points: &mut MountPoints<'_>) -> Result<OwnedFd
     for (name, kind, options, attributes) in [
         ("pts", "devpts", &terminals[..], pts),
         ("shm", "tmpfs", &shared[..], nodev),
-        ("mqueue", "mqueue", &[][..], nodev),
     ] {
         mount_in(dev.as_fd(), name, kind, options, attributes)
             .act(&format!("mount `/dev/{name}`"))?;

@@ -78,11 +78,11 @@ impl Native {
         }))
     }
 
-    /// One with another runtime in its sandboxes.
+    /// The same with another runtime in its sandboxes.
     #[must_use]
-    pub fn with_runtime(executable: PathBuf, runtime: oci::Program) -> Self {
+    pub fn with_runtime(&self, runtime: oci::Program) -> Self {
         Self(Arc::new(Shared {
-            executable,
+            executable: self.0.executable.clone(),
             runtime: Some(runtime),
             server: Mutex::default(),
         }))

@@ -32,7 +32,7 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
-use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
+use crate::runtime::{Cancel, Isolation, Native, OciProgram, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError};
 use crate::sys::users::UserError;
@@ -78,6 +78,8 @@ pub struct Settings {
     pub secrets: BTreeMap<String, SecretBytes>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
+    /// The runtime that `RUN` steps run in, where it is not kiln's own (`--runtime`).
+    pub runtime: Option<OciProgram>,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
     /// How far steps are kept apart from the host.
@@ -218,6 +220,15 @@ impl From<RuntimeError> for StepError {
 }
 
 impl Settings {
+    /// The runtime core that is asked for.
+    #[must_use]
+    pub fn core(&self) -> Native {
+        match &self.runtime {
+            None => Native::default(),
+            Some(runtime) => Native::default().with_runtime(runtime.clone()),
+        }
+    }
+
     fn time(&self) -> SystemTime {
         fetch::system_time(self.time)
     }

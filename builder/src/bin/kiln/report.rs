@@ -321,6 +321,8 @@ fn is_sandbox(error: &RuntimeError) -> bool {
         RuntimeError::Start(_)
             | RuntimeError::Setup { .. }
             | RuntimeError::Lost
+            | RuntimeError::Oci { .. }
+            | RuntimeError::Unsupported { .. }
             | RuntimeError::Clean { .. }
     )
 }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{UnshareFlags, capabilities};
 use serde_json::Value;
 
 use super::config::{Facts, Late};
@@ -24,6 +24,23 @@ use crate::runtime::provide::{Prepared, Provider};
 use crate::runtime::{Exit, Privileges, ProcessSpec, filesystems, program, seccomp};
 use crate::sys::users::{self, User};
 use crate::sys::{mount, process};
+
+/// What the runtime mounts itself, because it is of the namespaces that it makes.
+const LATE: [&str; 2] = ["/proc", "/sys"];
+
+/// Devices of a step, and the making of any: those that every one has, terminals.
+const DEVICES: [&str; 10] = [
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+    "c *:* m",
+    "b *:* m",
+];
 
 /// Most of a runtime's log that is read.
 const LONGEST_LOG: u64 = 1 << 20;
@@ -50,6 +67,7 @@ fn contain(
 ) -> Result<Exit, Failure> {
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
+    process::reset_signals().act("reset signals")?;
     process::new_namespaces(UnshareFlags::NEWNS).act("create namespaces")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).act("make mounts private")?;
@@ -61,6 +79,7 @@ fn contain(
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
     let staging = spec.root.work.join(FILES);
     let mut points = MountPoints::new(&root, upper);
+    drop(filesystems::mount_dev(spec, &mut points)?);
     let late = put_all(mounts, &mut points, &mut provider, &staging)?;
     let made = std::mem::take(&mut points.made);
     drop(
@@ -118,8 +137,10 @@ fn put_all(
     let mut late = Vec::new();
     for mount in mounts {
         let target = mount.target.clone();
-        let mut places = filesystems::PLACES.iter();
-        if !places.any(|place| Path::new(&target).starts_with(place)) {
+        if !LATE
+            .iter()
+            .any(|place| Path::new(&target).starts_with(place))
+        {
             mount.put(points)?;
             continue;
         }
@@ -148,14 +169,53 @@ fn describe(
             .act("read the seccomp profile")?,
         Privileges::Insecure => None,
     };
+    let joins = container.joins();
     let facts = Facts {
         spec,
         user,
         seccomp: profile.as_ref(),
         late,
-        cgroup: &container.cgroup(spec),
+        cgroup: container.cgroup(spec).filter(|_| !joins),
+        permitted: capabilities(None).act("read capabilities")?.permitted,
     };
-    Bundle::write(staging, container, &facts).act("write the bundle")
+    if joins {
+        if facts.is_sandbox() {
+            let group = container.devices(spec);
+            limit_devices(&group).act("limit devices by a control group")?;
+        }
+        join(&spec.cgroups).act("join the control groups")?;
+        hide_hybrid().act("hide the unified hierarchy")?;
+    }
+    Bundle::write(staging, container, &facts, joins).act("write the bundle")
+}
+
+/// Goes into control groups, and with it what is started later.
+fn join(groups: &[PathBuf]) -> io::Result<()> {
+    groups.iter().try_for_each(|file| fs::write(file, "0"))
+}
+
+/// Goes into a control group without the host's devices: crun lets those of the root open. What a
+/// step makes itself, it may.
+fn limit_devices(group: &Path) -> io::Result<()> {
+    fs::create_dir_all(group)?;
+    fs::write(group.join("devices.deny"), "a")?;
+    for allowed in DEVICES {
+        fs::write(group.join("devices.allow"), allowed)?;
+    }
+    fs::write(group.join("cgroup.procs"), "0")
+}
+
+/// On hosts that mix both kinds of hierarchies crun gives up, also where it is to leave them alone.
+fn hide_hybrid() -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open("/sys/fs/cgroup/unified", flags, Mode::empty()) {
+        Ok(place) => {
+            let empty = mount::filesystem("tmpfs", &[], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+            mount::attach(empty.as_fd(), place.as_fd())
+        }
+        // Not one of those.
+        Err(_) => Ok(()),
+    }
 }
 
 /// A bundle, in the sandbox's file system in memory, and how it is run.
@@ -165,13 +225,21 @@ struct Bundle {
 }
 
 impl Bundle {
-    fn write(staging: &Path, container: &Container, facts: &Facts<'_>) -> io::Result<Self> {
+    fn write(
+        staging: &Path,
+        container: &Container,
+        facts: &Facts<'_>,
+        joins: bool,
+    ) -> io::Result<Self> {
         let directory = staging.join("bundle");
         fs::create_dir(&directory)?;
         let config = serde_json::to_vec(&facts.config())?;
         fs::write(directory.join("config.json"), config)?;
         let log = staging.join("log");
         let mut command = Command::new(&container.program.path);
+        if joins {
+            command.arg("--cgroup-manager=disabled");
+        }
         command
             .env_clear()
             .env(

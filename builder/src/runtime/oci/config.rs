@@ -1,5 +1,8 @@
 //! `config.json`: a process specification in the words of the OCI runtime specification.
 
+use std::path::Path;
+
+use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use crate::runtime::filesystems::{
@@ -73,7 +76,9 @@ pub(super) struct Facts<'a> {
     pub(super) seccomp: Option<&'a Profile>,
     pub(super) late: &'a [Late],
     /// The control group of its own, a path from the top of every hierarchy.
-    pub(super) cgroup: &'a str,
+    pub(super) cgroup: Option<String>,
+    /// What the sandbox may do, and so at most what is in it.
+    pub(super) permitted: CapabilitySet,
 }
 
 impl Facts<'_> {
@@ -88,7 +93,7 @@ impl Facts<'_> {
         })
     }
 
-    fn is_sandbox(&self) -> bool {
+    pub(super) fn is_sandbox(&self) -> bool {
         matches!(self.spec.privileges, Privileges::Sandbox(_))
     }
 
@@ -115,11 +120,18 @@ impl Facts<'_> {
     }
 
     fn capabilities(&self) -> Value {
-        let bounding = match self.is_sandbox() {
-            true => &CAPABILITY_NAMES[..],
-            false => &CAPABILITIES,
+        let all = CAPABILITIES.iter().enumerate();
+        let permitted = all.filter(|(number, name)| {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            let wanted = !self.is_sandbox() || CAPABILITY_NAMES.contains(name);
+            wanted && self.permitted.contains(one)
+        });
+        let bounding: Vec<_> = permitted.map(|(_, name)| name).collect();
+        let kept = if self.user.uid == 0 {
+            bounding.as_slice()
+        } else {
+            &[]
         };
-        let kept = if self.user.uid == 0 { bounding } else { &[] };
         json!({
             "bounding": bounding,
             "effective": kept,
@@ -139,39 +151,24 @@ impl Facts<'_> {
             .collect()
     }
 
-    /// The file systems of the kernel, as `filesystems` makes them, and what has its place in them.
+    /// The file systems of the namespaces that the runtime makes, and what has its place in them.
     fn mounts(&self) -> Vec<Value> {
         let read_only = if self.is_sandbox() { "ro" } else { "rw" };
-        let shm = format!("size={}", self.spec.shm_size);
-        let mount = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
         let sealed = ["nosuid", "noexec", "nodev"];
+        let mount = |target: &str, kind: &str, options: &[&str]| {
+            let options: Vec<_> = sealed.iter().chain(options).collect();
+            json!({ "destination": target, "type": kind, "source": kind, "options": options })
+        };
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
         let mut mounts = vec![
-            mount("/proc", "proc", &sealed),
-            mount("/dev", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
-            mount(
-                "/dev/pts",
-                "devpts",
-                &[
-                    "nosuid",
-                    "noexec",
-                    "newinstance",
-                    "ptmxmode=0666",
-                    "mode=0620",
-                    "gid=5",
-                ],
-            ),
-            mount(
-                "/dev/shm",
-                "tmpfs",
-                &["nosuid", "noexec", "nodev", "mode=1777", &shm],
-            ),
-            mount("/dev/mqueue", "mqueue", &sealed),
-            mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", read_only]),
-            mount(
-                "/sys/fs/cgroup",
-                "cgroup",
-                &["nosuid", "noexec", "nodev", read_only],
-            ),
+            mount("/proc", "proc", &[]),
+            mount("/dev/mqueue", "mqueue", &[]),
+            mount("/sys", "sysfs", &[read_only]),
+            // As kiln has it: of the old hierarchies nothing is seen by who may not write to them.
+            match unified || !self.is_sandbox() {
+                true => mount("/sys/fs/cgroup", "cgroup", &[read_only]),
+                false => mount("/sys/fs/cgroup", "tmpfs", &["ro", "mode=755"]),
+            },
         ];
         mounts.extend(self.late.iter().map(|late| {
             let access = if late.writable { "rw" } else { "ro" };
@@ -197,11 +194,12 @@ impl Facts<'_> {
                 namespaces.push(json!({ "type": "network", "path": path }));
             }
         }
-        let mut linux = json!({
-            "namespaces": namespaces,
-            "cgroupsPath": self.cgroup,
-            "resources": { "devices": [{ "allow": !self.is_sandbox(), "access": "rwm" }] },
-        });
+        let mut linux = json!({ "namespaces": namespaces });
+        if let Some(cgroup) = &self.cgroup {
+            let devices = json!({ "allow": !self.is_sandbox(), "access": "rwm" });
+            linux["cgroupsPath"] = json!(cgroup);
+            linux["resources"] = json!({ "devices": [devices] });
+        }
         if self.is_sandbox() {
             let below = |top: &str, paths: &[&str]| -> Vec<String> {
                 paths.iter().map(|path| format!("{top}/{path}")).collect()

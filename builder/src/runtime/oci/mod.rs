@@ -103,7 +103,7 @@ impl Container {
 
     /// The path of its control group from the top of every hierarchy: below the first of those that
     /// the process is to run in.
-    fn cgroup(&self, spec: &ProcessSpec) -> String {
+    fn cgroup(&self, spec: &ProcessSpec) -> Option<String> {
         let parent = spec.cgroups.first().and_then(|file| {
             let below = file.parent()?.strip_prefix(CGROUPS).ok()?;
             let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
@@ -116,12 +116,30 @@ impl Container {
         let path = Path::new("/")
             .join(parent.unwrap_or_default())
             .join(&self.id);
-        path.to_string_lossy().into_owned()
+        path.to_str().map(str::to_owned)
+    }
+
+    /// Whether the process runs in the control groups that the sandbox joins, and the runtime makes
+    /// none: on hosts that mix both kinds of hierarchies crun makes none.
+    fn joins(&self) -> bool {
+        let controllers = Path::new(CGROUPS).join("unified/cgroup.controllers");
+        let hybrid = std::fs::read(controllers).is_ok_and(|names| !names.is_empty());
+        hybrid && self.program.name().starts_with("crun")
+    }
+
+    /// The group of its own that says which devices it may open.
+    fn devices(&self, spec: &ProcessSpec) -> PathBuf {
+        let path = self.cgroup(spec).unwrap_or_default();
+        Path::new(CGROUPS)
+            .join("devices")
+            .join(path.trim_start_matches('/'))
     }
 
     /// Removes its control groups, which a runtime that was killed leaves.
     pub(super) fn clean(&self, spec: &ProcessSpec) {
-        let path = self.cgroup(spec);
+        let Some(path) = self.cgroup(spec) else {
+            return;
+        };
         let path = path.trim_start_matches('/');
         let hierarchies = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten();
         let tops = hierarchies.map(|entry| entry.path());

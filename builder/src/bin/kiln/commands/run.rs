@@ -17,7 +17,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::seccomp;
+use super::security::{runtime, seccomp};
 use super::{Setup, block_on, foreground, platform};
 use crate::args::{Command, NetworkArg, PullPolicy, RunArgs};
 use crate::render::{self, transfer};
@@ -67,6 +67,7 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         time: build_time(None),
         isolation: level.isolation,
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
         ..Settings::default()
     };
     let worker = Worker::for_processes(&store, client, &cancel, settings);
