@@ -44,7 +44,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 14] = [
+pub(crate) const TESTS: [Peer; 15] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -58,6 +58,7 @@ pub(crate) const TESTS: [Peer; 14] = [
     peer("htpasswd", "apache2-utils"),
     peer("gcc", "gcc"),
     peer("git", "git"),
+    peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
 ];
 

@@ -24,14 +24,16 @@ pub mod xattr;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_grammar::dockerignore::IgnoreFile;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 
+use crate::sys::owner;
 use crate::sys::root::Root;
+use crate::sys::xattr::Place as OnDisk;
 use metadata::{Kind, Metadata};
 use resolve::{Place, Seen};
 use rules::{Rules, Verdict};
@@ -227,7 +229,9 @@ impl Tree {
         file: impl std::os::fd::AsFd,
         listed: &Metadata,
     ) -> Result<(), ContextError> {
-        let stat = rustix::fs::fstat(file).map_err(|e| self.read_error(path, e.into()))?;
+        let mut stat = rustix::fs::fstat(&file).map_err(|e| self.read_error(path, e.into()))?;
+        self.correct(OnDisk::Open(file.as_fd()), &mut stat)
+            .map_err(|e| self.read_error(path, e.into()))?;
         let found = Metadata::from(&stat);
         let same = found.inode == listed.inode
             && found.kind == listed.kind
@@ -266,9 +270,26 @@ impl Tree {
         })
     }
 
+    /// What `lstat` says of a path, and for files of ours what is written down of them.
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let file = self.root.open_at(path, flags, Mode::empty())?;
+        let mut stat = rustix::fs::statat(&file, "", AtFlags::EMPTY_PATH)?;
+        self.correct(OnDisk::At(file.as_fd()), &mut stat)?;
+        Ok(stat)
+    }
+
+    /// Files of people are whose they are on disk; they may have any attributes.
+    fn correct(&self, place: OnDisk<'_>, stat: &mut Stat) -> rustix::io::Result<()> {
+        if self.live {
+            return Ok(());
+        }
+        owner::correct(place, stat)
+    }
+
     /// What is visible at a path that is free of links; `None` where there is nothing.
     fn lookup(&self, path: &Path) -> Result<Option<Metadata>, ContextError> {
-        let stat = match self.root.stat(path, false) {
+        let stat = match self.stat(path) {
             Ok(stat) => stat,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(source) => return Err(self.read_error(path, source)),
@@ -287,7 +308,7 @@ impl Tree {
         if !path.as_os_str().is_empty() {
             return self.lookup(path);
         }
-        let stat = self.root.stat(path, false);
+        let stat = self.stat(path);
         stat.map(|stat| Some(Metadata::from(&stat)))
             .map_err(|source| self.read_error(Path::new("/"), source))
     }

@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,6 +17,7 @@ use rustix::io::Errno;
 use super::metadata::Metadata;
 use super::rules::Verdict;
 use super::{Tree, lock, threads};
+use crate::sys::xattr::Place;
 
 /// One file in a directory.
 #[derive(Clone, Debug)]
@@ -146,12 +148,13 @@ impl Tree {
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            let stat = match rustix::fs::statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) {
+            let mut stat = match rustix::fs::statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 // Removed since its name was read.
                 Err(Errno::NOENT) => continue,
                 Err(error) => return Err(error),
             };
+            self.correct(Place::In(opened.as_fd(), name.to_bytes()), &mut stat)?;
             let metadata = Metadata::from(&stat);
             let name = OsStr::from_bytes(name.to_bytes());
             let verdict = rules

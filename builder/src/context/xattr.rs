@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
+use crate::sys::owner;
+
 /// One extended attribute: its name and its value.
 pub type Xattr = (CString, Vec<u8>);
 
@@ -79,6 +81,9 @@ fn is_carried(name: &CStr) -> bool {
         b"trusted.overlay.",
         b"user.overlay.",
     ];
+    if owner::is_record(name.to_bytes()) {
+        return false;
+    }
     is_capability(name)
         || !HOST
             .iter()
@@ -98,6 +103,7 @@ mod tests {
             (c"system.posix_acl_access", false),
             (c"trusted.overlay.opaque", false),
             (c"user.overlay.origin", false),
+            (c"user.kiln.owner", false),
             (c"trusted.md5", true),
             (c"user.comment", true),
         ] {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::whiteout::{self, display};
 use super::xattr::{self, Place};
 use crate::sys::content;
+use crate::sys::owner;
 use crate::sys::root::Root;
 
 /// Why a tree cannot be read or made. Paths are within it.
@@ -258,7 +259,7 @@ impl Copier {
 
     /// The attributes that travel with a file.
     fn attributes(&mut self, place: Place<'_>) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-        self.xattrs.read(place, whiteout::is_unpacked)
+        self.xattrs.read(place, travels)
     }
 
     fn overlay_attributes(&mut self, place: Place<'_>) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
@@ -274,7 +275,12 @@ pub fn attributes_of(
     directory: BorrowedFd<'_>,
     name: &[u8],
 ) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    xattr::Reader::new().read(Place::In(directory, name), whiteout::is_unpacked)
+    xattr::Reader::new().read(Place::In(directory, name), travels)
+}
+
+/// What a layer may hold, and what kiln itself has written down of the file.
+fn travels(name: &[u8]) -> bool {
+    whiteout::is_unpacked(name) || owner::is_record(name)
 }
 
 /// Whether a directory of a layer shows nothing of the layers below.

@@ -18,7 +18,8 @@ pub mod seal;
 pub mod tar;
 pub mod unpack;
 pub mod whiteout;
-mod xattr;
+
+use crate::sys::xattr;
 
 pub use archive::{Sniffed, is_tar_archive, sniff};
 pub use compression::{Compression, Limits, decompressor};

@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use super::tar::{Header, Kind, Time, WriteError, Writer};
 use super::whiteout::{self, Name, display};
 use super::xattr::{self, Place};
+use crate::sys::owner;
 use crate::sys::root::Root;
 
 /// What is to be chosen in packing.
@@ -220,7 +221,9 @@ impl<W: Write> Packer<'_, W> {
         name: &[u8],
     ) -> Result<Option<Frame>, PackError> {
         let failed = |error: rustix::io::Errno| unreadable(&path, error.into());
-        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let mut stat =
+            rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        owner::correct(Place::In(parent, name), &mut stat).map_err(failed)?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::CharacterDevice if stat.st_rdev == 0 => {
                 self.whiteout(&path)?;
@@ -287,7 +290,8 @@ impl<W: Write> Packer<'_, W> {
     /// Packs a directory's own entry and lists its content.
     fn directory(&mut self, path: Vec<u8>, directory: OwnedFd) -> Result<Frame, PackError> {
         let failed = |error: rustix::io::Errno| unreadable(&path, error.into());
-        let stat = rustix::fs::fstat(&directory).map_err(failed)?;
+        let mut stat = rustix::fs::fstat(&directory).map_err(failed)?;
+        owner::correct(Place::Open(directory.as_fd()), &mut stat).map_err(failed)?;
         let attributes = self.attributes(Place::Open(directory.as_fd()), &path)?;
         let is_root = path.is_empty();
         if !is_root || self.options.root {

@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use crate::sys::owner;
+
 /// What stands before the name of a deleted file in a layer.
 pub const PREFIX: &[u8] = b".wh.";
 /// Name of the entry that makes its directory opaque.
@@ -72,7 +74,7 @@ pub fn is_overlay(name: &[u8]) -> bool {
 #[must_use]
 pub fn is_packed(name: &[u8]) -> bool {
     let ours = name == b"security.capability" || name.starts_with(b"user.");
-    ours && !is_overlay(name)
+    ours && !is_overlay(name) && !owner::is_record(name)
 }
 
 /// Whether an attribute that a layer brings is set on the file: all but those that overlayfs or the
@@ -80,7 +82,7 @@ pub fn is_packed(name: &[u8]) -> bool {
 #[must_use]
 pub fn is_unpacked(name: &[u8]) -> bool {
     let host = matches!(name, b"security.selinux" | b"system.nfs4_acl");
-    !host && !is_overlay(name)
+    !host && !is_overlay(name) && !owner::is_record(name)
 }
 
 /// A name as messages show it.

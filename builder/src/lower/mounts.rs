@@ -67,8 +67,6 @@ impl StageLowering<'_, '_> {
             Mount::Cache(cache) => self.cache(cache, record, mounts),
             Mount::Secret(secret) => self.secret(secret, record),
             Mount::Ssh(ssh) => {
-                self.shared
-                    .unsupported("RUN --mount=type=ssh", record.span)?;
                 let number = mounts.sockets;
                 mounts.sockets += 1;
                 let default = || format!("/run/buildkit/ssh_agent.{number}");

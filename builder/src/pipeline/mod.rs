@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
@@ -269,6 +269,7 @@ pub async fn build(
         observer: observer.clone(),
         cancel: cancel.clone(),
         settings: request.settings.clone(),
+        points: OnceLock::new(),
     });
     let exported = plan.layers().collect();
     let schedule = Schedule::new(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -122,6 +122,7 @@ impl Worker {
             observer: Observer::silent(),
             cancel: cancel.clone(),
             settings,
+            points: OnceLock::new(),
         }
     }
 }

@@ -2,18 +2,19 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, IdKind, Message, errno};
-use super::mount_points::{self, Kind, Made, MountPoints};
-use super::native::{MOUNT_POINTS, OVERLAY_WORK};
+use super::mount_points::{self, Kind, MountPoints, Points};
+use super::native::OVERLAY_WORK;
 use super::provide::{Prepared, Provider};
 use super::terminal::Terminal;
 use super::{
@@ -24,16 +25,20 @@ use crate::sys::ids::Map;
 use crate::sys::mount::Writable;
 use crate::sys::root::Root;
 use crate::sys::users::{self, User};
-use crate::sys::{loopback, mount, process};
+use crate::sys::{loopback, mount, owner, process, xattr};
 
-/// Becomes the step's program; returns only when that failed. `input` is what it reads, where it
-/// reads anything ([`Streams::Input`]).
-pub(super) fn run(
-    spec: &ProcessSpec,
-    control: &mut UnixStream,
-    input: Option<&OwnedFd>,
-) -> Failure {
-    match become_program(spec, control, input) {
+/// Descriptors that a step's process is given.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    /// What it reads, where it reads anything ([`Streams::Input`]).
+    pub(super) input: Option<OwnedFd>,
+    /// The way to the process that makes users up, with a single id.
+    pub(super) registrar: Option<OwnedFd>,
+}
+
+/// Becomes the step's program; returns only when that failed.
+pub(super) fn run(spec: &ProcessSpec, control: &mut UnixStream, given: &Given) -> Failure {
+    match become_program(spec, control, given) {
         Ok(never) => match never {},
         Err(failure) => failure,
     }
@@ -57,15 +62,20 @@ impl<T, E: Into<io::Error>> Act<T> for Result<T, E> {
 fn become_program(
     spec: &ProcessSpec,
     control: &mut UnixStream,
-    input: Option<&OwnedFd>,
+    given: &Given,
 ) -> Result<Infallible, Failure> {
     // Until the program starts, modes are as written.
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
     enter_namespaces(spec)?;
-    let mut provider = Provider::new(&spec.root.work).act("mount a file system in memory")?;
+    let overlay_work = open_directory(&spec.root.work.join(OVERLAY_WORK))
+        .act("open the directory for the runtime's own use")?;
+    // Overlayfs gets that directory by its descriptor; what is mounted on it is not in the way.
+    let mut provider = Provider::new(overlay_work.as_fd()).act("mount a file system in memory")?;
     let mounts = provider.prepare_all(spec)?;
-    let (root, upper) = mount_root(spec, &mounts).act("mount the root file system")?;
+    let places = places(&mounts);
+    let (root, upper) =
+        mount_root(spec, &places, &overlay_work).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
     check_ids(spec, &user)?;
 
@@ -79,7 +89,10 @@ fn become_program(
     for mount in mounts {
         mount.put(&mut points)?;
     }
-    let made = std::mem::take(&mut points.made);
+    let points = Points {
+        made: std::mem::take(&mut points.made),
+        laid_out: mount_points::directories(&places),
+    };
     let cwd = make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
         path: spec.cwd.clone(),
         errno: errno(&error),
@@ -88,16 +101,16 @@ fn become_program(
         let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
         mount::set_attributes(root.as_fd(), read_only).act("make the root read-only")?;
     }
-    report(control, made, terminal.as_ref()).act("report mount points")?;
+    report(control, points, terminal.as_ref()).act("report mount points")?;
 
     enter_root(&root, &cwd).act("enter the root file system")?;
     let connected = match &terminal {
         Some(terminal) => connect_terminal(terminal, &user),
-        None => connect_streams(input, &null, &user),
+        None => connect_streams(given.input.as_ref(), &null, &user),
     };
     connected.act("connect the standard streams")?;
-    drop((root, cwd, provider));
-    privileges::drop_to(spec, &user)?;
+    drop((root, cwd, provider, overlay_work));
+    privileges::drop_to(spec, &user, given.registrar.as_ref())?;
     program::exec(spec, &user)
 }
 
@@ -123,22 +136,24 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
 /// cgroup that would tell the harmless ones from the disks of the host; with `--security=insecure` they
 /// do (B3.2).
-pub(super) fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<(Root, OwnedFd)> {
-    let work = &spec.root.work;
+pub(super) fn mount_root(
+    spec: &ProcessSpec,
+    places: &[(String, Kind)],
+    overlay_work: &OwnedFd,
+) -> io::Result<(Root, OwnedFd)> {
     let attributes = match spec.privileges {
         Privileges::Sandbox(_) => MountAttrFlags::MOUNT_ATTR_NODEV,
         Privileges::Insecure => MountAttrFlags::empty(),
     };
     let mount = match &spec.root.files {
         Files::Overlay { lowers, upper } => {
-            let points = work.join(MOUNT_POINTS);
-            mount_points::lay_out(&points, &places(mounts))?;
+            let points = mount_points::lay_out(&spec.root.points, &spec.root.work, places)?;
             let lowers = lowers.iter().chain([&points]);
             let lowers = lowers.map(|layer| layer.as_path()).collect::<Vec<_>>();
-            let overlay_work = work.join(OVERLAY_WORK);
+            let work = format!("/proc/self/fd/{}", overlay_work.as_raw_fd());
             let writable = Writable {
                 upper,
-                work: &overlay_work,
+                work: Path::new(&work),
             };
             mount::overlay(&lowers, Some(writable), attributes)?
         }
@@ -148,10 +163,14 @@ pub(super) fn mount_root(spec: &ProcessSpec, mounts: &[Prepared]) -> io::Result<
             mount
         }
     };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let writable = rustix::fs::open(spec.root.files.writable(), flags, Mode::empty())?;
+    let writable = open_directory(spec.root.files.writable())?;
     mount::attach(mount.as_fd(), writable.as_fd())?;
     Ok((Root::from_fd(mount), writable))
+}
+
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 /// Makes sure that the user and its groups exist in this user namespace. With a single id nobody
@@ -181,7 +200,7 @@ fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
 
 /// All mount points that the image may lack. What stands below a file system of the sandbox is made
 /// there.
-fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
+pub(super) fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
     let own = filesystems::PLACES.map(|place| (place.to_owned(), Kind::Directory));
     let inside = |target: &str| {
         let mut places = filesystems::PLACES.iter();
@@ -207,8 +226,8 @@ pub(super) fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedF
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let name = part.as_os_str();
                 rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755))?;
-                let (uid, gid) = (privileges::uid(user), privileges::gid(user));
-                rustix::fs::chownat(&at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                let place = xattr::Place::In(at.as_fd(), name.as_bytes());
+                owner::set(place, (user.uid, user.gid))?;
                 directory(&path)?
             }
             found => found?,
@@ -229,23 +248,22 @@ fn enter_root(root: &Root, cwd: &OwnedFd) -> io::Result<()> {
 
 /// Tells the builder what was made in the root, and gives it this process, for signals, and the
 /// other end of its terminal.
-fn report(
-    control: &mut UnixStream,
-    made: Vec<Made>,
-    terminal: Option<&Terminal>,
-) -> io::Result<()> {
+fn report(control: &mut UnixStream, points: Points, terminal: Option<&Terminal>) -> io::Result<()> {
     let process = pidfd_open(getpid(), PidfdFlags::empty())?;
     let mut descriptors = vec![process.as_fd()];
     descriptors.extend(terminal.map(|terminal| terminal.master.as_fd()));
-    message::send_with(control, &Message::Made(made), &descriptors)
+    message::send_with(control, &Message::Points(points), &descriptors)
 }
+
+/// Leaves the group of a file as it is (chown(2)).
+const UNCHANGED: u32 = u32::MAX;
 
 /// The terminal is all three standard streams, belongs to the user, and controls this process, as
 /// job control wants it.
 fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
     let slave = &terminal.slave;
     rustix::process::ioctl_tiocsctty(slave)?;
-    rustix::fs::fchown(slave, Some(privileges::uid(user)), None)?;
+    privileges::give(slave, (user.uid, UNCHANGED))?;
     rustix::stdio::dup2_stdin(slave)?;
     rustix::stdio::dup2_stdout(slave)?;
     Ok(rustix::stdio::dup2_stderr(slave)?)
@@ -258,13 +276,12 @@ pub(super) fn connect_streams(
     null: &OwnedFd,
     user: &User,
 ) -> io::Result<()> {
-    let (uid, gid) = (privileges::uid(user), privileges::gid(user));
     rustix::stdio::dup2_stdin(input.unwrap_or(null))?;
     if let Some(input) = input {
-        rustix::fs::fchown(input, Some(uid), Some(gid))?;
+        privileges::give(input, (user.uid, user.gid))?;
     }
     for pipe in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        rustix::fs::fchown(pipe, Some(uid), Some(gid))?;
+        privileges::give(pipe, (user.uid, user.gid))?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::mount_points::Made;
+use super::mount_points::Points;
 use super::oci::Container;
 use super::{Exit, ProcessSpec};
 use crate::sys::users::UserError;
@@ -38,9 +38,9 @@ pub(super) struct Order {
 /// From the sandbox to the builder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// Mount points that had to be made in the writable directory. With it come descriptors: the
+    /// Mount points that were made, and may have left something. With it come descriptors: the
     /// step's process and, where it has one, its terminal.
-    Made(Vec<Made>),
+    Points(Points),
     /// The step's program was not started.
     Failed(Failure),
     /// The step's process ended, and with it all others.

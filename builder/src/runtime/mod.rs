@@ -25,6 +25,7 @@ mod provide;
 mod sandbox;
 mod seccomp;
 mod server;
+mod single;
 mod terminal;
 
 use std::path::{Path, PathBuf};
@@ -173,6 +174,9 @@ pub struct Root {
     pub files: Files,
     /// An empty directory for the runtime's own use; with an overlay, on the same file system.
     pub work: PathBuf,
+    /// A directory on the same file system in which layers of mount points are kept for the runs
+    /// to come, of this kiln only. The caller removes it when there are none.
+    pub points: PathBuf,
     /// Whether the process may not write to it; what is mounted in it may still be written to.
     #[serde(default)]
     pub read_only: bool,

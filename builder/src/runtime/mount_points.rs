@@ -6,18 +6,24 @@
 //! whiteout, a directory behind a link) the place is made in the writable directory, and
 //! [`clean`] removes it again, with whatever overlayfs copied up for it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use kiln_registry::digest::Hasher;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::sys::root::Root;
+
+/// Name of a lowest layer that is being made.
+pub(super) const NEW_LAYER: &str = "points";
 
 /// What stands at a mount point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +48,15 @@ pub(super) struct Made {
     copied: Vec<Copied>,
 }
 
+/// The mount points of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Points {
+    /// Those that had to be made in the writable directory.
+    pub(super) made: Vec<Made>,
+    /// The directories of the lowest layer, the inner ones first.
+    pub(super) laid_out: Vec<PathBuf>,
+}
+
 /// Seconds and nanoseconds.
 type Time = (i64, i64);
 
@@ -55,27 +70,70 @@ struct Copied {
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Makes the lowest layer: an empty place for every mount. What cannot be laid out (`..` in a
+/// Gives the lowest layer: an empty place for every mount. It is looked for in a directory where
+/// earlier runs left theirs, else made in `work` and put there. What cannot be laid out (`..` in a
 /// path, a file where a directory is wanted too) is left to [`MountPoints::find`].
-pub(super) fn lay_out(layer: &Path, places: &[(String, Kind)]) -> io::Result<()> {
-    fs::create_dir_all(layer)?;
+pub(super) fn lay_out(kept: &Path, work: &Path, places: &[(String, Kind)]) -> io::Result<PathBuf> {
+    let mut hasher = Hasher::new();
     for (target, kind) in places {
-        let target = Path::new(target.as_str());
-        let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
-        if !target.components().all(plain) {
-            continue;
+        hasher.update(format!("{kind:?} {target}\0").as_bytes());
+    }
+    let layer = kept.join(hasher.finish().hex());
+    if layer.exists() {
+        return Ok(layer);
+    }
+    let new = work.join(NEW_LAYER);
+    make_layer(&new, places)?;
+    match fs::rename(&new, &layer) {
+        // Another run was faster. What is left in `work` goes with it.
+        Err(_) if layer.exists() => {}
+        result => result?,
+    }
+    Ok(layer)
+}
+
+/// The directories of the lowest layer, relative to the root, the inner ones first.
+pub(super) fn directories(places: &[(String, Kind)]) -> Vec<PathBuf> {
+    let mut directories = BTreeSet::new();
+    for (target, kind) in places {
+        if let Some(target) = laid_out(target) {
+            let outer = usize::from(*kind == Kind::File);
+            let within = target.ancestors().skip(outer);
+            let within = within.filter(|path| !path.as_os_str().is_empty());
+            directories.extend(within.map(Path::to_owned));
         }
-        let place = layer.join(target.strip_prefix("/").unwrap_or(target));
+    }
+    directories.into_iter().rev().collect()
+}
+
+/// The place of a mount in the lowest layer, relative to its root.
+fn laid_out(target: &str) -> Option<&Path> {
+    let target = Path::new(target);
+    let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+    let target = Some(target).filter(|target| target.components().all(plain))?;
+    Some(target.strip_prefix("/").unwrap_or(target))
+}
+
+fn make_layer(layer: &Path, places: &[(String, Kind)]) -> io::Result<()> {
+    let make_directories = |path: &Path| {
+        // What a step writes below them takes them along, so they look as docker's do.
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o755).create(path)
+    };
+    make_directories(layer)?;
+    for (target, kind) in places {
+        let Some(target) = laid_out(target) else {
+            continue;
+        };
+        let place = layer.join(target);
         let made = match (kind, place.parent()) {
-            (Kind::File, Some(parent)) => fs::create_dir_all(parent)
+            (Kind::File, Some(parent)) => make_directories(parent)
                 .and_then(|()| {
-                    fs::OpenOptions::new()
-                        .append(true)
-                        .create(true)
-                        .open(&place)
+                    let mut options = fs::OpenOptions::new();
+                    options.append(true).create(true).mode(0o644).open(&place)
                 })
                 .map(drop),
-            _ => fs::create_dir_all(&place),
+            _ => make_directories(&place),
         };
         match made {
             Err(error) if !is_conflict(&error) => return Err(error),
@@ -219,26 +277,17 @@ fn make(directory: &OwnedFd, names: &[PathBuf], kind: Kind) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes from a writable directory what mount points left there: directories of the `layer` that
-/// [`lay_out`] made and that were copied up without content of their own, and what was `made`.
-pub(super) fn clean(
-    upper: &Path,
-    lowers: &[PathBuf],
-    layer: &Path,
-    made: &[Made],
-) -> io::Result<()> {
+/// Removes from a writable directory what mount points left there: directories of the lowest layer
+/// that were copied up without content of their own, and what was made.
+pub(super) fn clean(upper: &Path, lowers: &[PathBuf], points: &Points) -> io::Result<()> {
     let upper = open_directory(upper)?;
     let upper = upper.as_fd();
-    for made in made.iter().rev() {
+    for made in points.made.iter().rev() {
         made.remove(upper)?;
     }
-    let places = walkdir::WalkDir::new(layer)
-        .min_depth(1)
-        .contents_first(true);
-    for place in places {
-        let place = place?;
-        let path = place.path().strip_prefix(layer).unwrap_or(place.path());
-        if place.file_type().is_dir() && !in_image(lowers, path)? {
+    for path in &points.laid_out {
+        let copied = present(beneath(upper, path, OFlags::PATH | OFlags::DIRECTORY))?;
+        if copied.is_some() && !in_image(lowers, path)? {
             remove_empty(upper, path)?;
         }
     }

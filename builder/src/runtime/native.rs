@@ -16,7 +16,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::feed::{self, Feed};
 use super::message::{self, Frames, Message};
-use super::mount_points::{self, Made};
+use super::mount_points::{self, Points};
 use super::server::{Ends, Server};
 use super::{
     Cancel, Exit, Order, Orders, ProcessSpec, Root, RuntimeError, Stream, Streams, oci, terminal,
@@ -27,14 +27,10 @@ const CHUNK: usize = 64 << 10;
 
 /// Directories that a run makes in [`Root::work`] and removes again.
 pub(super) const OVERLAY_WORK: &str = "overlay";
-/// See [`OVERLAY_WORK`]; the lowest layer, which holds mount points.
-pub(super) const MOUNT_POINTS: &str = "points";
-/// See [`OVERLAY_WORK`]; a place for files that are provided from memory.
-pub(super) const FILES: &str = "files";
 /// See [`OVERLAY_WORK`]; what a step writes to views that forget it.
 pub(super) const SCRATCH: &str = "scratch";
 
-const DIRECTORIES: [&str; 4] = [OVERLAY_WORK, MOUNT_POINTS, FILES, SCRATCH];
+const DIRECTORIES: [&str; 3] = [OVERLAY_WORK, SCRATCH, mount_points::NEW_LAYER];
 
 /// What connects a process to whoever runs it in the foreground.
 #[derive(Clone, Copy, Debug, Default)]
@@ -157,7 +153,7 @@ impl Native {
         if let Some(container) = &container {
             container.clean(spec);
         }
-        let cleaned = clean(&spec.root, &sandbox.made);
+        let cleaned = clean(&spec.root, &sandbox.points);
         supervised.and(ended).map_err(RuntimeError::Start)?;
         let exit = match sandbox.result {
             _ if cancel.is_cancelled() => return Err(RuntimeError::Cancelled),
@@ -171,11 +167,8 @@ impl Native {
 /// Makes the directories of a run; leftovers of a run that was killed are removed.
 fn prepare(root: &Root) -> Result<(), RuntimeError> {
     remove_work(root)?;
-    for name in [OVERLAY_WORK, MOUNT_POINTS, FILES] {
-        let path = root.work.join(name);
-        fs::create_dir(&path).map_err(|source| RuntimeError::Clean { path, source })?;
-    }
-    Ok(())
+    let path = root.work.join(OVERLAY_WORK);
+    fs::create_dir(&path).map_err(|source| RuntimeError::Clean { path, source })
 }
 
 fn remove_work(root: &Root) -> Result<(), RuntimeError> {
@@ -195,10 +188,9 @@ fn remove_work(root: &Root) -> Result<(), RuntimeError> {
 }
 
 /// Takes out of the root what the run itself put there (B1.6).
-fn clean(root: &Root, made: &[Made]) -> Result<(), RuntimeError> {
-    let layer = root.work.join(MOUNT_POINTS);
+fn clean(root: &Root, points: &Points) -> Result<(), RuntimeError> {
     let writable = root.files.writable();
-    mount_points::clean(writable, root.files.lowers(), &layer, made).map_err(|source| {
+    mount_points::clean(writable, root.files.lowers(), points).map_err(|source| {
         RuntimeError::Clean {
             path: writable.to_owned(),
             source,
@@ -221,7 +213,7 @@ struct Sandbox<'a> {
     waiting: VecDeque<Order>,
     /// The step's process, once there is one.
     process: Option<OwnedFd>,
-    made: Vec<Made>,
+    points: Points,
     result: Option<Result<Exit, RuntimeError>>,
 }
 
@@ -257,7 +249,7 @@ impl<'a> Sandbox<'a> {
             orders: attached.orders,
             waiting: VecDeque::new(),
             process: None,
-            made: Vec::new(),
+            points: Points::default(),
             result: None,
         })
     }
@@ -354,8 +346,8 @@ impl<'a> Sandbox<'a> {
         self.frames.push(buffer.get(..length).unwrap_or_default());
         while let Some(message) = self.frames.next()? {
             match message {
-                Message::Made(made) => {
-                    self.made = made;
+                Message::Points(points) => {
+                    self.points = points;
                     self.process = self.received.pop_front();
                     if let Some(terminal) = self.received.pop_front() {
                         self.connect(terminal)?;

@@ -1,5 +1,7 @@
 //! What a step may do: limits, capabilities, system calls, user (B4.5, B5).
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
@@ -11,7 +13,8 @@ use rustix::thread::{
 
 use super::init::Act;
 use super::message::Failure;
-use super::{Privileges, ProcessSpec, seccomp};
+use super::{Privileges, ProcessSpec, seccomp, single};
+use crate::sys::owner;
 use crate::sys::process;
 use crate::sys::users::User;
 
@@ -51,11 +54,18 @@ pub(super) const CAPABILITY_NAMES: [&str; 14] = [
 
 /// Gives up everything that a step does not have, in the one order that works: the filter needs
 /// capabilities that go, and the user changes only while there is one to change with.
-pub(super) fn drop_to(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
+pub(super) fn drop_to(
+    spec: &ProcessSpec,
+    user: &User,
+    registrar: Option<&OwnedFd>,
+) -> Result<(), Failure> {
     for (name, soft, hard) in &spec.rlimits {
         limit(name, *soft, *hard)?;
     }
     process::new_session_keyring().act("join a new session keyring")?;
+    if registrar.is_some() {
+        single::make_up(user)?;
+    }
     clear_ambient().act("limit capabilities")?;
     let kept = match &spec.privileges {
         Privileges::Sandbox(seccomp) => {
@@ -69,13 +79,12 @@ pub(super) fn drop_to(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
             own.permitted
         }
     };
-
-    let groups = user.groups.iter().map(|group| Gid::from_raw(*group));
-    set_thread_groups(&groups.collect::<Vec<_>>()).act("set supplementary groups")?;
-    let (uid, gid) = (uid(user), gid(user));
-    set_thread_res_gid(gid, gid, gid).act("change the group")?;
-    set_thread_res_uid(uid, uid, uid).act("change the user")?;
-    let kept = if uid.is_root() {
+    match registrar {
+        None => change_user(user)?,
+        Some(registrar) if user.uid == 0 => single::connect(registrar.as_fd(), user)?,
+        Some(_) => {}
+    }
+    let kept = if user.uid == 0 {
         kept
     } else {
         CapabilitySet::empty()
@@ -92,14 +101,21 @@ pub(super) fn drop_to(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The user's id.
-pub(super) fn uid(user: &User) -> Uid {
-    Uid::from_raw(user.uid)
+fn change_user(user: &User) -> Result<(), Failure> {
+    let groups = user.groups.iter().map(|group| Gid::from_raw(*group));
+    set_thread_groups(&groups.collect::<Vec<_>>()).act("set supplementary groups")?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    set_thread_res_gid(gid, gid, gid).act("change the group")?;
+    set_thread_res_uid(uid, uid, uid).act("change the user")
 }
 
-/// The user's primary group.
-pub(super) fn gid(user: &User) -> Gid {
-    Gid::from_raw(user.gid)
+/// Gives what is no file of the image to a user of the step; the group `u32::MAX` is none. With a single id it is everybody's.
+pub(super) fn give(file: impl AsFd, (uid, gid): (u32, u32)) -> rustix::io::Result<()> {
+    if owner::is_kept_for_all() {
+        return Ok(());
+    }
+    let gid = (gid != u32::MAX).then(|| Gid::from_raw(gid));
+    rustix::fs::fchown(file, Some(Uid::from_raw(uid)), gid)
 }
 
 fn clear_ambient() -> rustix::io::Result<()> {

@@ -3,18 +3,18 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::MountAttrFlags;
 
 use super::init::Act;
 use super::message::{Failure, errno};
 use super::mount_points::{Kind, MountPoints};
-use super::native::{FILES as STAGING, SCRATCH};
-use super::{Mount, ProcessSpec};
+use super::native::SCRATCH;
+use super::{Mount, ProcessSpec, privileges};
 use crate::sys::mount;
 use crate::sys::root::Root;
 
@@ -45,14 +45,12 @@ pub(super) struct Provider {
 }
 
 impl Provider {
-    /// Mounts it in the working directory of the run; it goes when the old root goes.
-    pub(super) fn new(work: &Path) -> io::Result<Self> {
+    /// Mounts it on a directory; it goes when the old root goes.
+    pub(super) fn new(place: BorrowedFd<'_>) -> io::Result<Self> {
         let options = [("mode", "700")];
         let attributes = BASE | MountAttrFlags::MOUNT_ATTR_NOSUID;
         let files = mount::filesystem("tmpfs", &options, attributes)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let place = rustix::fs::open(work.join(STAGING), flags, Mode::empty())?;
-        mount::attach(files.as_fd(), place.as_fd())?;
+        mount::attach(files.as_fd(), place)?;
         rustix::fs::mkdirat(&files, EMPTY, Mode::from_raw_mode(0o755))?;
         Ok(Self { files, next: 0 })
     }
@@ -204,8 +202,7 @@ impl Provider {
         let file = rustix::fs::openat(&self.files, &name, flags, mode)?;
         let mut file = File::from(file);
         file.write_all(content)?;
-        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        rustix::fs::fchown(&file, Some(uid), Some(gid))?;
+        privileges::give(&file, owner)?;
         let mount = mount::clone(self.files.as_fd(), Path::new(&name))?;
         mount::set_attributes(mount.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         Ok(mount)

@@ -16,6 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -26,9 +27,12 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::init::Given;
 use super::message::{self, Failure, Message, Order, errno};
 use super::server::{self, Ends};
-use super::{Exit, ProcessSpec, Streams, init, oci};
+use super::single::Registrar;
+use super::{Exit, Ids, Isolation, ProcessSpec, Streams, init, oci};
+use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
 /// Becomes a sandbox: `main` calls it first of all when its first argument is
@@ -36,6 +40,9 @@ use crate::sys::process::{self, Side};
 /// sandboxes.
 #[must_use]
 pub fn sandbox_main() -> ExitCode {
+    if let Some(owners) = std::env::args_os().nth(2) {
+        owner::open_table(Path::new(&owners));
+    }
     let done = server::serve(rustix::stdio::stdin()).and_then(|ends| {
         let Some(ends) = ends else {
             return Ok(());
@@ -95,16 +102,34 @@ fn keep(order: &Order, control: &mut UnixStream, input: Option<OwnedFd>) -> io::
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     lower_protection()?;
+    let registrar = match order.spec.isolation {
+        Isolation::Rootless(Ids::Single) => Some(Registrar::start()?),
+        _ => None,
+    };
     let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
     process::new_namespaces(UnshareFlags::NEWPID)?;
-    match process::fork()? {
-        Side::Child => outer_init(order, control, &keeper, input),
+    let (given, registrar) = match registrar {
+        Some(Registrar { process, socket }) => (Some(socket), Some(process)),
+        None => (None, None),
+    };
+    let given = Given {
+        input,
+        registrar: given,
+    };
+    let watched = match process::fork()? {
+        Side::Child => return outer_init(order, control, &keeper, given),
         Side::Parent(outer) => {
             // Else the builder would never see that nobody reads any more.
-            drop(input);
+            drop(given);
             watch(control.as_fd(), outer)
         }
+    };
+    if let Some(registrar) = registrar {
+        // It ends by itself; whatever held it up is over.
+        _ = rustix::process::kill_process(registrar, Signal::KILL);
+        wait(registrar)?;
     }
+    watched
 }
 
 /// A step does not inherit the builder's protection from the out-of-memory killer.
@@ -141,7 +166,7 @@ fn outer_init(
     order: &Order,
     control: &mut UnixStream,
     keeper: &OwnedFd,
-    input: Option<OwnedFd>,
+    given: Given,
 ) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The keeper may have died before that line, when there was no signal to get yet.
@@ -152,15 +177,15 @@ fn outer_init(
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let (spec, input) = (&order.spec, input.as_ref());
+            let spec = &order.spec;
             if let Some(container) = &order.container {
-                return oci::run(spec, container, control, input);
+                return oci::run(spec, container, control, given.input.as_ref());
             }
-            let failure = init::run(spec, control, input);
+            let failure = init::run(spec, control, &given);
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {
-            drop(input);
+            drop(given);
             let exit = wait(step)?;
             message::send(control, &Message::Ended(exit))
         }

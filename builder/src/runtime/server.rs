@@ -22,6 +22,7 @@ use rustix::process::WaitOptions;
 
 use super::message::{self, Failure, Message};
 use super::{INIT_ARGUMENT, executable, seccomp};
+use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
 /// Descriptors in a message: control socket, standard output, standard error.
@@ -52,6 +53,7 @@ impl Server {
         let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .arg0("kiln")
             .arg(INIT_ARGUMENT)
+            .args(owner::table())
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))

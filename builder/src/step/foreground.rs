@@ -48,6 +48,7 @@ pub fn foreground(
             upper: active.upper(),
         },
         work: active.work(),
+        points: worker.mount_points()?,
         read_only: process.read_only,
     };
     let mut made = Mounts::default();

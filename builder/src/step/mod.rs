@@ -1,5 +1,7 @@
 //! Steps: the execution of one vertex, on top of the results of its inputs.
 
+mod adopt;
+pub mod agent;
 pub mod copy;
 mod fetch;
 mod foreground;
@@ -17,7 +19,7 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
@@ -34,7 +36,7 @@ use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::{Cancel, Isolation, Native, OciProgram, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
 
 pub use fetch::fetch;
@@ -65,6 +67,8 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the machine adds to each process.
     pub settings: Settings,
+    /// Layers of mount points that the steps of this build share; made with the first of them.
+    pub points: OnceLock<TempDir>,
 }
 
 /// What the machine, not the Dockerfile, gives to steps. Nothing of it is in a cache key.
@@ -76,6 +80,8 @@ pub struct Settings {
     pub proxies: Vec<(String, String)>,
     /// Secrets by their ids (`--secret`).
     pub secrets: BTreeMap<String, SecretBytes>,
+    /// Agents of ssh by their ids (`--ssh`).
+    pub agents: BTreeMap<String, agent::Agent>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
     /// The runtime that `RUN` steps run in, where it is not kiln's own (`--runtime`).
@@ -112,6 +118,9 @@ pub enum StepError {
     /// A secret that the step cannot do without was not given (B2).
     #[error("secret {0}: not found")]
     NoSecret(String),
+    /// An ssh agent that the step cannot do without was not given (B2).
+    #[error("no SSH key {0:?} forwarded from the client")]
+    NoAgent(String),
     /// The value of a secret cannot be that of a variable.
     #[error("secret {0}: a value with a zero byte cannot be in the environment")]
     SecretInEnvironment(String),
@@ -201,6 +210,7 @@ impl StepError {
             Self::NoSecret(id) => Some(format!(
                 "give it with `--secret id={id},src=FILE` or `--secret id={id},env=VARIABLE`"
             )),
+            Self::NoAgent(id) => Some(format!("give it with `--ssh {id}`")),
             Self::SecretInEnvironment(_) => {
                 Some("mount it as a file: target= in the place of env=".to_owned())
             }
@@ -258,6 +268,19 @@ pub fn execute(
 }
 
 impl Worker {
+    /// Where the runtime keeps layers of mount points.
+    fn mount_points(&self) -> Result<PathBuf, StepError> {
+        let points = match self.points.get() {
+            Some(points) => points,
+            None => {
+                // Of two steps that come here at once, the slower one's folder goes again.
+                let new = self.store.temporary()?;
+                self.points.get_or_init(|| new)
+            }
+        };
+        Ok(points.path().to_owned())
+    }
+
     /// The snapshots of a stack, with layers of images unpacked where they are not yet. Blocks.
     ///
     /// # Errors

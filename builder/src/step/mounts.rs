@@ -1,8 +1,8 @@
 //! The mounts of a step (B2), ready for the runtime.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use kiln_grammar::mount::Sharing;
@@ -10,6 +10,7 @@ use kiln_registry::credentials::SecretBytes;
 use kiln_registry::digest::{Digest, Hasher};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::agent::Forward;
 use super::mask::Mask;
 use super::shown::Inputs;
 use super::{StepError, Worker};
@@ -17,7 +18,8 @@ use crate::event::Event;
 use crate::graph::{MountOp, RunOp};
 use crate::runtime::Mount;
 use crate::snapshot::Active;
-use crate::store::CacheMount;
+use crate::store::{CacheMount, TempDir};
+use crate::sys::owner;
 
 /// Permission bits of the directory of a cache mount (B2).
 const CACHE_MODE: u32 = 0o755;
@@ -32,6 +34,8 @@ const RETRY: Timespec = Timespec {
 pub(super) struct Mounts {
     /// In the order in which they were asked for.
     pub(super) mounts: Vec<Mount>,
+    /// Variables that the environment gets where it does not have them.
+    pub(super) env: Vec<(String, String)>,
     /// Variables with secrets.
     pub(super) secret_env: Vec<(String, SecretBytes)>,
     /// Hides the secrets in what the process prints.
@@ -40,6 +44,9 @@ pub(super) struct Mounts {
     empty: Vec<Active>,
     /// By what they are known by.
     caches: BTreeMap<Digest, CacheMount>,
+    /// The sockets of agents, and their folder; they go before it.
+    sockets: Vec<Forward>,
+    private: Option<TempDir>,
 }
 
 /// Makes the mounts of steps.
@@ -112,8 +119,13 @@ impl Maker<'_> {
                     writable: *writable,
                 }));
             }
-            // Lowering refuses these.
-            MountOp::Ssh { .. } => {}
+            MountOp::Ssh {
+                id,
+                target,
+                required,
+                mode,
+                owner,
+            } => self.socket(id, target, *required, *mode, *owner)?,
             MountOp::Secret {
                 id,
                 target,
@@ -144,6 +156,47 @@ impl Maker<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes a socket for an agent, and names the first one in the environment.
+    fn socket(
+        &mut self,
+        id: &str,
+        target: &str,
+        required: bool,
+        mode: u32,
+        owner: (u32, u32),
+    ) -> Result<(), StepError> {
+        let Some(agent) = self.worker.settings.agents.get(id) else {
+            return match required {
+                true => Err(StepError::NoAgent(id.to_owned())),
+                false => Ok(()),
+            };
+        };
+        let folder = match &self.made.private {
+            Some(folder) => folder,
+            None => self.made.private.insert(self.worker.store.temporary()?),
+        };
+        let folder = folder.path().join("ssh");
+        let name = self.made.sockets.len().to_string();
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder);
+        made.map_err(io_error("making the folder", &folder))?;
+        let socket = Forward::start(agent, &folder, &name, mode, owner)
+            .map_err(io_error("making a socket in", &folder))?;
+        self.made.mounts.push(Mount::Bind {
+            source: socket.path().to_owned(),
+            target: target.to_owned(),
+            writable: true,
+        });
+        if self.made.sockets.is_empty() {
+            let variable = "SSH_AUTH_SOCK".to_owned();
+            self.made.env.push((variable, target.to_owned()));
+        }
+        self.made.sockets.push(socket);
         Ok(())
     }
 
@@ -263,8 +316,11 @@ impl Maker<'_> {
                 (mode.or(Some(CACHE_MODE)), owner)
             }
         };
-        chown(&directory, owner.0, owner.1)
-            .map_err(io_error("setting the owner of", &directory))?;
+        // With a single id every user of a step is the same to the disk.
+        if !owner::is_kept_for_all() {
+            chown(&directory, owner.0, owner.1)
+                .map_err(io_error("setting the owner of", &directory))?;
+        }
         if let Some(mode) = mode {
             fs::set_permissions(&directory, fs::Permissions::from_mode(mode))
                 .map_err(io_error("setting the mode of", &directory))?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::mounts::Mounts;
-use super::{Inputs, StepError, Worker, opaque};
+use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
@@ -60,6 +60,7 @@ pub(super) fn execute(
             Writable::Tree(tree) => Files::Tree(tree.path()),
         },
         work: active.work(),
+        points: worker.mount_points()?,
         read_only: false,
     };
     let step = inputs.id.index();
@@ -92,8 +93,13 @@ pub(super) fn execute(
     }
     match exit? {
         Exit::Code(0) => match writable {
-            Writable::Layers(_) => opaque::settle(worker, stack, &active.upper()),
+            Writable::Layers(_) => {
+                adopt::adopt(worker, stack, &op.user, &active.upper())?;
+                opaque::settle(worker, stack, &active.upper())
+            }
             Writable::Tree(tree) => {
+                // There, because the tree stays for the next step.
+                adopt::adopt(worker, stack, &op.user, &tree.path())?;
                 let keep = inputs.graph.is_run_upon(inputs.id);
                 Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
             }
@@ -135,6 +141,9 @@ pub(super) fn specification(
         });
     }
     // The machine's own settings come last and never override what the Dockerfile says.
+    for (name, value) in &made.env {
+        set_default(&mut env, name, value);
+    }
     for (name, value) in &worker.settings.proxies {
         set_default(&mut env, name, value);
     }

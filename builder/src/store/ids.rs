@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::{Store, StoreError, lock};
 use crate::sys::ids::Map;
+use crate::sys::owner;
 
 /// The ids of a store that was made where every id is the host's own.
 const ALL_IDS: &str = "of the host";
@@ -20,6 +21,7 @@ impl Store {
     pub fn claim_ids(&self) -> Result<(), StoreError> {
         if self.claimed.get().is_none() {
             self.compare_ids()?;
+            owner::open_table(&self.root.join("owners"));
             // Another thread may have come to the same result.
             _ = self.claimed.set(());
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! ROOT/version             format version of the store, one line
 //! ROOT/ids                 whose files the snapshots are, where not every id is the host's own
+//! ROOT/owners              owners of links in snapshots, where the disk cannot hold them (`sys::owner`)
 //! ROOT/blobs/sha256/HEX    manifests, configs and layers as pulled, loaded or pushed
 //! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)

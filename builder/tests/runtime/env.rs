@@ -93,6 +93,8 @@ impl Step {
         );
         fs::create_dir(&upper).unwrap();
         fs::create_dir(&work).unwrap();
+        let points = directory.path().join("points");
+        fs::create_dir(&points).unwrap();
         let spec = ProcessSpec {
             args: args.iter().map(ToString::to_string).collect(),
             env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
@@ -105,6 +107,7 @@ impl Step {
                     upper,
                 },
                 work,
+                points,
                 read_only: false,
             },
             hostname: "buildkitsandbox".to_owned(),

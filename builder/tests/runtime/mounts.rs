@@ -97,6 +97,9 @@ fn directories_above_a_mount_that_were_only_touched_do_not_stay() {
     let expected = ["home", "srv", "srv/kept"].map(str::to_owned);
     assert_eq!(step.changes(), BTreeSet::from(expected));
     assert_eq!(fs::metadata(step.upper().join("home")).unwrap().uid(), 5);
+    // The directory that came with the mount looks as docker makes it.
+    let mode = fs::metadata(step.upper().join("srv")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o755);
 }
 
 /// B6.1-3

@@ -111,9 +111,28 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from an archive
     Load(LoadArgs),
+    /// Show what this machine allows, and what that means for builds
+    Doctor(DoctorArgs),
     /// Answer questions about the languages that kiln reads, one JSON object a line
     #[command(subcommand, hide = true)]
     Debug(DebugCommand),
+}
+
+/// `kiln doctor`
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Form of the report
+    #[arg(long, value_enum, default_value_t = DoctorFormat::Text)]
+    pub(crate) format: DoctorFormat,
+}
+
+/// Forms of the report on a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DoctorFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// `kiln debug`
@@ -182,6 +201,11 @@ pub(crate) struct BuildArgs {
     /// repeated
     #[arg(long = "secret", value_name = "id=ID[,src=FILE]")]
     pub(crate) secrets: Vec<String>,
+
+    /// Agent for RUN --mount=type=ssh: its socket [default: $SSH_AUTH_SOCK], or files with private keys;
+    /// may be repeated
+    #[arg(long, value_name = "default|ID[=SOCKET|KEY[,KEY]...]")]
+    pub(crate) ssh: Vec<String>,
 
     /// Allow what the Dockerfile asks for: network.host, security.insecure; a list with commas, may
     /// be repeated

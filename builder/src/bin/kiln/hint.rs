@@ -9,6 +9,7 @@ use kiln_builder::runtime::RuntimeError;
 use kiln_builder::runtime::isolation::IsolationError;
 use kiln_builder::snapshot::SnapshotError;
 use kiln_builder::step::StepError;
+use kiln_builder::step::agent::AgentError;
 use kiln_builder::step::copy::CopyError;
 use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
@@ -37,6 +38,7 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<SelectError>(error).and_then(SelectError::hint))
         .or_else(|| find::<RuntimeError>(error).and_then(program))
         .or_else(|| find::<StepError>(error).and_then(StepError::hint))
+        .or_else(|| find::<AgentError>(error).and_then(AgentError::hint))
         .or_else(|| find::<GitError>(error).and_then(GitError::hint))
         .or_else(|| find::<IsolationError>(error).and_then(IsolationError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))

@@ -274,8 +274,7 @@ impl Selector<'_> {
     fn top(&self) -> Result<Spot, SelectError> {
         let stat = self
             .tree
-            .root
-            .stat(Path::new(""), false)
+            .stat(Path::new(""))
             .map_err(|source| self.tree.read_error(Path::new("/"), source))?;
         Ok(Spot {
             path: PathBuf::new(),

@@ -14,6 +14,7 @@ use super::{Form, UnpackError, Unpacker, components, refused};
 use crate::layer::tar::{Header, Kind, Time};
 use crate::layer::whiteout::{self, display};
 use crate::layer::xattr::Place;
+use crate::sys::owner;
 use crate::sys::root::Root;
 
 impl<'a> Unpacker<'a> {
@@ -193,6 +194,8 @@ impl<'a> Unpacker<'a> {
         };
         let xattrs = self.xattrs.read(place, whiteout::is_unpacked);
         let xattrs = xattrs.map_err(failed)?;
+        let mut stat = *stat;
+        owner::correct(place, &mut stat).map_err(|error| failed(error.into()))?;
         let (kind, link) = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => (Kind::Directory, Vec::new()),
             FileType::CharacterDevice => (Kind::CharDevice, Vec::new()),

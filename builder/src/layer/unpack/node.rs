@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::tree::{Parent, is_directory, is_whiteout};
@@ -13,6 +13,7 @@ use super::{Form, Owner, UnpackError, UnpackWarning, Unpacker, refused};
 use crate::layer::tar::{Header, Kind, Time};
 use crate::layer::whiteout::{self, display};
 use crate::layer::xattr::{self, Place};
+use crate::sys::owner::{self, Nanoseconds};
 
 /// Gives the next stored piece of a file: its offset and how much was put into the buffer.
 pub(super) type Pieces<'a> = dyn FnMut(&mut [u8]) -> io::Result<Option<(u64, usize)>> + 'a;
@@ -152,7 +153,7 @@ impl Unpacker<'_> {
             _ => FileType::Fifo,
         };
         let device = rustix::fs::makedev(header.device.0, header.device.1);
-        match rustix::fs::mknodat(&parent.directory, name, kind, Mode::RUSR, device) {
+        match owner::make_device(parent.directory.as_fd(), name, kind, device) {
             Ok(()) => {}
             Err(Errno::PERM) if header.kind != Kind::Fifo => {
                 self.warn(UnpackWarning::Device(display(&header.path).into_owned()));
@@ -173,16 +174,25 @@ impl Unpacker<'_> {
     /// Sets owner, attributes, mode and times, in this order: a new owner takes setuid bits and
     /// file capabilities away. Mode and times of directories come at the very end.
     fn metadata(&mut self, place: Place<'_>, header: &Header) -> Result<(), UnpackError> {
-        self.owner(place, header)?;
+        let nanoseconds = self.owner(place, header)?;
         self.attributes(place, header)?;
         if header.kind == Kind::Directory {
             return Ok(());
         }
         let mode = Mode::from(header.mode);
-        let times = timestamps(header.mtime);
+        let mut times = timestamps(header.mtime);
+        if let Some(nanoseconds) = nanoseconds {
+            times.last_modification.tv_nsec = nanoseconds.into();
+        }
         let set = match place {
             Place::Open(file) => {
                 rustix::fs::fchmod(file, mode).and_then(|()| rustix::fs::futimens(file, &times))
+            }
+            Place::At(file) => {
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                rustix::fs::chmod(&path, mode).and_then(|()| {
+                    rustix::fs::utimensat(rustix::fs::CWD, &path, &times, AtFlags::empty())
+                })
             }
             Place::In(parent, name) => {
                 let mode = if header.kind == Kind::Symlink {
@@ -197,27 +207,24 @@ impl Unpacker<'_> {
         set.map_err(|error| refused(&header.path, error))
     }
 
-    fn owner(&mut self, place: Place<'_>, header: &Header) -> Result<(), UnpackError> {
+    /// Gives the file to its owner, and hands back what the time of a link has to say of that.
+    fn owner(
+        &mut self,
+        place: Place<'_>,
+        header: &Header,
+    ) -> Result<Option<Nanoseconds>, UnpackError> {
         let (uid, gid) = match self.options.owner {
             Owner::Archive => (header.uid, header.gid),
             Owner::Fixed(uid, gid) => (uid, gid),
-            Owner::Caller => return Ok(()),
+            Owner::Caller => return Ok(None),
         };
-        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        let set = match place {
-            Place::Open(file) => rustix::fs::fchown(file, owner.0, owner.1),
-            Place::In(parent, name) => {
-                let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::chownat(parent, name, owner.0, owner.1, nofollow)
-            }
-        };
-        match set {
-            Ok(()) => Ok(()),
+        match owner::set(place, (uid, gid)) {
+            Ok(nanoseconds) => Ok(nanoseconds),
             // No privilege, or an id that the user namespace does not have.
             Err(Errno::PERM | Errno::INVAL) => {
                 let path = display(&header.path).into_owned();
                 self.warn(UnpackWarning::Owner { path, uid, gid });
-                Ok(())
+                Ok(None)
             }
             Err(error) => Err(refused(&header.path, error)),
         }

@@ -9,6 +9,7 @@ mod enter;
 mod error;
 pub mod probe;
 pub mod subordinate;
+pub mod survey;
 
 use std::fmt;
 

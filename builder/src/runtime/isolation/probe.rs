@@ -94,3 +94,11 @@ pub fn rootless() -> io::Result<()> {
         mounts()
     })
 }
+
+/// Whether this process may change its root directory.
+///
+/// # Errors
+/// The refusal.
+pub fn change_root() -> io::Result<()> {
+    attempt(|| Ok(rustix::process::chroot("/")?))
+}

@@ -18,8 +18,8 @@ use super::config::{Facts, Late};
 use super::{Container, Program};
 use crate::runtime::init::{self, Act};
 use crate::runtime::message::{self, Failure, Message, errno};
-use crate::runtime::mount_points::MountPoints;
-use crate::runtime::native::FILES;
+use crate::runtime::mount_points::{self, MountPoints, Points};
+use crate::runtime::native::OVERLAY_WORK;
 use crate::runtime::provide::{Prepared, Provider};
 use crate::runtime::{Exit, Privileges, ProcessSpec, filesystems, program, seccomp};
 use crate::sys::users::{self, User};
@@ -73,15 +73,22 @@ fn contain(
     rustix::mount::mount_change("/", private).act("make mounts private")?;
     // The runtime looks its processes up there, and they are of this namespace.
     show_processes().act("mount `/proc`")?;
-    let mut provider = Provider::new(&spec.root.work).act("mount a file system in memory")?;
+    let staging = spec.root.work.join(OVERLAY_WORK);
+    let overlay_work =
+        init::open_directory(&staging).act("open the directory for the runtime's own use")?;
+    let mut provider = Provider::new(overlay_work.as_fd()).act("mount a file system in memory")?;
     let mounts = provider.prepare_all(spec)?;
-    let (root, upper) = init::mount_root(spec, &mounts).act("mount the root file system")?;
+    let places = init::places(&mounts);
+    let (root, upper) =
+        init::mount_root(spec, &places, &overlay_work).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
-    let staging = spec.root.work.join(FILES);
     let mut points = MountPoints::new(&root, upper);
     drop(filesystems::mount_dev(spec, &mut points)?);
     let late = put_all(mounts, &mut points, &mut provider, &staging)?;
-    let made = std::mem::take(&mut points.made);
+    let points = Points {
+        made: std::mem::take(&mut points.made),
+        laid_out: mount_points::directories(&places),
+    };
     drop(
         init::make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
             path: spec.cwd.clone(),
@@ -102,7 +109,7 @@ fn contain(
     // runtime, which passes them on.
     let process = started.as_ref().ok().and_then(|(child, _)| pidfd(child));
     let descriptors: Vec<_> = process.iter().map(AsFd::as_fd).collect();
-    message::send_with(control, &Message::Made(made), &descriptors).act("report mount points")?;
+    message::send_with(control, &Message::Points(points), &descriptors).act("report mount points")?;
     let (mut child, log) = started?;
     let status = child.wait().act("wait for the runtime")?;
     ended(status, &log, &container.program)

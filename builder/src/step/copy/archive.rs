@@ -8,11 +8,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
-use super::attributes::Flags;
+use super::attributes::{Flags, times};
 use super::destination::Layer;
 use super::{CopyError, Step, Unpack};
 use crate::context::Tree;
@@ -21,6 +22,7 @@ use crate::context::resolve::{End, Seen, clean};
 use crate::context::select::Picked;
 use crate::context::xattr;
 use crate::sys::root::Root;
+use crate::sys::xattr::Place;
 
 /// A file that may be an archive.
 #[derive(Debug)]
@@ -198,10 +200,12 @@ impl Step<'_> {
             return attributes.apply(&file, target, &mut self.owners);
         }
         let owner = flags.owner(metadata);
-        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        let changed = rustix::fs::chownat(&dir, name, Some(uid), Some(gid), nofollow);
-        self.owners.check(changed, target, owner)?;
+        let place = Place::In(dir.as_fd(), name.as_bytes());
+        let given = self.owners.give(place, target, owner)?;
+        if given.is_some() {
+            let times = times(metadata.mtime, given);
+            rustix::fs::utimensat(&dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
         if metadata.kind != Kind::Symlink {
             let mode = Mode::from_raw_mode(flags.mode(metadata.mode, false));
             rustix::fs::chmodat(&dir, name, mode, AtFlags::empty())?;

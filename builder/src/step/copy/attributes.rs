@@ -4,13 +4,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::Note;
 use crate::context::chmod::ModeChange;
 use crate::context::metadata::{Metadata, Timestamp};
 use crate::context::xattr::{self, Xattr};
+use crate::sys::owner::{self, Nanoseconds};
+use crate::sys::xattr::Place;
 
 /// What a file or directory gets besides its content.
 #[derive(Clone, Debug)]
@@ -83,10 +85,8 @@ impl Attributes {
         owners: &mut Owners,
     ) -> io::Result<()> {
         let stat = rustix::fs::fstat(&file)?;
-        if (stat.st_uid, stat.st_gid) != self.owner {
-            let (uid, gid) = (Uid::from_raw(self.owner.0), Gid::from_raw(self.owner.1));
-            let changed = rustix::fs::fchown(&file, Some(uid), Some(gid));
-            owners.check(changed, path, self.owner)?;
+        if (stat.st_uid, stat.st_gid) != self.owner || owner::is_kept() {
+            owners.give(Place::Open(file.as_fd()), path, self.owner)?;
         }
         if stat.st_mode & 0o7777 != self.mode || self.mode & 0o6000 != 0 {
             rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode))?;
@@ -97,7 +97,7 @@ impl Attributes {
                 owners.note(Note::CapabilityLost(path.to_owned()));
             }
         }
-        rustix::fs::futimens(&file, &times(self.mtime))?;
+        rustix::fs::futimens(&file, &times(self.mtime, None))?;
         Ok(())
     }
 }
@@ -115,24 +115,25 @@ impl Owners {
 
     /// Whether files that this process makes have this owner anyway.
     pub(super) fn is_process(&self, owner: (u32, u32)) -> bool {
-        self.process == owner
+        self.process == owner && !owner::is_kept()
     }
 
-    pub(super) fn check(
+    /// Gives a file to its owner, and hands back what the time of a link has to say of that.
+    pub(super) fn give(
         &mut self,
-        changed: rustix::io::Result<()>,
+        place: Place<'_>,
         path: &Path,
         owner: (u32, u32),
-    ) -> io::Result<()> {
-        match changed {
-            // No right to, or an id that the user namespace does not know.
+    ) -> io::Result<Option<Nanoseconds>> {
+        match owner::set(place, owner) {
+            // No right to, and nowhere to write it down.
             Err(Errno::PERM | Errno::INVAL) => {
                 self.note(Note::OwnerLost {
                     path: path.to_owned(),
                     uid: owner.0,
                     gid: owner.1,
                 });
-                Ok(())
+                Ok(None)
             }
             result => Ok(result?),
         }
@@ -145,9 +146,16 @@ impl Owners {
     }
 }
 
-/// Times for `utimensat`; nobody asks for the access time of a new file.
-pub(super) fn times(mtime: Timestamp) -> Timestamps {
-    let time = Timespec::from(mtime);
+/// Times for `utimensat`, with the nanoseconds that [`Owners::give`] asks for; nobody asks for the
+/// access time of a new file.
+pub(super) fn times(mtime: Timestamp, nanoseconds: Option<Nanoseconds>) -> Timestamps {
+    let mut time = Timespec::from(mtime);
+    match nanoseconds {
+        Some(nanoseconds) => time.tv_nsec = nanoseconds.into(),
+        // What the time of the source says of its owner is not for the copy.
+        None if owner::is_meaningful(mtime.nanoseconds) => time.tv_nsec = 0,
+        None => {}
+    }
     Timestamps {
         last_access: time,
         last_modification: time,

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::CopyError;
@@ -15,7 +15,9 @@ use super::attributes::{Attributes, Owners};
 use crate::context::metadata::{Kind, Metadata};
 use crate::context::resolve::{self, Place, Seen};
 use crate::context::{is_absent, read_link, xattr};
+use crate::sys::owner;
 use crate::sys::root::Root;
+use crate::sys::xattr::Place as OnDisk;
 
 /// Which layer a file was found in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +77,7 @@ impl<'a> Destination<'a> {
     /// What is at a path, a link itself if it is one.
     pub(super) fn look(&self, path: &Path) -> Result<Option<(Metadata, Layer)>, CopyError> {
         let failed = |error| CopyError::write("look up", path, error);
-        match self.upper.stat(path, false) {
+        match corrected(&self.upper, path) {
             Ok(stat) => return Ok(Some((Metadata::from(&stat), Layer::Upper))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if is_absent(&error) => return Ok(None),
@@ -102,7 +104,8 @@ impl<'a> Destination<'a> {
                 result => break result?,
             }
         };
-        let stat = rustix::fs::statat(&place, "", AtFlags::EMPTY_PATH)?;
+        let mut stat = rustix::fs::statat(&place, "", AtFlags::EMPTY_PATH)?;
+        owner::correct(OnDisk::At(place.as_fd()), &mut stat)?;
         Ok(Some(Metadata::from(&stat)))
     }
 
@@ -224,11 +227,21 @@ impl<'a> Destination<'a> {
         let read = || {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
             let handle = lower.open_at(path, flags, Mode::empty())?;
-            let metadata = Metadata::from(&rustix::fs::fstat(&handle)?);
+            let mut stat = rustix::fs::fstat(&handle)?;
+            owner::correct(OnDisk::Open(handle.as_fd()), &mut stat)?;
+            let metadata = Metadata::from(&stat);
             Ok(Attributes::of(&metadata, xattr::read(&handle)?))
         };
         read().map_err(|error| CopyError::write("read metadata of", path, error))
     }
+}
+
+/// What a path is, a link not followed, with what is written down of it.
+fn corrected(root: &Root, path: &Path) -> io::Result<Stat> {
+    let place = root.open_at(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+    let mut stat = rustix::fs::statat(&place, "", AtFlags::EMPTY_PATH)?;
+    owner::correct(OnDisk::At(place.as_fd()), &mut stat)?;
+    Ok(stat)
 }
 
 /// Opens a directory of the layer that is written.

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use super::attributes::{Flags, Owners, times};
@@ -17,6 +19,8 @@ use crate::context::resolve::{End, Seen};
 use crate::context::select::Picked;
 use crate::context::xattr::{self, Xattr};
 use crate::context::{ContextError, Tree};
+use crate::sys::owner;
+use crate::sys::xattr::Place;
 
 /// Holes of more than so many bytes are worth a note.
 const LARGE_HOLES: u64 = 1 << 30;
@@ -216,7 +220,12 @@ impl<'a, 'd> Merge<'a, 'd> {
                 rustix::fs::symlinkat(&target, &*handle, name).map_err(failed)?;
             }
             Some(kind) => {
-                match rustix::fs::mknodat(&*handle, name, kind, mode, file.metadata.rdev) {
+                let made = if kind == FileType::Fifo {
+                    rustix::fs::mknodat(&*handle, name, kind, mode, 0)
+                } else {
+                    owner::make_device(handle.as_fd(), name.as_bytes(), kind, file.metadata.rdev)
+                };
+                match made {
                     Err(Errno::PERM) if kind != FileType::Fifo => {
                         self.owners.note(Note::DeviceSkipped(path));
                         self.written.files -= 1;
@@ -229,19 +238,19 @@ impl<'a, 'd> Merge<'a, 'd> {
             }
         }
         let owner = self.flags.owner(&file.metadata);
+        let mut nanoseconds = None;
         if !self.owners.is_process(owner) {
-            let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-            let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-            let changed = rustix::fs::chownat(&*handle, name, Some(uid), Some(gid), nofollow);
-            self.owners
-                .check(changed, &path, owner)
+            let place = Place::In(handle.as_fd(), name.as_bytes());
+            nanoseconds = self
+                .owners
+                .give(place, &path, owner)
                 .map_err(|error| CopyError::write("change owner of", &path, error))?;
         }
         if kind.is_some() {
             // The mode given to mknod went through the umask.
             rustix::fs::chmodat(&*handle, name, mode, AtFlags::empty()).map_err(failed)?;
         }
-        let times = times(file.metadata.mtime);
+        let times = times(file.metadata.mtime, nanoseconds);
         rustix::fs::utimensat(&*handle, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
     }
 

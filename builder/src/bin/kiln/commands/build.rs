@@ -14,6 +14,7 @@ use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
+use kiln_builder::step::agent::{Agent, AgentError, AgentSource};
 use kiln_builder::step::secrets::{SecretError, SecretSource};
 use kiln_grammar::syntax::MAX_SIZE;
 use kiln_registry::credentials::SecretBytes;
@@ -53,6 +54,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         return call::run(setup, &call, request, args);
     }
     request.settings.secrets = read_secrets(&secrets)?;
+    request.settings.agents = open_agents(&args.ssh)?;
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
@@ -200,6 +202,27 @@ fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, Sec
         secrets.insert(source.id.clone(), secret);
     }
     Ok(secrets)
+}
+
+/// Opens the agents of ssh (B7.2).
+fn open_agents(texts: &[String]) -> anyhow::Result<BTreeMap<String, Agent>> {
+    let mut agents = BTreeMap::new();
+    for source in texts.iter().map(|text| AgentSource::parse(text)) {
+        if agents.contains_key(&source.id) {
+            return Err(agent_error(AgentError::Twice(source.id)));
+        }
+        let own = std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from);
+        let agent = source.open(own).map_err(agent_error)?;
+        agents.insert(source.id, agent);
+    }
+    Ok(agents)
+}
+
+fn agent_error(error: AgentError) -> anyhow::Error {
+    match error.is_usage() {
+        true => UsageError::new(error.to_string()).into(),
+        false => error.into(),
+    }
 }
 
 fn secret_error(error: SecretError) -> anyhow::Error {

@@ -4,6 +4,7 @@ mod build;
 mod call;
 mod check;
 mod debug;
+mod doctor;
 mod fix;
 mod foreground;
 mod history;
@@ -75,18 +76,23 @@ impl Setup {
             .map_or_else(|| default_root(self.as_root), Ok)
     }
 
+    /// The level of isolation that the command line asks for.
+    pub(crate) fn wanted(&self) -> Wanted {
+        match self.isolation {
+            IsolationArg::Default => Wanted::Best,
+            IsolationArg::Root => Wanted::Root,
+            IsolationArg::Rootless => Wanted::Rootless,
+            IsolationArg::Chroot => Wanted::Chroot,
+        }
+    }
+
     /// Brings this process to the level of isolation that the command line asks for. To be called
     /// before there are threads.
     ///
     /// # Errors
     /// What denies it. Commands that only move images go without a user namespace then.
     pub(crate) fn enter(&mut self, command: &Command) -> anyhow::Result<()> {
-        let wanted = match self.isolation {
-            IsolationArg::Default => Wanted::Best,
-            IsolationArg::Root => Wanted::Root,
-            IsolationArg::Rootless => Wanted::Rootless,
-            IsolationArg::Chroot => Wanted::Chroot,
-        };
+        let wanted = self.wanted();
         let need = need(command);
         if need == Need::Nothing {
             return Ok(());
@@ -176,7 +182,10 @@ fn need(command: &Command) -> Need {
     match command {
         Command::Build(args) if matches!(call::of(args), Ok(None)) => Need::Steps,
         Command::Run(_) => Need::Steps,
-        Command::Build(_) | Command::Check(_) | Command::Debug(_) => Need::Nothing,
+        // The doctor enters by itself, to say what it finds on the way.
+        Command::Build(_) | Command::Check(_) | Command::Doctor(_) | Command::Debug(_) => {
+            Need::Nothing
+        }
         Command::Images(_)
         | Command::Tag(_)
         | Command::Rmi(_)
@@ -204,6 +213,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(setup, &args),
         Command::Save(args) => save::run(setup, &args),
         Command::Load(args) => load::run(setup, &args),
+        Command::Doctor(args) => doctor::run(setup, &args),
         Command::Debug(command) => debug::run(&command),
     }
 }

@@ -16,22 +16,32 @@ const MOST: usize = 64 << 10;
 
 /// A file whose attributes are meant.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place<'a> {
+pub enum Place<'a> {
     /// An opened file.
     Open(BorrowedFd<'a>),
+    /// A file that was opened as a place only.
+    At(BorrowedFd<'a>),
     /// A name in an opened directory; a symbolic link there is meant itself.
     In(BorrowedFd<'a>, &'a [u8]),
 }
 
 /// Reads attributes, with buffers that are used again and again.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub struct Reader {
     names: Vec<u8>,
     value: Vec<u8>,
 }
 
+impl Default for Reader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Reader {
-    pub(super) fn new() -> Self {
+    /// A reader that has read nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
         Self {
             names: vec![0; MOST],
             value: vec![0; MOST],
@@ -39,7 +49,10 @@ impl Reader {
     }
 
     /// The attributes with names that are wanted; none where the file system has none.
-    pub(super) fn read(
+    ///
+    /// # Errors
+    /// Those of listing and reading them.
+    pub fn read(
         &mut self,
         place: Place<'_>,
         wanted: impl Fn(&[u8]) -> bool,
@@ -71,13 +84,19 @@ impl Reader {
 fn list(place: Place<'_>, buffer: &mut [u8]) -> rustix::io::Result<usize> {
     match place {
         Place::Open(file) => rustix::fs::flistxattr(file, buffer),
+        Place::At(file) => rustix::fs::listxattr(link(file), buffer),
         Place::In(directory, name) => rustix::fs::llistxattr(path(directory, name), buffer),
     }
 }
 
-fn get(place: Place<'_>, attribute: &[u8], buffer: &mut [u8]) -> rustix::io::Result<usize> {
+/// Reads one attribute, and says how long it is.
+///
+/// # Errors
+/// Those of `fgetxattr`, for one `RANGE` when it is longer than the buffer.
+pub fn get(place: Place<'_>, attribute: &[u8], buffer: &mut [u8]) -> rustix::io::Result<usize> {
     match place {
         Place::Open(file) => rustix::fs::fgetxattr(file, attribute, buffer),
+        Place::At(file) => rustix::fs::getxattr(link(file), attribute, buffer),
         Place::In(directory, name) => {
             rustix::fs::lgetxattr(path(directory, name), attribute, buffer)
         }
@@ -85,10 +104,14 @@ fn get(place: Place<'_>, attribute: &[u8], buffer: &mut [u8]) -> rustix::io::Res
 }
 
 /// Sets one attribute.
-pub(super) fn set(place: Place<'_>, attribute: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+///
+/// # Errors
+/// Those of `fsetxattr`, for one `PERM` for a `user.` attribute of what is neither file nor directory.
+pub fn set(place: Place<'_>, attribute: &[u8], value: &[u8]) -> rustix::io::Result<()> {
     let flags = XattrFlags::empty();
     match place {
         Place::Open(file) => rustix::fs::fsetxattr(file, attribute, value, flags),
+        Place::At(file) => rustix::fs::setxattr(link(file), attribute, value, flags),
         Place::In(directory, name) => {
             rustix::fs::lsetxattr(path(directory, name), attribute, value, flags)
         }
@@ -96,16 +119,26 @@ pub(super) fn set(place: Place<'_>, attribute: &[u8], value: &[u8]) -> rustix::i
 }
 
 /// Removes one attribute.
-pub(super) fn remove(place: Place<'_>, attribute: &[u8]) -> rustix::io::Result<()> {
+///
+/// # Errors
+/// Those of `fremovexattr`, for one `NODATA` when it is not there.
+pub fn remove(place: Place<'_>, attribute: &[u8]) -> rustix::io::Result<()> {
     match place {
         Place::Open(file) => rustix::fs::fremovexattr(file, attribute),
+        Place::At(file) => rustix::fs::removexattr(link(file), attribute),
         Place::In(directory, name) => rustix::fs::lremovexattr(path(directory, name), attribute),
     }
 }
 
+/// Leads to the very file that is open, be it a link itself.
+fn link(file: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// The kernel knows these calls for opened files and for paths only; this path leads through the
 /// opened directory and no other.
-pub(super) fn path(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+#[must_use]
+pub fn path(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
     let mut path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     path.push(OsStr::from_bytes(name));
     path
