@@ -120,8 +120,10 @@ fn other_runtimes_build_the_same() {
     let env = test_env!("crun", "runc").with_busybox();
     let dockerfile = "FROM busybox\n\
         WORKDIR /srv\n\
-        RUN <<EOF\n#!/bin/sh\necho $0 >made && id -u >/etc/who\nEOF\n\
-        RUN --mount=type=tmpfs,target=/a/b --network=none rm /bin/vi && echo x >/a/b/c\n";
+        RUN <<EOF\n#!/bin/sh\necho $0 >made && mkdir -p /etc && id -u >/etc/who\n\
+        touch -d @1 made . /etc/who /etc\nEOF\n\
+        RUN --mount=type=tmpfs,target=/a/b --network=none rm /bin/vi && echo x >/a/b/c && touch -d @1 /bin\n";
+    // The steps set all times, so that they give the same bytes every time.
     env.dockerfile(dockerfile);
     let build = |flags: &[&str]| {
         let build = env.build("x").env("SOURCE_DATE_EPOCH", "1000000000");

@@ -109,7 +109,8 @@ fn contain(
     // runtime, which passes them on.
     let process = started.as_ref().ok().and_then(|(child, _)| pidfd(child));
     let descriptors: Vec<_> = process.iter().map(AsFd::as_fd).collect();
-    message::send_with(control, &Message::Points(points), &descriptors).act("report mount points")?;
+    message::send_with(control, &Message::Points(points), &descriptors)
+        .act("report mount points")?;
     let (mut child, log) = started?;
     let status = child.wait().act("wait for the runtime")?;
     ended(status, &log, &container.program)
