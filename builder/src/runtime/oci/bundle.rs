@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,6 @@ use super::{Container, Program};
 use crate::runtime::init::{self, Act};
 use crate::runtime::message::{self, Failure, Message, errno};
 use crate::runtime::mount_points::{self, MountPoints, Points};
-use crate::runtime::native::OVERLAY_WORK;
 use crate::runtime::provide::{Prepared, Provider};
 use crate::runtime::{Exit, Privileges, ProcessSpec, filesystems, program, seccomp};
 use crate::sys::users::{self, User};
@@ -73,18 +72,19 @@ fn contain(
     rustix::mount::mount_change("/", private).act("make mounts private")?;
     // The runtime looks its processes up there, and they are of this namespace.
     show_processes().act("mount `/proc`")?;
-    let staging = spec.root.work.join(OVERLAY_WORK);
-    let overlay_work =
-        init::open_directory(&staging).act("open the directory for the runtime's own use")?;
-    let mut provider = Provider::new(overlay_work.as_fd()).act("mount a file system in memory")?;
-    let mounts = provider.prepare_all(spec)?;
+    let staging = &spec.root.work;
+    let own = init::open_directory(staging);
+    let own = own.act("open the directory for the runtime's own use")?;
+    let mut provider = Provider::new(own.as_fd()).act("mount a file system in memory")?;
+    // By its descriptor: at its place there is that file system now.
+    let work = PathBuf::from(format!("/proc/self/fd/{}", own.as_raw_fd()));
+    let mounts = provider.prepare_all(spec, &work)?;
     let places = init::places(&mounts);
-    let (root, upper) =
-        init::mount_root(spec, &places, &overlay_work).act("mount the root file system")?;
+    let (root, upper) = init::mount_root(spec, &places, &work).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
     let mut points = MountPoints::new(&root, upper);
     drop(filesystems::mount_dev(spec, &mut points)?);
-    let late = put_all(mounts, &mut points, &mut provider, &staging)?;
+    let late = put_all(mounts, &mut points, &mut provider, staging)?;
     let points = Points {
         made: std::mem::take(&mut points.made),
         laid_out: mount_points::directories(&places),
@@ -99,7 +99,7 @@ fn contain(
         let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
         mount::set_attributes(root.as_fd(), read_only).act("make the root read-only")?;
     }
-    let bundle = describe(spec, &user, &late, container, &staging);
+    let bundle = describe(spec, &user, &late, container, staging);
     let started = program::check(spec, &root).and(bundle).and_then(|bundle| {
         connect(input, &user).act("connect the standard streams")?;
         let child = bundle.start();
