@@ -90,7 +90,11 @@ fn become_program(
     }
     let points = Points {
         made: std::mem::take(&mut points.made),
-        laid_out: mount_points::directories(&places),
+        // Without an overlay there is no such layer, and an empty directory is the image's.
+        laid_out: match spec.root.files {
+            Files::Overlay { .. } => mount_points::directories(&places),
+            Files::Tree(_) => Vec::new(),
+        },
     };
     let cwd = make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
         path: spec.cwd.clone(),
