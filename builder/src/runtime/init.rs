@@ -90,7 +90,11 @@ fn become_program(
     }
     let points = Points {
         made: std::mem::take(&mut points.made),
-        laid_out: mount_points::directories(&places),
+        // Without an overlay there is no such layer, and an empty directory is the image's.
+        laid_out: match spec.root.files {
+            Files::Overlay { .. } => mount_points::directories(&places),
+            Files::Tree(_) => Vec::new(),
+        },
     };
     let cwd = make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
         path: spec.cwd.clone(),
@@ -120,6 +124,13 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
     if spec.network == Network::None {
         flags |= UnshareFlags::NEWNET;
     }
+    for procs in &spec.cgroups {
+        // Zero is the writer. The control group namespace that follows has its root there.
+        std::fs::write(procs, "0").act("enter the control group of the step")?;
+    }
+    if let Network::Namespace(path) = &spec.network {
+        join_network(path).act("enter the network namespace")?;
+    }
     process::new_namespaces(flags).act("create namespaces")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).act("make mounts private")?;
@@ -128,6 +139,11 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
         loopback::up().act("bring the loopback interface up")?;
     }
     Ok(())
+}
+
+fn join_network(path: &Path) -> io::Result<()> {
+    let namespace = std::fs::File::open(path)?;
+    process::join_network(namespace.as_fd())
 }
 
 /// Mounts the root, over its own writable directory: any place does, and that one is there.

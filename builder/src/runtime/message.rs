@@ -60,6 +60,13 @@ pub(super) enum Failure {
     Cwd { path: String, errno: i32 },
     /// A resource limit that does not exist.
     Limit { name: String },
+    /// A resource limit that may not be had; `most` is the hard limit that there is.
+    LimitRefused {
+        name: String,
+        hard: u64,
+        most: u64,
+        errno: i32,
+    },
     /// The user.
     User(UserFailure),
     /// An id that the user namespace does not have.

@@ -17,6 +17,7 @@ pub mod isolation;
 mod message;
 mod mount_points;
 mod native;
+pub mod network;
 mod oci;
 mod orders;
 mod privileges;

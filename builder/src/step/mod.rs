@@ -34,6 +34,7 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
+use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
 use crate::runtime::{Cancel, Isolation, Native, OciProgram, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError, TempDir};
@@ -67,6 +68,8 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the machine adds to each process.
     pub settings: Settings,
+    /// Networks for processes that want the default one.
+    pub networks: Pool,
     /// Layers of mount points that the steps of this build share; made with the first of them.
     pub points: OnceLock<TempDir>,
 }
@@ -78,6 +81,10 @@ pub struct Settings {
     pub host_ca: Option<PathBuf>,
     /// Proxy variables that no `ARG` declares (A6.9).
     pub proxies: Vec<(String, String)>,
+    /// What the names of extra hosts stand for (`--add-host`).
+    pub hosts: Vec<HostEntry>,
+    /// Whether the default network has to be one of its own (`--network=pasta`).
+    pub network: Demand,
     /// Secrets by their ids (`--secret`).
     pub secrets: BTreeMap<String, SecretBytes>,
     /// Agents of ssh by their ids (`--ssh`).
@@ -133,6 +140,9 @@ pub enum StepError {
     /// The process could not be started.
     #[error("{0}")]
     Runtime(#[source] RuntimeError),
+    /// There is no network of its own for the process, and the user demands one.
+    #[error("--network=pasta cannot be had")]
+    Network(#[from] NetworkError),
     /// Files could not be selected or copied.
     #[error("{0}")]
     Copy(#[from] copy::CopyError),
