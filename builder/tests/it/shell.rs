@@ -288,6 +288,7 @@ fn a_shell_opens_when_a_step_fails() {
     session.type_(LOOK);
     session.type_("\n");
     session.expect(&SEES.replace("two", "changed").replace('\n', "\r\n"));
+    session.expect("/work $ ");
     session.type_("exit 3\n");
     let (code, shown) = session.end();
     assert_eq!(code, Some(1), "the build's code, not the shell's: {shown}");
