@@ -139,6 +139,11 @@ pub(super) fn in_failed(
     }
     let work = || {
         let shell = Shell::open(store, &Which::Failed, false)?;
+        // Another runtime gives no terminals.
+        let settings = Settings {
+            runtime: None,
+            ..settings
+        };
         report::last_output(&shell.describe(), error);
         render::err(&format!("error: {}", text::one_line(&error.to_string())));
         let none = ShellArgs {
