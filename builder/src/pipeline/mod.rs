@@ -24,7 +24,7 @@ use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
 use crate::runtime::network::{Pool, SELF};
-use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::runtime::{Cancel, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Backend, Snapshots, now};
 use crate::step::{
@@ -268,7 +268,7 @@ pub async fn build(
     let worker = Arc::new(Worker {
         snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
-        runtime: Native::default(),
+        runtime: request.settings.core(),
         networks,
         contexts,
         client,

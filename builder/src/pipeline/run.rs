@@ -13,7 +13,7 @@ use crate::context::Contexts;
 use crate::event::{Observer, Stream};
 use crate::graph::{Limits, Network, RunOp, Security};
 use crate::runtime::network::{Pool, SELF};
-use crate::runtime::{Attached, Cancel, Exit, Mount, Native, Streams};
+use crate::runtime::{Attached, Cancel, Exit, Mount, Streams};
 use crate::snapshot::Snapshots;
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
 use crate::store::{Store, StoreError};
@@ -120,7 +120,7 @@ impl Worker {
         Self {
             snapshots: Snapshots::new(Arc::clone(store)),
             store: Arc::clone(store),
-            runtime: Native::default(),
+            runtime: settings.core(),
             contexts: Contexts::default(),
             client,
             images: BTreeMap::new(),

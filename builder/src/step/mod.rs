@@ -35,7 +35,7 @@ use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
-use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
+use crate::runtime::{Cancel, Isolation, Native, OciProgram, RuntimeError, Seccomp};
 use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
@@ -91,6 +91,8 @@ pub struct Settings {
     pub agents: BTreeMap<String, agent::Agent>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
+    /// The runtime that `RUN` steps run in, where it is not kiln's own (`--runtime`).
+    pub runtime: Option<OciProgram>,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
     /// How far steps are kept apart from the host.
@@ -238,6 +240,15 @@ impl From<RuntimeError> for StepError {
 }
 
 impl Settings {
+    /// The runtime core that is asked for.
+    #[must_use]
+    pub fn core(&self) -> Native {
+        match &self.runtime {
+            None => Native::default(),
+            Some(runtime) => Native::default().with_runtime(runtime.clone()),
+        }
+    }
+
     fn time(&self) -> SystemTime {
         fetch::system_time(self.time)
     }

@@ -15,6 +15,7 @@ mod web;
 
 mod add;
 mod archives;
+mod attacks;
 mod basic;
 mod builds;
 mod cache;

@@ -324,6 +324,8 @@ fn is_sandbox(error: &RuntimeError) -> bool {
             | RuntimeError::Setup { .. }
             | RuntimeError::LimitRefused { .. }
             | RuntimeError::Lost
+            | RuntimeError::Oci { .. }
+            | RuntimeError::Unsupported { .. }
             | RuntimeError::Clean { .. }
     )
 }

@@ -222,6 +222,11 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
 
+    /// Runtime of RUN steps instead of kiln's own: crun, runc, youki, or the path of another that
+    /// takes OCI bundles
+    #[arg(long, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
+
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image
     #[arg(long)]
@@ -393,6 +398,11 @@ pub(crate) struct RunArgs {
     /// Rights of the program: seccomp=FILE|unconfined|builtin; may be repeated
     #[arg(long, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
+
+    /// Runtime instead of kiln's own: crun, runc, youki, or the path of another that
+    /// takes OCI bundles
+    #[arg(long, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
 
     /// Host name [default: kiln]
     #[arg(short = 'h', long, value_name = "NAME")]

@@ -20,7 +20,7 @@ use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::{Allowed, seccomp};
+use super::security::{Allowed, runtime, seccomp};
 use super::{Setup, block_on, call, platform, push};
 use crate::args::{self, BuildArgs};
 use crate::render;
@@ -165,6 +165,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         hosts,
         network: args.sandbox.network.demand,
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
         time: build_time(epoch),
         ..Settings::default()
     };

@@ -16,7 +16,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::seccomp;
+use super::security::{runtime, seccomp};
 use super::{Setup, block_on, foreground, platform};
 use crate::args::{Command, PullPolicy, RunArgs};
 use crate::render::{self, transfer};
@@ -66,6 +66,7 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         time: build_time(None),
         isolation: level.isolation,
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
         hosts: args.sandbox.hosts()?,
         network: args.sandbox.network.demand,
         ..Settings::default()
