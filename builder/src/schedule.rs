@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::cache::{CacheKey, content_key, definition_key};
 use crate::event::Event;
-use crate::graph::{GitOp, Graph, ImageOp, Op, Vertex, VertexId};
+use crate::graph::{GitOp, Graph, ImageOp, Network, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{self, Inputs, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
@@ -364,6 +364,12 @@ impl Schedule {
             self.cached_event(id);
             self.start_seal(id, &layer).await;
             return Ok(root.with(layer));
+        }
+        if let Op::Run(run) = &vertex.op
+            && run.network == Network::Default
+        {
+            // It is most likely to run, and has something to wait for meanwhile.
+            self.worker.networks.warm();
         }
         let root = self.result(vertex.inputs[0]);
         let others = join_all(vertex.inputs[1..].iter().map(|&input| self.result(input)));

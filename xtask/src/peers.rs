@@ -44,7 +44,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 15] = [
+pub(crate) const TESTS: [Peer; 17] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -58,6 +58,8 @@ pub(crate) const TESTS: [Peer; 15] = [
     peer("htpasswd", "apache2-utils"),
     peer("gcc", "gcc"),
     peer("git", "git"),
+    peer("ip", "iproute2"),
+    peer("pasta", "passt"),
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
 ];

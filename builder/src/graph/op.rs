@@ -7,6 +7,8 @@ use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
 use serde::Serialize;
 
+use super::limits::Limits;
+
 /// What a vertex does. A closed set: `ENV`, `LABEL`, `CMD` and the like make no vertex, they edit
 /// the config that lowering carries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -73,6 +75,13 @@ pub struct RunOp {
     pub scripts: Vec<Script>,
     /// Mounts asked for by `--mount`.
     pub mounts: Vec<MountOp>,
+    /// What it may use of the machine.
+    #[serde(skip_serializing_if = "Limits::is_empty")]
+    pub limits: Box<Limits>,
+    /// Names of `--add-host`, in alphabetical order; what they stand for is the machine's to say
+    /// and in no key (A15.2).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra_hosts: Vec<String>,
 }
 
 /// A file that exists only while a process runs.
@@ -160,8 +169,11 @@ pub enum MountOp {
 /// The network a process sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub enum Network {
-    /// The host's.
+    /// What the machine has for it: best a network of its own with a way out, else the host's. It
+    /// is the same for a cache key wherever it runs.
     #[default]
+    Default,
+    /// The host's.
     Host,
     /// Only a loopback of its own.
     None,

@@ -23,7 +23,8 @@ use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
-use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::runtime::network::{Pool, SELF};
+use crate::runtime::{Cancel, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Backend, Snapshots, now};
 use crate::step::{
@@ -259,10 +260,16 @@ pub async fn build(
         ignore_file: ignore_file(path.as_deref(), &context),
     };
     let contexts = contexts::open(&store, &plan, main, &named)?;
+    let networks = Pool::new(
+        request.settings.network,
+        PathBuf::from(SELF),
+        observer.clone(),
+    );
     let worker = Arc::new(Worker {
         snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
-        runtime: Native::default(),
+        runtime: request.settings.core(),
+        networks,
         contexts,
         client,
         images,

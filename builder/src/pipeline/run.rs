@@ -11,8 +11,9 @@ use kiln_registry::spec::config::ContainerConfig;
 
 use crate::context::Contexts;
 use crate::event::{Observer, Stream};
-use crate::graph::{Network, RunOp, Security};
-use crate::runtime::{Attached, Cancel, Exit, Mount, Native, Streams};
+use crate::graph::{Limits, Network, RunOp, Security};
+use crate::runtime::network::{Pool, SELF};
+use crate::runtime::{Attached, Cancel, Exit, Mount, Streams};
 use crate::snapshot::Snapshots;
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
 use crate::store::{Store, StoreError};
@@ -41,6 +42,8 @@ pub struct Invocation {
     pub hostname: Option<String>,
     /// What it sees of the network.
     pub network: Network,
+    /// What it may use of the machine.
+    pub limits: Limits,
     /// Files and folders of the host that it sees.
     pub volumes: Vec<Volume>,
     /// Empty file systems in memory: path and size limit in bytes.
@@ -88,7 +91,9 @@ pub fn run(
     output: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<Exit, RunError> {
     let config = worker.store.config(image)?;
-    let op = invocation.process(&config.config)?;
+    let hosts = worker.settings.hosts.iter();
+    let hosts = hosts.map(|host| host.name.clone()).collect();
+    let op = invocation.process(&config.config, hosts)?;
     let process = Foreground {
         op: &op,
         root: &Stack {
@@ -115,12 +120,13 @@ impl Worker {
         Self {
             snapshots: Snapshots::new(Arc::clone(store)),
             store: Arc::clone(store),
-            runtime: Native::default(),
+            runtime: settings.core(),
             contexts: Contexts::default(),
             client,
             images: BTreeMap::new(),
             observer: Observer::silent(),
             cancel: cancel.clone(),
+            networks: Pool::new(settings.network, PathBuf::from(SELF), Observer::silent()),
             settings,
             points: OnceLock::new(),
         }
@@ -129,7 +135,11 @@ impl Worker {
 
 impl Invocation {
     /// The process, by the rules for `ENTRYPOINT` and `CMD` (A9.3).
-    fn process(&self, config: &ContainerConfig) -> Result<RunOp, RunError> {
+    fn process(
+        &self,
+        config: &ContainerConfig,
+        extra_hosts: Vec<String>,
+    ) -> Result<RunOp, RunError> {
         let set = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
         let (mut args, default) = match &self.entrypoint {
             None => (set(&config.entrypoint), set(&config.cmd)),
@@ -156,6 +166,8 @@ impl Invocation {
             hostname: Some(hostname.to_owned()),
             scripts: Vec::new(),
             mounts: Vec::new(),
+            limits: Box::new(self.limits.clone()),
+            extra_hosts,
         })
     }
 
@@ -228,7 +240,7 @@ mod tests {
             command: command.iter().map(ToString::to_string).collect(),
             ..Invocation::default()
         };
-        match invocation.process(config) {
+        match invocation.process(config, Vec::new()) {
             Ok(op) => op.args.join(" "),
             Err(error) => error.to_string(),
         }
@@ -260,7 +272,7 @@ mod tests {
             cmd: Some(vec!["sh".to_owned()]),
             ..ContainerConfig::default()
         };
-        let plain = Invocation::default().process(&config).unwrap();
+        let plain = Invocation::default().process(&config, Vec::new()).unwrap();
         assert_eq!((plain.user.as_str(), plain.cwd.as_str()), ("app", "/srv"));
         let names: Vec<_> = plain
             .env
@@ -278,7 +290,7 @@ mod tests {
             },
             ..Invocation::default()
         };
-        let other = other.process(&config).unwrap();
+        let other = other.process(&config, Vec::new()).unwrap();
         assert_eq!((other.user.as_str(), other.cwd.as_str()), ("0", "/tmp"));
         assert!(other.env.contains(&("A".to_owned(), "3".to_owned())));
         assert!(other.env.contains(&("TERM".to_owned(), "xterm".to_owned())));

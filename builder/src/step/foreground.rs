@@ -52,7 +52,8 @@ pub fn foreground(
         read_only: process.read_only,
     };
     let mut made = Mounts::default();
-    let mut spec = run::specification(worker, process.op, &mut made, root, &stack)?;
+    let lease = run::lease(worker, process.op)?;
+    let mut spec = run::specification(worker, process.op, &mut made, root, &stack, lease.as_ref())?;
     spec.mounts.extend(process.mounts.iter().cloned());
     spec.streams = process.streams;
     let exit = worker

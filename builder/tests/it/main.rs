@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod env;
+mod lab;
 mod liar;
 mod run;
 mod saved;
@@ -14,6 +15,7 @@ mod web;
 
 mod add;
 mod archives;
+mod attacks;
 mod basic;
 mod builds;
 mod cache;
@@ -28,6 +30,7 @@ mod interop;
 mod interrupt;
 mod mounts;
 mod named_contexts;
+mod network;
 mod push_pull;
 mod security;
 mod ssh;

@@ -20,6 +20,12 @@ fn main() -> ExitCode {
     {
         return runtime::sandbox_main();
     }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == runtime::network::NETWORK_ARGUMENT)
+    {
+        return runtime::network::network_main();
+    }
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return report::usage(&error),

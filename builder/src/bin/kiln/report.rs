@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use kiln_builder::pipeline::{BuildError, Source};
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::runtime::isolation::IsolationError;
+use kiln_builder::runtime::network::NetworkError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
@@ -267,6 +268,7 @@ fn code(error: &anyhow::Error) -> u8 {
     if error.is::<IsolationError>()
         || find::<ClientError>(error).is_some_and(is_environment)
         || find::<RuntimeError>(error).is_some_and(is_sandbox)
+        || find::<NetworkError>(error).is_some()
         || find::<GitError>(error).is_some_and(GitError::is_environment)
     {
         return ENVIRONMENT;
@@ -320,7 +322,10 @@ fn is_sandbox(error: &RuntimeError) -> bool {
         error,
         RuntimeError::Start(_)
             | RuntimeError::Setup { .. }
+            | RuntimeError::LimitRefused { .. }
             | RuntimeError::Lost
+            | RuntimeError::Oci { .. }
+            | RuntimeError::Unsupported { .. }
             | RuntimeError::Clean { .. }
     )
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kiln_builder::graph::Network;
 use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::{Cancel, Isolation};
@@ -21,9 +20,9 @@ use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::{Allowed, seccomp};
+use super::security::{Allowed, runtime, seccomp};
 use super::{Setup, block_on, call, platform, push};
-use crate::args::{BuildArgs, NetworkArg};
+use crate::args::{self, BuildArgs};
 use crate::render;
 use crate::render::excerpt::Excerpts;
 use crate::report::{NotPushed, UsageError};
@@ -46,6 +45,9 @@ const PROXIES: [&str; 5] = [
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let mut request = request(args)?;
+    if let Some(warning) = args.legacy.warning()? {
+        render::err(&warning);
+    }
     let secrets = args.secrets.iter().map(|text| SecretSource::parse(text));
     let secrets = secrets
         .collect::<Result<Vec<_>, _>>()
@@ -135,6 +137,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         .map(|text| build_arg(text))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
+    let hosts = args.sandbox.hosts()?;
     let allowed = Allowed::parse(&args.allow)?;
     let options = LowerOptions {
         build_args,
@@ -144,10 +147,9 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         build_platform: Platform::host(),
         name_platform: false,
         labels: args.labels.iter().map(|text| pair(text)).collect(),
-        network: match args.network {
-            NetworkArg::Host => Network::Host,
-            NetworkArg::None => Network::None,
-        },
+        network: args.sandbox.network.network,
+        limits: args.sandbox.limits.limits()?,
+        extra_hosts: args::names(&hosts),
         allow_host_network: allowed.host_network,
         allow_insecure: allowed.insecure,
         contexts: args
@@ -160,7 +162,10 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
         proxies: proxies(&options, args.host_ca),
+        hosts,
+        network: args.sandbox.network.demand,
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
         time: build_time(epoch),
         ..Settings::default()
     };

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kiln_builder::graph::Network;
 use kiln_builder::image::pull::pull;
 use kiln_builder::pipeline::{self, Invocation, Volume, build_time};
 use kiln_builder::runtime::{Cancel, Isolation, Streams};
@@ -17,9 +16,9 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::seccomp;
+use super::security::{runtime, seccomp};
 use super::{Setup, block_on, foreground, platform};
-use crate::args::{Command, NetworkArg, PullPolicy, RunArgs};
+use crate::args::{Command, PullPolicy, RunArgs};
 use crate::render::{self, transfer};
 use crate::report::{Exited, Interrupted, NotRun, UsageError};
 
@@ -67,6 +66,9 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         time: build_time(None),
         isolation: level.isolation,
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
+        hosts: args.sandbox.hosts()?,
+        network: args.sandbox.network.demand,
         ..Settings::default()
     };
     let worker = Worker::for_processes(&store, client, &cancel, settings);
@@ -107,10 +109,8 @@ fn invocation(args: &RunArgs, command: &[String]) -> anyhow::Result<Invocation> 
         cwd: args.workdir.as_deref().map(absolute).transpose()?,
         user: args.user.clone(),
         hostname: args.hostname.as_deref().map(hostname).transpose()?,
-        network: match args.network {
-            NetworkArg::Host => Network::Host,
-            NetworkArg::None => Network::None,
-        },
+        network: args.sandbox.network.network,
+        limits: args.sandbox.limits.limits()?,
         volumes: volumes.collect::<anyhow::Result<_>>()?,
         tmpfs: tmpfs.collect::<anyhow::Result<_>>()?,
         read_only: args.read_only,

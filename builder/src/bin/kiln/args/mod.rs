@@ -4,10 +4,16 @@
     reason = "the comments are help texts: `NAME[:TAG]` is no link"
 )]
 
+mod legacy;
+mod sandbox;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kiln_builder::snapshot::Backend;
+
+pub(crate) use legacy::LegacyArgs;
+pub(crate) use sandbox::{SandboxArgs, names};
 
 /// Builds container images from Dockerfiles and moves them to and from registries, without a daemon.
 #[derive(Debug, Parser)]
@@ -193,9 +199,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, requires = "tags")]
     pub(crate) push: bool,
 
-    /// Network of RUN steps
-    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
-    pub(crate) network: NetworkArg,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
 
     /// Secret for RUN --mount=type=secret: id=ID[,src=FILE][,env=VARIABLE][,type=file|env]; may be
     /// repeated
@@ -216,6 +221,11 @@ pub(crate) struct BuildArgs {
     /// seccomp=unconfined allows all of them, seccomp=builtin is the default; may be repeated
     #[arg(long, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
+
+    /// Runtime of RUN steps instead of kiln's own: crun, runc, youki, or the path of another that
+    /// takes OCI bundles
+    #[arg(long, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
 
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image
@@ -239,6 +249,7 @@ pub(crate) struct BuildArgs {
     #[arg(
         long,
         value_name = "METHOD",
+        alias = "print",
         default_value = "build",
         hide_default_value = true
     )]
@@ -247,6 +258,9 @@ pub(crate) struct BuildArgs {
     /// Check the Dockerfile by docker's rules instead of building, as --call=check
     #[arg(long, conflicts_with = "call")]
     pub(crate) check: bool,
+
+    #[command(flatten)]
+    pub(crate) legacy: LegacyArgs,
 
     /// Folder of the build context
     #[arg(value_name = "CONTEXT")]
@@ -322,15 +336,6 @@ pub(crate) enum CheckFormat {
     Github,
 }
 
-/// Networks of `RUN` steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NetworkArg {
-    /// This machine's
-    Host,
-    /// Only a loopback of their own
-    None,
-}
-
 /// Ways to show progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgressArg {
@@ -387,13 +392,17 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
 
-    /// Network of the program
-    #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
-    pub(crate) network: NetworkArg,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
 
     /// Rights of the program: seccomp=FILE|unconfined|builtin; may be repeated
     #[arg(long, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
+
+    /// Runtime instead of kiln's own: crun, runc, youki, or the path of another that
+    /// takes OCI bundles
+    #[arg(long, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
 
     /// Host name [default: kiln]
     #[arg(short = 'h', long, value_name = "NAME")]
