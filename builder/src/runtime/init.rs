@@ -141,7 +141,7 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-fn join_network(path: &Path) -> io::Result<()> {
+pub(super) fn join_network(path: &Path) -> io::Result<()> {
     let namespace = std::fs::File::open(path)?;
     process::join_network(namespace.as_fd())
 }

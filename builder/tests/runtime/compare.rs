@@ -41,7 +41,7 @@ const DIFFERENCES: &[(&str, &[&str], &str)] = &[
 /// Held while runtimes run, for who looks at all control groups.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -159,6 +159,16 @@ const PROBES: &[Probe] = &[
         step.spec.network = Network::None;
         step
     }),
+    ("a network namespace that exists", || {
+        let script = "test $(readlink /proc/self/ns/net) = $(readlink /tmp/host) && echo host; ls /sys/class/net";
+        let mut step = Step::sh(script).layer(|layer| {
+            fs::create_dir(layer.join("tmp")).unwrap();
+            let host = fs::read_link("/proc/self/ns/net").unwrap();
+            std::os::unix::fs::symlink(host, layer.join("tmp/host")).unwrap();
+        });
+        step.spec.network = Network::Namespace("/proc/self/ns/net".into());
+        step
+    }),
     ("standard streams", || {
         Step::sh("wc -c; echo out; echo err >&2; ls -l /proc/self/fd | wc -l")
     }),
@@ -234,7 +244,7 @@ fn with_seccomp(script: &str, seccomp: Seccomp) -> Step {
     step
 }
 
-fn core(runtime: &str) -> Native {
+pub(crate) fn core(runtime: &str) -> Native {
     let program = OciProgram::find(runtime, std::env::var_os("PATH").as_deref());
     let program = program.unwrap_or_else(|error| panic!("{runtime}: {error}"));
     crate::env::native().with_runtime(program)

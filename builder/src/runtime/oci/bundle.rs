@@ -15,12 +15,12 @@ use rustix::thread::{UnshareFlags, capabilities};
 use serde_json::Value;
 
 use super::config::{Facts, Late};
-use super::{Container, Program};
+use super::{Container, Program, is_unified};
 use crate::runtime::init::{self, Act};
 use crate::runtime::message::{self, Failure, Message, errno};
 use crate::runtime::mount_points::{self, MountPoints, Points};
 use crate::runtime::provide::{Prepared, Provider};
-use crate::runtime::{Exit, Privileges, ProcessSpec, filesystems, program, seccomp};
+use crate::runtime::{Exit, Network, Privileges, ProcessSpec, filesystems, program, seccomp};
 use crate::sys::users::{self, User};
 use crate::sys::{mount, process};
 
@@ -67,6 +67,9 @@ fn contain(
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
     process::reset_signals().act("reset signals")?;
+    if let Network::Namespace(path) = &spec.network {
+        init::join_network(path).act("enter the network namespace")?;
+    }
     process::new_namespaces(UnshareFlags::NEWNS).act("create namespaces")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).act("make mounts private")?;
@@ -183,15 +186,16 @@ fn describe(
         user,
         seccomp: profile.as_ref(),
         late,
-        cgroup: container.cgroup(spec).filter(|_| !joins),
+        cgroup: container.cgroup(spec),
         permitted: capabilities(None).act("read capabilities")?.permitted,
     };
+    if !is_unified() {
+        join(&spec.cgroups).act("enter the control group of the step")?;
+    }
     if joins {
         if facts.is_sandbox() {
-            let group = container.devices(spec);
-            limit_devices(&group).act("limit devices by a control group")?;
+            limit_devices(&container.devices()).act("limit devices by a control group")?;
         }
-        join(&spec.cgroups).act("join the control groups")?;
         hide_hybrid().act("hide the unified hierarchy")?;
     }
     Bundle::write(staging, container, &facts, joins).act("write the bundle")

@@ -187,12 +187,9 @@ impl Facts<'_> {
             .iter()
             .map(|kind| json!({ "type": kind }))
             .collect();
-        match &self.spec.network {
-            Network::Host => {}
-            Network::None => namespaces.push(json!({ "type": "network" })),
-            Network::Namespace(path) => {
-                namespaces.push(json!({ "type": "network", "path": path }));
-            }
+        // One that exists the sandbox has entered already.
+        if self.spec.network == Network::None {
+            namespaces.push(json!({ "type": "network" }));
         }
         let mut linux = json!({ "namespaces": namespaces });
         if let Some(cgroup) = &self.cgroup {

@@ -101,26 +101,26 @@ impl Container {
         })
     }
 
-    /// The path of its control group from the top of every hierarchy: below the first of those that
-    /// the process is to run in.
+    /// Where its control group is to be, in the words of the specification: in the unified hierarchy
+    /// from its top, below the group that the process is to run in; in the old ones below the group
+    /// of the sandbox, which another one is for each of them. None where [`Self::joins`] holds.
     fn cgroup(&self, spec: &ProcessSpec) -> Option<String> {
-        let parent = spec.cgroups.first().and_then(|file| {
-            let below = file.parent()?.strip_prefix(CGROUPS).ok()?;
-            let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
-            let mut parts = below.components();
-            if !unified {
-                parts.next()?;
-            }
-            Some(parts.as_path().to_owned())
-        });
+        if self.joins() {
+            return None;
+        }
+        if !is_unified() {
+            return Some(self.id.clone());
+        }
+        let group = spec.cgroups.first().and_then(|file| file.parent());
+        let below = group.and_then(|group| group.strip_prefix(CGROUPS).ok());
         let path = Path::new("/")
-            .join(parent.unwrap_or_default())
+            .join(below.unwrap_or(Path::new("")))
             .join(&self.id);
         path.to_str().map(str::to_owned)
     }
 
-    /// Whether the process runs in the control groups that the sandbox joins, and the runtime makes
-    /// none: on hosts that mix both kinds of hierarchies crun makes none.
+    /// Whether the process runs in the control groups of the sandbox, and the runtime makes none: on
+    /// hosts that mix both kinds of hierarchies crun cannot make one.
     fn joins(&self) -> bool {
         let controllers = Path::new(CGROUPS).join("unified/cgroup.controllers");
         let hybrid = std::fs::read(controllers).is_ok_and(|names| !names.is_empty());
@@ -128,26 +128,38 @@ impl Container {
     }
 
     /// The group of its own that says which devices it may open.
-    fn devices(&self, spec: &ProcessSpec) -> PathBuf {
-        let path = self.cgroup(spec).unwrap_or_default();
-        Path::new(CGROUPS)
-            .join("devices")
-            .join(path.trim_start_matches('/'))
+    fn devices(&self) -> PathBuf {
+        Path::new(CGROUPS).join("devices").join(&self.id)
     }
 
     /// Removes its control groups, which a runtime that was killed leaves.
     pub(super) fn clean(&self, spec: &ProcessSpec) {
-        let Some(path) = self.cgroup(spec) else {
-            return;
-        };
-        let path = path.trim_start_matches('/');
-        let hierarchies = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-        let tops = hierarchies.map(|entry| entry.path());
-        for top in tops.chain([PathBuf::from(CGROUPS)]) {
+        let wanted = spec.cgroups.iter().filter_map(|file| file.parent());
+        let mut places: Vec<_> = wanted.map(Path::to_owned).collect();
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        for line in own.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let names = fields.next().unwrap_or_default();
+            let hierarchy = match names.trim_start_matches("name=") {
+                "" if is_unified() => "",
+                "" => "unified",
+                names => names,
+            };
+            let top = Path::new(CGROUPS).join(hierarchy);
+            let group = fields.next().unwrap_or_default();
+            places.push(top.join(group.trim_start_matches('/')));
+            places.push(top);
+        }
+        for place in places {
             // Most are not there, or gone already.
-            drop(std::fs::remove_dir(top.join(path)));
+            drop(std::fs::remove_dir(place.join(&self.id)));
         }
     }
+}
+
+/// Whether the host has the unified hierarchy only.
+fn is_unified() -> bool {
+    Path::new(CGROUPS).join("cgroup.controllers").exists()
 }
 
 fn is_program(path: &Path) -> io::Result<bool> {

@@ -1,12 +1,16 @@
 //! Attacks on other processes, and processes that want to stay.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Instant;
 
+use kiln_builder::runtime::{Cancel, Stream};
+
 use super::{on_the_host, stopped_by};
 use crate::cancel::is_running;
-use crate::env::{Step, needs_root};
+use crate::compare;
+use crate::env::{Step, native, needs_root};
 
 struct Victim(Child);
 
@@ -107,6 +111,53 @@ fn a_fork_bomb_stays_in_its_limit() {
     step.spec.rlimits = vec![("nproc".to_owned(), 40, 40)];
     assert!(!step.run().stdout.contains("ALL"));
     assert!(!is_running("88882"));
+}
+
+/// The same by a control group, in all hierarchies that have a limit for processes.
+#[test]
+fn a_fork_bomb_stays_in_its_control_group() {
+    needs_root!();
+    let _alone = compare::alone();
+    for core in [native(), compare::core("crun"), compare::core("runc")] {
+        let group = Group::new(64);
+        let mut step = Step::sh("bomb() { sleep 88883 & bomb; }; bomb 2>&1; true");
+        step.spec.cgroups = vec![group.0.join("cgroup.procs")];
+        let mut stdout = Vec::new();
+        let mut collect = |stream, bytes: &[u8]| {
+            if stream == Stream::Stdout {
+                stdout.extend_from_slice(bytes);
+            }
+        };
+        let cancel = Cancel::new().unwrap();
+        core.run(&step.spec, &mut collect, &cancel).unwrap();
+        let stdout = String::from_utf8_lossy(&stdout);
+        assert!(stdout.contains("can't fork"), "{stdout}");
+        assert!(!is_running("88883"));
+    }
+}
+
+/// A control group with a limit of processes, gone at the end.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(limit: u32) -> Self {
+        let old = Path::new("/sys/fs/cgroup/pids");
+        let top = if old.is_dir() {
+            old
+        } else {
+            Path::new("/sys/fs/cgroup")
+        };
+        let group = top.join(format!("attack-{}", std::process::id()));
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join("pids.max"), limit.to_string()).unwrap();
+        Self(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        drop(fs::remove_dir(&self.0));
+    }
 }
 
 /// What it leaves in memory is not the host's, and goes.
