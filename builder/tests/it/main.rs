@@ -7,6 +7,7 @@
 
 mod env;
 mod liar;
+mod people;
 mod run;
 mod saved;
 mod traces;
@@ -29,6 +30,7 @@ mod interrupt;
 mod mounts;
 mod named_contexts;
 mod push_pull;
+mod rootless;
 mod security;
 mod ssh;
 mod standalone;
