@@ -334,7 +334,7 @@ impl Schedule {
         }
         let worker = Arc::clone(&self.worker);
         let layer = self.permitted(move || resolved.checkout(&worker)).await?;
-        self.worker.store.remember(key.digest(), &layer)?;
+        self.worker.store.remember(&[key.digest()], &layer)?;
         drop(lock);
         Ok(layer)
     }
@@ -403,7 +403,9 @@ impl Schedule {
         let key = content_key(vertex, &root.identity(), content.as_ref());
         if let Some(layer) = self.remembered(key).await? {
             self.cached_event(id);
-            self.worker.store.remember(defined.key.digest(), &layer)?;
+            self.worker
+                .store
+                .remember(&[defined.key.digest()], &layer)?;
             return Ok(layer);
         }
         // Another process may be executing the very same step: then its result is ours.
@@ -416,8 +418,8 @@ impl Schedule {
         let layer = self
             .observed(id, self.execute(id, root, inputs, known, selections))
             .await?;
-        self.worker.store.remember(key.digest(), &layer)?;
-        self.worker.store.remember(defined.key.digest(), &layer)?;
+        let keys = [key.digest(), defined.key.digest()];
+        self.worker.store.remember(&keys, &layer)?;
         drop(lock);
         Ok(layer)
     }

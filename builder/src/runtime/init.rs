@@ -14,7 +14,6 @@ use rustix::thread::UnshareFlags;
 
 use super::message::{self, Failure, IdKind, Message, errno};
 use super::mount_points::{self, Kind, MountPoints, Points};
-use super::native::OVERLAY_WORK;
 use super::provide::{Prepared, Provider};
 use super::terminal::Terminal;
 use super::{
@@ -68,14 +67,14 @@ fn become_program(
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().act("start a session")?;
     enter_namespaces(spec)?;
-    let overlay_work = open_directory(&spec.root.work.join(OVERLAY_WORK))
-        .act("open the directory for the runtime's own use")?;
-    // Overlayfs gets that directory by its descriptor; what is mounted on it is not in the way.
-    let mut provider = Provider::new(overlay_work.as_fd()).act("mount a file system in memory")?;
-    let mounts = provider.prepare_all(spec)?;
+    let own = open_directory(&spec.root.work);
+    let own = own.act("open the directory for the runtime's own use")?;
+    let mut provider = Provider::new(own.as_fd()).act("mount a file system in memory")?;
+    // By its descriptor: at its place there is that file system now.
+    let work = PathBuf::from(format!("/proc/self/fd/{}", own.as_raw_fd()));
+    let mounts = provider.prepare_all(spec, &work)?;
     let places = places(&mounts);
-    let (root, upper) =
-        mount_root(spec, &places, &overlay_work).act("mount the root file system")?;
+    let (root, upper) = mount_root(spec, &places, &work).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
     check_ids(spec, &user)?;
 
@@ -109,7 +108,7 @@ fn become_program(
         None => connect_streams(given.input.as_ref(), &null, &user),
     };
     connected.act("connect the standard streams")?;
-    drop((root, cwd, provider, overlay_work));
+    drop((root, cwd, provider, own));
     privileges::drop_to(spec, &user, given.registrar.as_ref())?;
     program::exec(spec, &user)
 }
@@ -139,7 +138,7 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
 fn mount_root(
     spec: &ProcessSpec,
     places: &[(String, Kind)],
-    overlay_work: &OwnedFd,
+    work: &Path,
 ) -> io::Result<(Root, OwnedFd)> {
     let attributes = match spec.privileges {
         Privileges::Sandbox(_) => MountAttrFlags::MOUNT_ATTR_NODEV,
@@ -147,14 +146,10 @@ fn mount_root(
     };
     let mount = match &spec.root.files {
         Files::Overlay { lowers, upper } => {
-            let points = mount_points::lay_out(&spec.root.points, &spec.root.work, places)?;
+            let points = mount_points::lay_out(&spec.root.points, work, places)?;
             let lowers = lowers.iter().chain([&points]);
             let lowers = lowers.map(|layer| layer.as_path()).collect::<Vec<_>>();
-            let work = format!("/proc/self/fd/{}", overlay_work.as_raw_fd());
-            let writable = Writable {
-                upper,
-                work: Path::new(&work),
-            };
+            let writable = Writable { upper, work };
             mount::overlay(&lowers, Some(writable), attributes)?
         }
         Files::Tree(tree) => {

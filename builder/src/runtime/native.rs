@@ -25,12 +25,11 @@ use super::{
 /// Read from a pipe at once: what the kernel keeps in one.
 const CHUNK: usize = 64 << 10;
 
-/// Directories that a run makes in [`Root::work`] and removes again.
-pub(super) const OVERLAY_WORK: &str = "overlay";
-/// See [`OVERLAY_WORK`]; what a step writes to views that forget it.
+/// Directory in [`Root::work`] for what a step writes to views that forget it.
 pub(super) const SCRATCH: &str = "scratch";
 
-const DIRECTORIES: [&str; 3] = [OVERLAY_WORK, SCRATCH, mount_points::NEW_LAYER];
+/// What a run leaves in [`Root::work`], to be removed: the first two are overlayfs's own.
+const LEFT: [&str; 4] = ["work", "incompat", SCRATCH, mount_points::NEW_LAYER];
 
 /// What connects a process to whoever runs it in the foreground.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,7 +121,8 @@ impl Native {
         if cancel.is_cancelled() {
             return Err(RuntimeError::Cancelled);
         }
-        prepare(&spec.root)?;
+        // What a run that was killed has left.
+        remove_work(&spec.root)?;
         let mut sandbox = Sandbox::start(self, attached).map_err(RuntimeError::Start)?;
         let supervised = sandbox.supervise(spec, output, cancel);
         let ended = sandbox.end(output);
@@ -137,15 +137,8 @@ impl Native {
     }
 }
 
-/// Makes the directories of a run; leftovers of a run that was killed are removed.
-fn prepare(root: &Root) -> Result<(), RuntimeError> {
-    remove_work(root)?;
-    let path = root.work.join(OVERLAY_WORK);
-    fs::create_dir(&path).map_err(|source| RuntimeError::Clean { path, source })
-}
-
 fn remove_work(root: &Root) -> Result<(), RuntimeError> {
-    for name in DIRECTORIES {
+    for name in LEFT {
         let path = root.work.join(name);
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -63,7 +63,11 @@ impl Provider {
     }
 
     /// Makes the mounts of a step: the files that every one is given, then those it asks for.
-    pub(super) fn prepare_all(&mut self, spec: &ProcessSpec) -> Result<Vec<Prepared>, Failure> {
+    pub(super) fn prepare_all(
+        &mut self,
+        spec: &ProcessSpec,
+        work: &Path,
+    ) -> Result<Vec<Prepared>, Failure> {
         let [hosts, resolv_conf, hostname] = FILES;
         let name = format!("{}\n", spec.hostname);
         let mut prepared = Vec::new();
@@ -80,7 +84,7 @@ impl Provider {
             });
         }
         for mount in &spec.mounts {
-            prepared.push(self.prepare(mount, &spec.root.work)?);
+            prepared.push(self.prepare(mount, work)?);
         }
         Ok(prepared)
     }

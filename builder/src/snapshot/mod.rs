@@ -13,12 +13,12 @@ mod record;
 mod trees;
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use kiln_registry::spec::DiffId;
@@ -89,27 +89,39 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Snap
 /// A snapshot being made. Dropped without [`Snapshots::commit`], it is gone.
 #[derive(Debug)]
 pub struct Active {
-    folder: TempDir,
+    id: SnapshotId,
+    /// Holds its two directories, and those of others.
+    folder: Arc<TempDir>,
 }
 
 impl Active {
     /// The directory that becomes the layer.
     #[must_use]
     pub fn upper(&self) -> PathBuf {
-        self.folder.path().join("fs")
+        self.folder.path().join(self.id.name())
     }
 
     /// An empty directory beside it, for overlayfs.
     #[must_use]
     pub fn work(&self) -> PathBuf {
-        self.folder.path().join("work")
+        self.folder.path().join(format!("{}-work", self.id.name()))
     }
+}
 
-    /// The id that it will have.
-    fn id(&self) -> SnapshotId {
-        let name = self.folder.path().file_name().unwrap_or_default();
-        SnapshotId::from_name(name.to_string_lossy().into_owned())
+impl Drop for Active {
+    fn drop(&mut self) {
+        // What cannot be removed now goes with the folder.
+        for path in [self.work(), self.upper()] {
+            drop(fs::remove_dir_all(path));
+        }
     }
+}
+
+/// What of a snapshot decides how it is mounted; it never changes.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    empty: bool,
+    opaque: bool,
 }
 
 /// A stack that a process may write to.
@@ -132,6 +144,9 @@ pub struct Snapshots {
     trees: Arc<Trees>,
     /// Set once the file system was found to have the attributes that snapshots need.
     attributes: Arc<OnceLock<()>>,
+    /// Where snapshots are made; gone with the last that uses it.
+    nursery: Arc<OnceLock<Arc<TempDir>>>,
+    shapes: Arc<Mutex<BTreeMap<SnapshotId, Shape>>>,
 }
 
 impl Snapshots {
@@ -149,6 +164,8 @@ impl Snapshots {
             backend,
             trees: Arc::default(),
             attributes: Arc::default(),
+            nursery: Arc::default(),
+            shapes: Arc::default(),
         }
     }
 
@@ -158,8 +175,17 @@ impl Snapshots {
     /// When its folders cannot be made.
     pub fn prepare(&self) -> Result<Active, SnapshotError> {
         self.store.claim_ids()?;
+        let folder = match self.nursery.get() {
+            Some(folder) => folder,
+            None => {
+                // Of two that come here at once, the slower one's folder goes again.
+                let new = Arc::new(self.store.temporary()?);
+                self.nursery.get_or_init(|| new)
+            }
+        };
         let active = Active {
-            folder: self.store.temporary()?,
+            id: SnapshotId::random(),
+            folder: Arc::clone(folder),
         };
         for path in [active.upper(), active.work()] {
             fs::create_dir(&path).map_err(io_error("making the folder", &path))?;
@@ -212,7 +238,7 @@ impl Snapshots {
     pub fn commit(&self, active: Active) -> Result<SnapshotId, SnapshotError> {
         let upper = active.upper();
         let (entries, bytes) = measure(&upper).map_err(io_error("measuring", &upper))?;
-        let id = active.id();
+        let id = active.id.clone();
         let target = self.store.snapshot_path(&id);
         fs::rename(&upper, &target).map_err(io_error("naming the snapshot", &target))?;
         let facts = SnapshotFacts {
@@ -237,15 +263,30 @@ impl Snapshots {
         let mut lowers = Vec::with_capacity(stack.len());
         let mut seen = BTreeSet::new();
         for id in stack.iter().rev() {
-            if seen.insert(id.name()) && self.store.snapshot(id)?.entries > 0 {
+            let shape = self.shape(id)?;
+            if seen.insert(id.name()) && !shape.empty {
                 lowers.push(self.store.snapshot_path(id));
             }
             // overlayfs takes no notice of the mark on a layer's own root (D5.8).
-            if is_opaque(&self.store.snapshot_path(id)) {
+            if shape.opaque {
                 break;
             }
         }
         Ok(lowers)
+    }
+
+    /// A chain of steps asks for each of its layers again and again, so that it is remembered.
+    fn shape(&self, id: &SnapshotId) -> Result<Shape, SnapshotError> {
+        let shapes = || self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shape) = shapes().get(id) {
+            return Ok(*shape);
+        }
+        let shape = Shape {
+            empty: self.store.snapshot(id)?.entries == 0,
+            opaque: is_opaque(&self.store.snapshot_path(id)),
+        };
+        shapes().insert(id.clone(), shape);
+        Ok(shape)
     }
 
     /// The merged tree of a stack, read-only; `None` for a stack that holds nothing.
@@ -306,7 +347,7 @@ impl Snapshots {
     ) -> Result<(), SnapshotError> {
         let layers = self.lowers(stack)?;
         self.trees
-            .collect(tree, &layers, &active.upper(), active.id(), keep)
+            .collect(tree, &layers, &active.upper(), active.id.clone(), keep)
     }
 
     /// The layer's digest and the size of its tar in bytes, computed when not known yet.

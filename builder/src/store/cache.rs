@@ -34,17 +34,19 @@ impl Store {
         Ok(record.filter(|record| self.snapshot_path(&record.snapshot).is_dir()))
     }
 
-    /// Remembers the result of a step.
+    /// Remembers the result of a step under its keys.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn remember(&self, key: &Digest, snapshot: &SnapshotId) -> Result<(), StoreError> {
+    pub fn remember(&self, keys: &[&Digest], snapshot: &SnapshotId) -> Result<(), StoreError> {
         self.change(|db| {
-            db.execute(
+            let mut insert = db.prepare_cached(
                 "INSERT OR REPLACE INTO cache (key, snapshot, used) VALUES (?1, ?2, unixepoch())",
-                params![key.to_string(), snapshot.name()],
-            )
-        })?;
-        Ok(())
+            )?;
+            for key in keys {
+                insert.execute(params![key.to_string(), snapshot.name()])?;
+            }
+            Ok(())
+        })
     }
 }

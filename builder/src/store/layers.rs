@@ -8,6 +8,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ChainId, DiffId};
 use rusqlite::{OptionalExtension as _, Row, params};
 
+use super::lock::random_name;
 use super::{Store, StoreError, digest};
 
 /// After so many seconds the kernel has written dirty pages by itself, so syncing is cheap.
@@ -22,6 +23,12 @@ impl SnapshotId {
     #[must_use]
     pub fn from_name(name: String) -> Self {
         Self(name)
+    }
+
+    /// An id that no other snapshot has.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(random_name())
     }
 
     /// Its name, which is also that of its folder.

@@ -186,7 +186,7 @@ fn a_cache_record_whose_snapshot_is_gone_is_a_miss() {
     let (_folder, store) = store();
     let (id, key) = (snapshot(&store, "one"), Digest::of(b"key"));
     assert_eq!(store.cached(&key).unwrap(), None);
-    store.remember(&key, &id).unwrap();
+    store.remember(&[&key], &id).unwrap();
     assert_eq!(store.cached(&key).unwrap().unwrap().snapshot, id);
     fs::remove_dir(store.snapshot_path(&id)).unwrap();
     assert_eq!(store.cached(&key).unwrap(), None);
@@ -199,7 +199,7 @@ fn snapshots_of_an_earlier_boot_are_not_trusted_blindly() {
     store
         .seal_snapshot(&sealed, DiffId(Digest::of(b"tar")), 3)
         .unwrap();
-    store.remember(&Digest::of(b"key"), &open).unwrap();
+    store.remember(&[&Digest::of(b"key")], &open).unwrap();
     store
         .query(|db| db.execute("UPDATE snapshots SET boot = 'another'", []))
         .unwrap();

@@ -161,7 +161,8 @@ fn killing_the_builder_leaves_no_process() {
 fn leftovers_of_a_killed_run_do_not_matter() {
     needs_root!();
     let step = Step::sh("echo fine");
-    fs::create_dir_all(step.spec.root.work.join("overlay/work/incompat/volatile")).unwrap();
+    fs::create_dir_all(step.spec.root.work.join("work/stale")).unwrap();
+    fs::create_dir_all(step.spec.root.work.join("incompat/volatile")).unwrap();
     fs::create_dir_all(step.spec.root.work.join("points/proc")).unwrap();
     let outcome = step.run();
     assert_eq!((outcome.exit, &*outcome.stdout), (Exit::Code(0), "fine\n"));
