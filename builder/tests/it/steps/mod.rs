@@ -90,6 +90,14 @@ const DEVICES: [&str; 2] = [
     "a8.3-the-layer-is-the-difference",
 ];
 
+/// The numbers of cases about files and processes: the others do not depend on who builds.
+const FILES: [&str; 7] = ["a8.", "a9.8-", "a9.9-", "a10.", "a11.", "a12.", "a13."];
+
+fn is_about_files(case: &Path) -> bool {
+    let name = case.file_name().unwrap().to_str().unwrap();
+    FILES.iter().any(|prefix| name.starts_with(prefix)) && !DEVICES.contains(&name)
+}
+
 /// What an ordinary user builds is what root builds (B5.6).
 #[test]
 fn cases_build_as_expected_in_a_user_namespace() {
@@ -117,7 +125,7 @@ fn build_all(env: TestEnv) {
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.is_dir() && path.to_string_lossy().contains(&wanted))
-        .filter(|path| !suite.env.is_rootless() || !DEVICES.iter().any(|case| path.ends_with(case)))
+        .filter(|path| !suite.env.is_rootless() || is_about_files(path))
         .collect();
     cases.sort();
     assert!(!cases.is_empty(), "no cases in {}", root.display());
