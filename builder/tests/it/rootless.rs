@@ -172,7 +172,9 @@ fn b5_6_users_are_made_up_where_there_is_one_id() {
         RUN echo 'app:x:1000:1001::/:/bin/sh' >/etc/passwd; echo 'app:x:1001:' >/etc/group\n\
         RUN su app -c 'id -u; id -g' >/tmp/su; test \"$(tr '\\n' : </tmp/su)\" = 1000:1001:; \
             test \"$(id -u)\" = 0; touch /tmp/x; chown 5:6 /tmp/x; ! chown 5 /tmp/none; \
-            mkdir /tmp/r; ln -s /tmp/x /tmp/r/l; cd /tmp/r; chown 7:6 l ../r\n\
+            mkdir /tmp/r; ln -s /tmp/x /tmp/r/l; cd /tmp/r; chown 7 l ../r\n\
+        RUN test \"$(stat -c %u:%g /tmp/x /tmp/r | tr '\\n' ,)\" = 7:6,7:0,; cp -a /tmp/r /tmp/s; \
+            ls -ln /tmp/s/l; chown -h 8:9 /tmp/s/l; cp -a /tmp/s/l /tmp/t\n\
         USER app\n\
         RUN touch /tmp/own; test \"$(id -u):$(id -g)\" = 1000:1001\n";
     env.file("etc/keep", "");
@@ -187,9 +189,11 @@ fn b5_6_users_are_made_up_where_there_is_one_id() {
         let mut found = all.filter_map(|layer| layer.get(path));
         found.next().unwrap_or_else(|| panic!("no {path}")).owner
     };
-    assert_eq!(owner("tmp/x"), (7, 6), "through a link");
+    assert_eq!(owner("tmp/x"), (7, 6), "through a link, and only the user");
     assert_eq!(owner("tmp/r/l"), (0, 0));
-    assert_eq!(owner("tmp/r"), (7, 6));
+    assert_eq!(owner("tmp/r"), (7, 0));
+    assert_eq!(owner("tmp/s"), (7, 0), "a copy");
+    assert_eq!(owner("tmp/t"), (8, 9), "a copy of a link");
     assert_eq!(owner("tmp/own"), (1000, 1001));
     assert_eq!(owner("tmp/su"), (0, 0));
 }
