@@ -43,8 +43,11 @@ impl Person {
         let folder = TempDir::new().unwrap();
         let path = folder.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        let copied = Command::new("cp").args(["-a", "/etc"]).arg(path).status();
-        assert!(copied.unwrap().success());
+        // Another process copies: one of ours that starts a program meanwhile would have the copy open
+        // for writing, and then it cannot be run.
+        let mut copy = Command::new("cp");
+        copy.args(["-a", "/etc", env!("CARGO_BIN_EXE_kiln")]);
+        assert!(copy.arg(path).status().unwrap().success());
         let etc = path.join("etc");
         let mut passwd = fs::File::options()
             .append(true)
@@ -59,7 +62,6 @@ impl Person {
         for file in ["subuid", "subgid"] {
             fs::write(etc.join(file), &ranges).unwrap();
         }
-        fs::copy(env!("CARGO_BIN_EXE_kiln"), path.join("kiln")).unwrap();
         Self {
             folder: Arc::new(folder),
         }

@@ -172,7 +172,7 @@ fn b5_6_users_are_made_up_where_there_is_one_id() {
         RUN echo 'app:x:1000:1001::/:/bin/sh' >/etc/passwd; echo 'app:x:1001:' >/etc/group\n\
         RUN su app -c 'id -u; id -g' >/tmp/su; test \"$(tr '\\n' : </tmp/su)\" = 1000:1001:; \
             test \"$(id -u)\" = 0; touch /tmp/x; chown 5:6 /tmp/x; ! chown 5 /tmp/none; \
-            mkdir /tmp/r; ln -s /tmp/x /tmp/r/l; cd /tmp/r; chown 7 l ../r\n\
+            mkdir /tmp/r; ln -s /tmp/x /tmp/r/l; cd /tmp/r; chown 7:6 l; chown 7 ../x ../r\n\
         RUN test \"$(stat -c %u:%g /tmp/x /tmp/r | tr '\\n' ,)\" = 7:6,7:0,; cp -a /tmp/r /tmp/s; \
             ls -ln /tmp/s/l; chown -h 8:9 /tmp/s/l; cp -a /tmp/s/l /tmp/t\n\
         USER app\n\
