@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::cache::{CacheKey, content_key, definition_key};
 use crate::event::Event;
-use crate::graph::{GitOp, Graph, ImageOp, Op, Vertex, VertexId};
+use crate::graph::{GitOp, Graph, ImageOp, Network, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{self, Inputs, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
@@ -124,7 +124,7 @@ impl Schedule {
     ///
     /// # Errors
     /// The first [`Failure`].
-    pub async fn run(mut self, root: VertexId) -> Result<Finished, Failure> {
+    pub async fn run(&mut self, root: VertexId) -> Result<Finished, Failure> {
         let result = self.run_all(root).await;
         if result.is_err() {
             self.worker.cancel.cancel();
@@ -135,6 +135,18 @@ impl Schedule {
             }
         }
         result
+    }
+
+    /// The result of a vertex, where there is one.
+    #[must_use]
+    pub fn result_of(&self, id: VertexId) -> Option<&Stack> {
+        self.results[id.index()].get()
+    }
+
+    /// Digests of inputs of a vertex that are nothing but a copy, see [`Inputs::known`].
+    #[must_use]
+    pub fn known_of(&self, id: VertexId) -> BTreeMap<usize, Digest> {
+        self.copied(self.graph.vertex(id))
     }
 
     async fn run_all(&mut self, root: VertexId) -> Result<Finished, Failure> {
@@ -364,6 +376,12 @@ impl Schedule {
             self.cached_event(id);
             self.start_seal(id, &layer).await;
             return Ok(root.with(layer));
+        }
+        if let Op::Run(run) = &vertex.op
+            && run.network == Network::Default
+        {
+            // It is most likely to run, and has something to wait for meanwhile.
+            self.worker.networks.warm();
         }
         let root = self.result(vertex.inputs[0]);
         let others = join_all(vertex.inputs[1..].iter().map(|&input| self.result(input)));

@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_builder::graph::Network;
+use kiln_builder::graph::{Limits, Network, Resources, Ulimit};
 use kiln_builder::lower::{self, BaseImage, BaseImages, LowerOptions, NamedContext, Wanted};
 use kiln_grammar::diagnostic::Diagnostic;
 use kiln_grammar::dockerignore::IgnoreFile;
@@ -236,10 +236,13 @@ fn options(value: &Value) -> LowerOptions {
             .collect(),
         network: match value["network"].as_str() {
             Some("none") => Network::None,
+            Some("default") => Network::Default,
             _ => Network::Host,
         },
         allow_host_network: value["allow_host_network"].as_bool().unwrap_or(false),
         allow_insecure: value["allow_insecure"].as_bool().unwrap_or(false),
+        limits: limits(value),
+        extra_hosts: strings(value, "extra_hosts"),
         contexts: value["contexts"]
             .as_array()
             .into_iter()
@@ -247,6 +250,24 @@ fn options(value: &Value) -> LowerOptions {
             .map(|text| NamedContext::parse(text.as_str().unwrap()).unwrap())
             .collect(),
         ignore: None,
+    }
+}
+
+fn strings(value: &Value, name: &str) -> Vec<String> {
+    let strings = value[name].as_array().into_iter().flatten();
+    strings
+        .map(|text| text.as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn limits(value: &Value) -> Limits {
+    let ulimits = strings(value, "ulimits");
+    let resources = strings(value, "resources");
+    let resources = resources.iter().map(|pair| pair.split_once('=').unwrap());
+    Limits {
+        ulimits: Ulimit::parse_all(ulimits.iter().map(String::as_str)).unwrap(),
+        resources: Resources::parse(resources).unwrap(),
+        shm_size: value["shm_size"].as_u64(),
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 15] = [
+pub(crate) const TESTS: [Peer; 19] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -58,8 +58,12 @@ pub(crate) const TESTS: [Peer; 15] = [
     peer("htpasswd", "apache2-utils"),
     peer("gcc", "gcc"),
     peer("git", "git"),
+    peer("ip", "iproute2"),
+    peer("pasta", "passt"),
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
+    peer("newuidmap", "uidmap"),
+    peer("setpriv", "util-linux"),
 ];
 
 /// Returns whether we are root.

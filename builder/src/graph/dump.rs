@@ -2,7 +2,9 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::{CopyOp, CopySource, GitOp, Graph, MountOp, Op, RunOp, Security, Vertex};
+use super::{
+    CopyOp, CopySource, GitOp, Graph, Limits, MountOp, Op, RunOp, Security, Ulimit, Vertex,
+};
 
 /// Writes a graph: a line for each vertex, its inputs behind `<`, its facts indented below.
 #[must_use]
@@ -101,6 +103,10 @@ fn run_facts(text: &mut String, run: &RunOp) {
         fact(text, "security", "Insecure");
     }
     optional(text, "hostname", run.hostname.as_ref());
+    limit_facts(text, &run.limits);
+    for name in &run.extra_hosts {
+        fact(text, "host", name);
+    }
     for script in &run.scripts {
         fact(
             text,
@@ -189,6 +195,17 @@ fn mount_fact(text: &mut String, mount: &MountOp) {
             fact(text, "mount", mount);
         }
     }
+}
+
+fn limit_facts(text: &mut String, limits: &Limits) {
+    for limit in &limits.ulimits {
+        let Ulimit { name, soft, hard } = limit;
+        fact(text, "ulimit", format_args!("{name}={soft}:{hard}"));
+    }
+    if !limits.resources.is_empty() {
+        fact(text, "limits", format_args!("{:?}", limits.resources));
+    }
+    optional(text, "shm-size", limits.shm_size);
 }
 
 fn copy_facts(text: &mut String, copy: &CopyOp) {

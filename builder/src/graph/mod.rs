@@ -2,6 +2,7 @@
 //! and one pass in order of ids sees inputs before what reads them.
 
 pub mod dump;
+pub mod limits;
 pub mod op;
 
 use std::collections::{BTreeSet, HashMap};
@@ -9,6 +10,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use kiln_registry::digest::{Digest, Hasher};
 
+pub use limits::{Amount, LimitError, Limits, Resources, Ulimit};
 pub use op::{
     ContextOp, CopyOp, CopySource, FetchOp, GitOp, ImageOp, MkdirOp, MountOp, Network, Op, Origin,
     RunOp, Script, Security,

@@ -8,7 +8,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 use super::contexts::NamedContext;
-use crate::graph::Network;
+use crate::graph::{Limits, Network};
 
 /// The settings of one build for one platform.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +34,10 @@ pub struct LowerOptions {
     pub allow_host_network: bool,
     /// `--allow security.insecure`: whether `RUN --security=insecure` is obeyed (B3.2).
     pub allow_insecure: bool,
+    /// What `RUN` may use of the machine (B4.5).
+    pub limits: Limits,
+    /// The names of `--add-host`, in alphabetical order, each once.
+    pub extra_hosts: Vec<String>,
     /// `--build-context`, in order.
     pub contexts: Vec<NamedContext>,
     /// What the build context leaves out, for a word about sources that are among it.

@@ -38,6 +38,8 @@ impl StageLowering<'_, '_> {
             hostname,
             scripts,
             mounts,
+            limits: Box::new(self.shared.options.limits.clone()),
+            extra_hosts: self.shared.options.extra_hosts.clone(),
         });
         let name = self.name(step, &suffix);
         let origin = Some(self.origin(step));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -11,9 +11,10 @@ use kiln_registry::spec::config::ContainerConfig;
 
 use crate::context::Contexts;
 use crate::event::{Observer, Stream};
-use crate::graph::{Network, RunOp, Security};
-use crate::runtime::{Attached, Cancel, Exit, Mount, Native, Streams};
-use crate::snapshot::Snapshots;
+use crate::graph::{Limits, Network, RunOp, Security};
+use crate::runtime::network::{Pool, SELF};
+use crate::runtime::{Attached, Cancel, Exit, Mount, Streams};
+use crate::snapshot::{Backend, Snapshots};
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
 use crate::store::{Store, StoreError};
 
@@ -41,6 +42,8 @@ pub struct Invocation {
     pub hostname: Option<String>,
     /// What it sees of the network.
     pub network: Network,
+    /// What it may use of the machine.
+    pub limits: Limits,
     /// Files and folders of the host that it sees.
     pub volumes: Vec<Volume>,
     /// Empty file systems in memory: path and size limit in bytes.
@@ -88,7 +91,9 @@ pub fn run(
     output: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<Exit, RunError> {
     let config = worker.store.config(image)?;
-    let op = invocation.process(&config.config)?;
+    let hosts = worker.settings.hosts.iter();
+    let hosts = hosts.map(|host| host.name.clone()).collect();
+    let op = invocation.process(&config.config, hosts)?;
     let process = Foreground {
         op: &op,
         root: &Stack {
@@ -96,6 +101,8 @@ pub fn run(
             built: Vec::new(),
         },
         changes: None,
+        inputs: &[],
+        known: &BTreeMap::new(),
         mounts: invocation.mounts(&config),
         read_only: invocation.read_only,
         streams: invocation.streams,
@@ -108,20 +115,23 @@ impl Worker {
     #[must_use]
     pub fn for_processes(
         store: &Arc<Store>,
+        backend: Backend,
         client: Client,
         cancel: &Cancel,
         settings: Settings,
     ) -> Self {
         Self {
-            snapshots: Snapshots::new(Arc::clone(store)),
+            snapshots: Snapshots::with(Arc::clone(store), backend),
             store: Arc::clone(store),
-            runtime: Native::default(),
+            runtime: settings.core(),
             contexts: Contexts::default(),
             client,
             images: BTreeMap::new(),
             observer: Observer::silent(),
             cancel: cancel.clone(),
+            networks: Pool::new(settings.network, PathBuf::from(SELF), Observer::silent()),
             settings,
+            failed: Mutex::default(),
             points: OnceLock::new(),
         }
     }
@@ -129,7 +139,11 @@ impl Worker {
 
 impl Invocation {
     /// The process, by the rules for `ENTRYPOINT` and `CMD` (A9.3).
-    fn process(&self, config: &ContainerConfig) -> Result<RunOp, RunError> {
+    fn process(
+        &self,
+        config: &ContainerConfig,
+        extra_hosts: Vec<String>,
+    ) -> Result<RunOp, RunError> {
         let set = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
         let (mut args, default) = match &self.entrypoint {
             None => (set(&config.entrypoint), set(&config.cmd)),
@@ -144,9 +158,19 @@ impl Invocation {
         if args.first().is_none_or(String::is_empty) {
             return Err(RunError::NoCommand);
         }
+        Ok(self.around(config, args, extra_hosts))
+    }
+
+    /// A process with these arguments in what the image and the command line give to it.
+    pub(super) fn around(
+        &self,
+        config: &ContainerConfig,
+        args: Vec<String>,
+        extra_hosts: Vec<String>,
+    ) -> RunOp {
         let hostname = self.hostname.as_deref().unwrap_or(HOSTNAME);
         let cwd = self.cwd.as_ref().unwrap_or(&config.working_dir);
-        Ok(RunOp {
+        RunOp {
             args,
             env: self.environment(config, hostname),
             cwd: if cwd.is_empty() { "/" } else { cwd }.to_owned(),
@@ -156,7 +180,9 @@ impl Invocation {
             hostname: Some(hostname.to_owned()),
             scripts: Vec::new(),
             mounts: Vec::new(),
-        })
+            limits: Box::new(self.limits.clone()),
+            extra_hosts,
+        }
     }
 
     /// What docker sets, then what the image sets, then what the command line says.
@@ -228,7 +254,7 @@ mod tests {
             command: command.iter().map(ToString::to_string).collect(),
             ..Invocation::default()
         };
-        match invocation.process(config) {
+        match invocation.process(config, Vec::new()) {
             Ok(op) => op.args.join(" "),
             Err(error) => error.to_string(),
         }
@@ -260,7 +286,7 @@ mod tests {
             cmd: Some(vec!["sh".to_owned()]),
             ..ContainerConfig::default()
         };
-        let plain = Invocation::default().process(&config).unwrap();
+        let plain = Invocation::default().process(&config, Vec::new()).unwrap();
         assert_eq!((plain.user.as_str(), plain.cwd.as_str()), ("app", "/srv"));
         let names: Vec<_> = plain
             .env
@@ -278,7 +304,7 @@ mod tests {
             },
             ..Invocation::default()
         };
-        let other = other.process(&config).unwrap();
+        let other = other.process(&config, Vec::new()).unwrap();
         assert_eq!((other.user.as_str(), other.cwd.as_str()), ("0", "/tmp"));
         assert!(other.env.contains(&("A".to_owned(), "3".to_owned())));
         assert!(other.env.contains(&("TERM".to_owned(), "xterm".to_owned())));

@@ -50,6 +50,18 @@ pub enum RuntimeError {
     /// There is no such resource limit.
     #[error("unknown resource limit `{0}`")]
     Limit(String),
+    /// A resource limit cannot be set, for one because it may not be raised that far.
+    #[error("cannot set --ulimit `{name}`: {}", LimitCause { name, hard: *hard, most: *most, source })]
+    LimitRefused {
+        /// Its name.
+        name: String,
+        /// The hard limit that was asked for; `u64::MAX` is none.
+        hard: u64,
+        /// The hard limit that there is.
+        most: u64,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// The user cannot be resolved in the image.
     #[error("{0}")]
     User(#[from] UserError),
@@ -109,6 +121,22 @@ pub enum RuntimeError {
         /// Why.
         source: io::Error,
     },
+    /// Another runtime failed, not the process in it.
+    #[error("{runtime}: {message}")]
+    Oci {
+        /// Its name.
+        runtime: String,
+        /// What it says.
+        message: String,
+    },
+    /// Another runtime cannot do what is asked for.
+    #[error("{what} cannot be had with `--runtime {runtime}`, only with kiln's own")]
+    Unsupported {
+        /// Its name.
+        runtime: String,
+        /// What is asked for.
+        what: &'static str,
+    },
     /// It was cancelled; no process is left.
     #[error("cancelled")]
     Cancelled,
@@ -123,6 +151,33 @@ pub enum RuntimeError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Says why a limit cannot be set.
+struct LimitCause<'a> {
+    name: &'a str,
+    hard: u64,
+    most: u64,
+    source: &'a io::Error,
+}
+
+impl std::fmt::Display for LimitCause<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = |limit: u64| match limit {
+            u64::MAX => "unlimited".to_owned(),
+            limit => limit.to_string(),
+        };
+        if self.source.raw_os_error() != Some(libc::EPERM) {
+            return write!(f, "{}", self.source);
+        }
+        let (hard, most) = (shown(self.hard), shown(self.most));
+        write!(f, "the hard limit may not be raised from {most} to {hard}")?;
+        match self.name {
+            // Root, too, is held by it.
+            "nofile" => f.write_str(" (nor above fs.nr_open)"),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Says for which machine a program is, where that is known.
@@ -159,6 +214,17 @@ impl From<Failure> for RuntimeError {
                 source: source(errno),
             },
             Failure::Limit { name } => Self::Limit(name),
+            Failure::LimitRefused {
+                name,
+                hard,
+                most,
+                errno,
+            } => Self::LimitRefused {
+                name,
+                hard,
+                most,
+                source: source(errno),
+            },
             Failure::User(failure) => Self::User(failure.into()),
             Failure::Unmapped {
                 kind,
@@ -173,6 +239,7 @@ impl From<Failure> for RuntimeError {
                 subordinates,
             },
             Failure::Exec(failure) => failure.into(),
+            Failure::Oci { runtime, message } => Self::Oci { runtime, message },
         }
     }
 }

@@ -90,7 +90,11 @@ fn become_program(
     }
     let points = Points {
         made: std::mem::take(&mut points.made),
-        laid_out: mount_points::directories(&places),
+        // Without an overlay there is no such layer, and an empty directory is the image's.
+        laid_out: match spec.root.files {
+            Files::Overlay { .. } => mount_points::directories(&places),
+            Files::Tree(_) => Vec::new(),
+        },
     };
     let cwd = make_cwd(&root, &spec.cwd, &user).map_err(|error| Failure::Cwd {
         path: spec.cwd.clone(),
@@ -120,6 +124,13 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
     if spec.network == Network::None {
         flags |= UnshareFlags::NEWNET;
     }
+    for procs in &spec.cgroups {
+        // Zero is the writer. The control group namespace that follows has its root there.
+        std::fs::write(procs, "0").act("enter the control group of the step")?;
+    }
+    if let Network::Namespace(path) = &spec.network {
+        join_network(path).act("enter the network namespace")?;
+    }
     process::new_namespaces(flags).act("create namespaces")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).act("make mounts private")?;
@@ -130,12 +141,17 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
     Ok(())
 }
 
+pub(super) fn join_network(path: &Path) -> io::Result<()> {
+    let namespace = std::fs::File::open(path)?;
+    process::join_network(namespace.as_fd())
+}
+
 /// Mounts the root, over its own writable directory: any place does, and that one is there.
 ///
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
 /// cgroup that would tell the harmless ones from the disks of the host; with `--security=insecure` they
 /// do (B3.2).
-fn mount_root(
+pub(super) fn mount_root(
     spec: &ProcessSpec,
     places: &[(String, Kind)],
     work: &Path,
@@ -163,7 +179,7 @@ fn mount_root(
     Ok((Root::from_fd(mount), writable))
 }
 
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
@@ -195,7 +211,7 @@ fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
 
 /// All mount points that the image may lack. What stands below a file system of the sandbox is made
 /// there.
-fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
+pub(super) fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
     let own = filesystems::PLACES.map(|place| (place.to_owned(), Kind::Directory));
     let inside = |target: &str| {
         let mut places = filesystems::PLACES.iter();
@@ -207,7 +223,7 @@ fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
 }
 
 /// Opens the working directory; what is missing of it is made and belongs to the user (B4.2).
-fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
+pub(super) fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
     let directory = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         root.open_at(path, flags, Mode::empty())
@@ -266,7 +282,11 @@ fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
 
 /// Standard input is empty, unless kiln's is passed on; output and error belong to the user, so
 /// that a step may open `/dev/stdout` anew (B4.1).
-fn connect_streams(input: Option<&OwnedFd>, null: &OwnedFd, user: &User) -> io::Result<()> {
+pub(super) fn connect_streams(
+    input: Option<&OwnedFd>,
+    null: &OwnedFd,
+    user: &User,
+) -> io::Result<()> {
     rustix::stdio::dup2_stdin(input.unwrap_or(null))?;
     if let Some(input) = input {
         privileges::give(input, (user.uid, user.gid))?;

@@ -114,7 +114,8 @@ fn laid_out(target: &str) -> Option<&Path> {
     Some(target.strip_prefix("/").unwrap_or(target))
 }
 
-fn make_layer(layer: &Path, places: &[(String, Kind)]) -> io::Result<()> {
+/// Makes a layer of empty places.
+pub(super) fn make_layer(layer: &Path, places: &[(String, Kind)]) -> io::Result<()> {
     let make_directories = |path: &Path| {
         // What a step writes below them takes them along, so they look as docker's do.
         let mut builder = fs::DirBuilder::new();

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use rustix::process::{Gid, Resource, Rlimit, Uid, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
@@ -12,7 +12,7 @@ use rustix::thread::{
 };
 
 use super::init::Act;
-use super::message::Failure;
+use super::message::{Failure, errno};
 use super::{Privileges, ProcessSpec, seccomp, single};
 use crate::sys::owner;
 use crate::sys::process;
@@ -151,7 +151,12 @@ fn limit(name: &str, soft: u64, hard: u64) -> Result<(), Failure> {
         current: value(soft),
         maximum: value(hard),
     };
-    setrlimit(resource, limit).act(&format!("set the limit `{name}`"))
+    setrlimit(resource, limit).map_err(|error| Failure::LimitRefused {
+        name: name.to_owned(),
+        hard,
+        most: getrlimit(resource).maximum.unwrap_or(u64::MAX),
+        errno: errno(&error.into()),
+    })
 }
 
 fn resource(name: &str) -> Option<Resource> {

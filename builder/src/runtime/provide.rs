@@ -3,16 +3,16 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::MountAttrFlags;
 
 use super::init::Act;
 use super::message::{Failure, errno};
-use super::mount_points::{Kind, MountPoints};
+use super::mount_points::{self, Kind, MountPoints};
 use super::native::SCRATCH;
 use super::{Mount, ProcessSpec, privileges};
 use crate::sys::mount;
@@ -35,6 +35,8 @@ pub(super) struct Prepared {
     pub(super) target: String,
     /// What has to stand there.
     pub(super) kind: Kind,
+    /// Whether nothing can be made in it.
+    read_only: bool,
 }
 
 /// A file system in memory, outside of the root, from which single files are shown in it.
@@ -81,12 +83,75 @@ impl Provider {
                 mount: file.act(&format!("provide the file `{target}`"))?,
                 target: target.to_owned(),
                 kind: Kind::File,
+                read_only: true,
             });
         }
         for mount in &spec.mounts {
             prepared.push(self.prepare(mount, work)?);
         }
+        self.make_room(&mut prepared, &spec.root.work)?;
         Ok(prepared)
+    }
+
+    /// Puts a mount into this file system. Gives its name there, and whether it can be written to.
+    pub(super) fn stage(&mut self, prepared: &Prepared) -> io::Result<(String, bool)> {
+        let name = self.new_name();
+        match prepared.kind {
+            Kind::Directory => {
+                rustix::fs::mkdirat(&self.files, &name, Mode::from_raw_mode(0o700))?;
+            }
+            Kind::File => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                let mode = Mode::from_raw_mode(0o600);
+                drop(rustix::fs::openat(&self.files, &name, flags, mode)?);
+            }
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(&self.files, &name, flags, Mode::empty())?;
+        mount::attach(prepared.mount.as_fd(), place.as_fd())?;
+        let flags = rustix::fs::fstatvfs(&prepared.mount)?.f_flag;
+        Ok((name, !flags.contains(StatVfsMountFlags::RDONLY)))
+    }
+
+    /// Gives read-only directories the mount points that they lack: from a layer below them, as it
+    /// is done for the root (B1.6).
+    fn make_room(&mut self, prepared: &mut [Prepared], work: &Path) -> Result<(), Failure> {
+        for index in 0..prepared.len() {
+            let (before, later) = prepared.split_at_mut(index + 1);
+            let Some(mount) = before.last_mut() else {
+                continue;
+            };
+            let act = format!("make mount points below `{}`", mount.target);
+            let places = mount.lacks(later).act(&act)?;
+            if !places.is_empty() {
+                let layer = work.join(SCRATCH).join(format!("places{index}"));
+                mount.mount = self.above(&mount.mount, &layer, &places).act(&act)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A read-only view of a directory above a layer of empty places, detached.
+    fn above(
+        &mut self,
+        directory: &OwnedFd,
+        layer: &Path,
+        places: &[(String, Kind)],
+    ) -> io::Result<OwnedFd> {
+        mount_points::make_layer(layer, places)?;
+        self.stand(directory)?;
+        let top = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let attributes = BASE | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        mount::overlay(&[Path::new(&top), layer], None, attributes)
+    }
+
+    /// Puts a mount somewhere: only of one that stands somewhere can a part be had.
+    fn stand(&mut self, mount: &OwnedFd) -> io::Result<()> {
+        let name = self.new_name();
+        rustix::fs::mkdirat(&self.files, &name, Mode::from_raw_mode(0o700))?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(&self.files, &name, flags, Mode::empty())?;
+        mount::attach(mount.as_fd(), place.as_fd())
     }
 
     fn prepare(&mut self, wanted: &Mount, work: &Path) -> Result<Prepared, Failure> {
@@ -143,6 +208,11 @@ impl Provider {
             mount,
             target: target.clone(),
             kind,
+            read_only: match wanted {
+                Mount::Bind { writable, .. } | Mount::Layers { writable, .. } => !writable,
+                Mount::File { .. } => true,
+                Mount::Tmpfs { .. } => false,
+            },
         })
     }
 
@@ -151,8 +221,7 @@ impl Provider {
         self.next.to_string()
     }
 
-    /// Merges layers, writable if there is a place for what is written, in this file system:
-    /// only of a mount that stands somewhere can a part be had.
+    /// Merges layers, writable if there is a place for what is written, in this file system.
     fn merged(&mut self, lowers: &[PathBuf], scratch: Option<&Path>) -> io::Result<Root> {
         let name = self.new_name();
         let lowers = lowers.iter().map(PathBuf::as_path).collect::<Vec<_>>();
@@ -171,10 +240,7 @@ impl Provider {
             (None, [one]) => mount::clone(rustix::fs::CWD, one)?,
             (None, _) => mount::overlay(&lowers, None, BASE)?,
         };
-        rustix::fs::mkdirat(&self.files, &name, Mode::from_raw_mode(0o700))?;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let place = rustix::fs::openat(&self.files, &name, flags, Mode::empty())?;
-        mount::attach(mount.as_fd(), place.as_fd())?;
+        self.stand(&mount)?;
         Ok(Root::from_fd(mount))
     }
 
@@ -194,6 +260,22 @@ impl Provider {
 }
 
 impl Prepared {
+    /// The mount points that mounts behind this one want in it and that it does not have, absolute in
+    /// it.
+    fn lacks(&self, later: &[Self]) -> io::Result<Vec<(String, Kind)>> {
+        if !self.read_only || self.kind != Kind::Directory {
+            return Ok(Vec::new());
+        }
+        let root = Root::from_fd(rustix::io::fcntl_dupfd_cloexec(&self.mount, 0)?);
+        let missing = |mount: &Self| {
+            let below = Path::new(&mount.target).strip_prefix(&self.target).ok()?;
+            let found = root.locate(below);
+            let missing = found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            missing.then(|| (format!("/{}", below.display()), mount.kind))
+        };
+        Ok(later.iter().filter_map(missing).collect())
+    }
+
     /// Shows it in the root.
     pub(super) fn put(self, points: &mut MountPoints<'_>) -> Result<(), Failure> {
         points

@@ -19,7 +19,7 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
@@ -34,8 +34,9 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
-use crate::runtime::{Cancel, Isolation, Native, RuntimeError, Seccomp};
-use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
+use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
+use crate::runtime::{Cancel, Isolation, Native, OciProgram, RuntimeError, Seccomp};
+use crate::snapshot::{Active, SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
 
@@ -67,6 +68,10 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the machine adds to each process.
     pub settings: Settings,
+    /// What processes that failed have left, by the index of their vertex.
+    pub failed: Mutex<BTreeMap<usize, Active>>,
+    /// Networks for processes that want the default one.
+    pub networks: Pool,
     /// Layers of mount points that the steps of this build share; made with the first of them.
     pub points: OnceLock<TempDir>,
 }
@@ -78,12 +83,18 @@ pub struct Settings {
     pub host_ca: Option<PathBuf>,
     /// Proxy variables that no `ARG` declares (A6.9).
     pub proxies: Vec<(String, String)>,
+    /// What the names of extra hosts stand for (`--add-host`).
+    pub hosts: Vec<HostEntry>,
+    /// Whether the default network has to be one of its own (`--network=pasta`).
+    pub network: Demand,
     /// Secrets by their ids (`--secret`).
     pub secrets: BTreeMap<String, SecretBytes>,
     /// Agents of ssh by their ids (`--ssh`).
     pub agents: BTreeMap<String, agent::Agent>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
+    /// The runtime that `RUN` steps run in, where it is not kiln's own (`--runtime`).
+    pub runtime: Option<OciProgram>,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
     /// How far steps are kept apart from the host.
@@ -131,6 +142,9 @@ pub enum StepError {
     /// The process could not be started.
     #[error("{0}")]
     Runtime(#[source] RuntimeError),
+    /// There is no network of its own for the process, and the user demands one.
+    #[error("--network=pasta cannot be had")]
+    Network(#[from] NetworkError),
     /// Files could not be selected or copied.
     #[error("{0}")]
     Copy(#[from] copy::CopyError),
@@ -228,6 +242,15 @@ impl From<RuntimeError> for StepError {
 }
 
 impl Settings {
+    /// The runtime core that is asked for.
+    #[must_use]
+    pub fn core(&self) -> Native {
+        match &self.runtime {
+            None => Native::default(),
+            Some(runtime) => Native::default().with_runtime(runtime.clone()),
+        }
+    }
+
     fn time(&self) -> SystemTime {
         fetch::system_time(self.time)
     }
@@ -247,7 +270,12 @@ pub fn execute(
     let active = worker.snapshots.prepare()?;
     let step = inputs.id.index();
     match (&inputs.graph.vertex(inputs.id).op, selections) {
-        (Op::Run(op), _) => run::execute(worker, op, inputs, &stack, &active)?,
+        (Op::Run(op), _) => {
+            if let Err(error) = run::execute(worker, op, inputs, &stack, &active) {
+                worker.keep_failed(step, active, &error);
+                return Err(error);
+            }
+        }
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
         (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, step, &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.
@@ -257,6 +285,15 @@ pub fn execute(
 }
 
 impl Worker {
+    /// Keeps what a process that failed has left until the end of the build, for whoever wants to know why.
+    fn keep_failed(&self, step: usize, left: Active, error: &StepError) {
+        if matches!(error, StepError::Exit { .. } | StepError::Signal { .. }) {
+            let failed = self.failed.lock();
+            let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
+            failed.insert(step, left);
+        }
+    }
+
     /// Where the runtime keeps layers of mount points.
     fn mount_points(&self) -> Result<PathBuf, StepError> {
         let points = match self.points.get() {

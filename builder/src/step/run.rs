@@ -1,13 +1,13 @@
 //! `RUN`: a process in a sandbox on top of a stack of layers.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use super::mounts::Mounts;
 use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
+use crate::runtime::network::{self, HostEntry, Lease};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::{Active, SnapshotId, Writable};
 
@@ -65,7 +65,8 @@ pub(super) fn execute(
     };
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
-    let spec = specification(worker, op, &mut mounts, root, stack)?;
+    let lease = lease(worker, op)?;
+    let spec = specification(worker, op, &mut mounts, root, stack, lease.as_ref())?;
     if let Writable::Tree(tree) = &mut writable {
         for place in spec.places() {
             tree.tolerate(place)?;
@@ -91,30 +92,38 @@ pub(super) fn execute(
     for stream in [Stream::Stdout, Stream::Stderr] {
         show(stream, mounts.mask.finish(stream));
     }
-    match exit? {
-        Exit::Code(0) => match writable {
-            Writable::Layers(_) => {
-                adopt::adopt(worker, stack, &op.user, &active.upper())?;
-                opaque::settle(worker, stack, &active.upper())
-            }
-            Writable::Tree(tree) => {
-                // There, because the tree stays for the next step.
-                adopt::adopt(worker, stack, &op.user, &tree.path())?;
-                let keep = inputs.graph.is_run_upon(inputs.id);
-                Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
-            }
-        },
-        Exit::Code(code) => Err(StepError::Exit {
+    let error = match exit {
+        Ok(Exit::Code(0)) => {
+            return match writable {
+                Writable::Layers(_) => {
+                    adopt::adopt(worker, stack, &op.user, &active.upper())?;
+                    opaque::settle(worker, stack, &active.upper())
+                }
+                Writable::Tree(tree) => {
+                    // There, because the tree stays for the next step.
+                    adopt::adopt(worker, stack, &op.user, &tree.path())?;
+                    let keep = inputs.graph.is_run_upon(inputs.id);
+                    Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
+                }
+            };
+        }
+        Ok(Exit::Code(code)) => StepError::Exit {
             command: shown(&op.args),
             code,
             log: tail.lines(),
-        }),
-        Exit::Signal(signal) => Err(StepError::Signal {
+        },
+        Ok(Exit::Signal(signal)) => StepError::Signal {
             command: shown(&op.args),
             signal,
             log: tail.lines(),
-        }),
+        },
+        Err(error) => error.into(),
+    };
+    if let (Writable::Tree(tree), false) = (writable, matches!(error, StepError::Cancelled)) {
+        // For a shell in the step; what cannot be collected is not to be seen there.
+        drop(worker.snapshots.collect(*tree, stack, active, false));
     }
+    Err(error)
 }
 
 fn shown(args: &[String]) -> String {
@@ -128,6 +137,7 @@ pub(super) fn specification(
     made: &mut Mounts,
     root: Root,
     stack: &[SnapshotId],
+    lease: Option<&Lease>,
 ) -> Result<ProcessSpec, StepError> {
     let mut env = op.env.clone();
     let mut mounts = std::mem::take(&mut made.mounts);
@@ -159,6 +169,12 @@ pub(super) fn specification(
         );
     }
     let hostname = op.hostname.as_deref().unwrap_or(HOSTNAME);
+    let network = match (op.network, lease) {
+        (_, Some(lease)) => lease.network(),
+        (Network::None, None) => runtime::Network::None,
+        (Network::Host | Network::Default, None) => runtime::Network::Host,
+    };
+    let view = network.view();
     Ok(ProcessSpec {
         args: op.args.clone(),
         env,
@@ -167,15 +183,17 @@ pub(super) fn specification(
         user: op.user.clone(),
         root,
         hostname: hostname.to_owned(),
-        network: match op.network {
-            Network::Host => runtime::Network::Host,
-            Network::None => runtime::Network::None,
-        },
-        hosts: hosts(hostname),
-        resolv_conf: resolv_conf(Path::new("/")),
+        hosts: network::hosts(hostname, &extra_hosts(worker, op), view),
+        resolv_conf: network::resolv_conf(Path::new("/"), view),
+        network,
         mounts,
-        shm_size: SHM_SIZE,
-        rlimits: Vec::new(),
+        shm_size: op.limits.shm_size.unwrap_or(SHM_SIZE),
+        rlimits: op
+            .limits
+            .ulimits
+            .iter()
+            .map(|limit| (limit.name.clone(), limit.soft, limit.hard))
+            .collect(),
         privileges: match op.security {
             Security::Sandbox => Privileges::Sandbox(worker.settings.seccomp.clone()),
             Security::Insecure => Privileges::Insecure,
@@ -226,28 +244,25 @@ fn present(
         .collect())
 }
 
-/// `/etc/hosts` of the sandbox (B6.1).
-fn hosts(hostname: &str) -> String {
-    format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+/// A network for a step that wants the default one. One that may do everything may also change it.
+pub(super) fn lease(worker: &Worker, op: &RunOp) -> Result<Option<Lease>, StepError> {
+    if op.network != Network::Default {
+        return Ok(None);
+    }
+    let mut lease = worker.networks.take()?;
+    if op.security == Security::Insecure {
+        lease.spoil();
+    }
+    Ok(Some(lease))
 }
 
-/// `/etc/resolv.conf` of the sandbox (B6.2): the host's; behind a local stub resolver that of
-/// systemd. The sandbox shares the host's network, so loopback servers stay.
-fn resolv_conf(host: &Path) -> String {
-    let read = |path: &str| fs::read_to_string(host.join(path)).unwrap_or_default();
-    let text = read("etc/resolv.conf");
-    let servers: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .map(str::trim)
-        .collect();
-    if servers == ["127.0.0.53"] {
-        let upstream = read("run/systemd/resolve/resolv.conf");
-        if !upstream.is_empty() {
-            return upstream;
-        }
-    }
-    text
+/// The hosts that the step's definition names, with what they stand for on this machine.
+fn extra_hosts(worker: &Worker, op: &RunOp) -> Vec<HostEntry> {
+    let hosts = worker.settings.hosts.iter();
+    hosts
+        .filter(|host| op.extra_hosts.contains(&host.name))
+        .cloned()
+        .collect()
 }
 
 /// The last lines of a process's output, in bounded memory.
@@ -305,30 +320,5 @@ mod tests {
         assert_eq!(lines[TAIL - 1], "unfinished");
         tail.add(&vec![b'x'; 1 << 20]);
         assert_eq!(tail.lines()[TAIL - 1].len(), TAIL_LINE);
-    }
-
-    #[test]
-    fn b6_2_a_stub_resolver_is_replaced_by_what_stands_behind_it() {
-        let host = tempfile::tempdir().unwrap();
-        fs::create_dir_all(host.path().join("etc")).unwrap();
-        fs::create_dir_all(host.path().join("run/systemd/resolve")).unwrap();
-        fs::write(
-            host.path().join("etc/resolv.conf"),
-            "nameserver 127.0.0.53\n",
-        )
-        .unwrap();
-        assert_eq!(resolv_conf(host.path()), "nameserver 127.0.0.53\n");
-        fs::write(
-            host.path().join("run/systemd/resolve/resolv.conf"),
-            "nameserver 10.0.0.1\n",
-        )
-        .unwrap();
-        assert_eq!(resolv_conf(host.path()), "nameserver 10.0.0.1\n");
-        fs::write(
-            host.path().join("etc/resolv.conf"),
-            "nameserver 10.0.0.2\nnameserver 127.0.0.53\n",
-        )
-        .unwrap();
-        assert!(resolv_conf(host.path()).contains("10.0.0.2"));
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use rustix::process::Pid;
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// Which side of a [`fork`] this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,15 @@ pub fn new_namespaces(flags: UnshareFlags) -> io::Result<()> {
     // SAFETY: the descriptor table stays shared, so that no descriptor loses its meaning.
     unsafe { rustix::thread::unshare_unsafe(flags)? };
     Ok(())
+}
+
+/// Puts the calling thread into a network namespace that exists.
+///
+/// # Errors
+/// Those of `setns`, for one when the descriptor is none of a network namespace.
+pub fn join_network(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let kind = LinkNameSpaceType::Network;
+    Ok(move_into_link_name_space(namespace, Some(kind))?)
 }
 
 /// Replaces the program of this process. Returns only on failure.

@@ -153,6 +153,7 @@ fn independent_stages_run_at_the_same_time() {
              COPY --from=two /got /two\n"
         ))
         .build("meet")
+        .args(["--network", "host"])
         .success();
     let saved = env.saved("meet");
     assert_eq!(saved.text("one"), "met\n", "{built}");
@@ -306,7 +307,7 @@ fn network_none_leaves_the_loopback_alone() {
     let env = test_env!().with_busybox();
     env.dockerfile("FROM busybox\nRUN cat /proc/net/dev >/devices\n");
     env.build("none").args(["--network", "none"]).success();
-    env.build("host").success();
+    env.build("host").args(["--network", "host"]).success();
     let count = |image: &str| {
         let devices = env.saved(image).text("devices");
         devices.lines().filter(|line| line.contains(':')).count()

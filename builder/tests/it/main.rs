@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod env;
+mod lab;
 mod liar;
 mod people;
 mod run;
@@ -15,6 +16,7 @@ mod web;
 
 mod add;
 mod archives;
+mod attacks;
 mod basic;
 mod builds;
 mod cache;
@@ -29,9 +31,12 @@ mod interop;
 mod interrupt;
 mod mounts;
 mod named_contexts;
+mod network;
 mod push_pull;
 mod rootless;
 mod security;
+mod shell;
 mod ssh;
 mod standalone;
 mod steps;
+mod terminal;

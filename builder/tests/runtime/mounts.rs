@@ -125,6 +125,64 @@ fn network_files_are_provided_and_cannot_be_changed() {
     assert!(changes.iter().all(|path| path == "tmp"), "{changes:?}");
 }
 
+/// B7.3
+#[test]
+fn a_specification_shows_no_secret() {
+    let mut step = Step::sh("true").mount(Mount::File {
+        content: b"hunter2".to_vec().into(),
+        target: "/run/secrets/token".to_owned(),
+        mode: 0o400,
+        owner: (0, 0),
+    });
+    let secret = ("TOKEN".to_owned(), b"hunter2".to_vec().into());
+    step.spec.secret_env.push(secret);
+    let shown = format!("{:?}", step.spec);
+    assert!(shown.contains("TOKEN") && shown.contains("/run/secrets/token"));
+    assert!(!shown.contains("hunter2"), "{shown}");
+    // Nor as numbers.
+    assert!(!shown.contains("104, 117"), "{shown}");
+}
+
+/// B1.6 below mounts in which nothing can be made.
+#[test]
+fn mount_points_below_read_only_mounts() {
+    needs_root!();
+    let host = tempfile::TempDir::new().unwrap();
+    fs::create_dir_all(host.path().join("there")).unwrap();
+    fs::write(host.path().join("file"), "host\n").unwrap();
+    let file = |target: &str| Mount::File {
+        content: b"given\n".to_vec().into(),
+        target: target.to_owned(),
+        mode: 0o444,
+        owner: (0, 0),
+    };
+    let layers = |target: &str| Mount::Layers {
+        lowers: vec![host.path().to_owned()],
+        source: "/".to_owned(),
+        target: target.to_owned(),
+        writable: false,
+    };
+    for outer in [bind(host.path(), "/in", false), layers("/in")] {
+        let script = "touch /in/new/deep/x /in/there/x && cat /in/file /in/a/given && ls /in/there
+                      touch /in/y /in/new/y 2>&1; ls /in";
+        let step = Step::sh(script)
+            .mount(outer)
+            .mount(tmpfs("/in/new/deep"))
+            .mount(tmpfs("/in/there"))
+            .mount(file("/in/a/given"))
+            .mount(layers("/in/new/view"))
+            .mount(tmpfs("/in/new/view/inner"));
+        let expected = "host\ngiven\nx\n\
+                        touch: /in/y: Read-only file system\n\
+                        touch: /in/new/y: Read-only file system\n\
+                        a\nfile\nnew\nthere";
+        assert_eq!(step.output(), expected);
+        assert_eq!(step.changes(), BTreeSet::new());
+        let left = fs::read_dir(host.path()).unwrap().count();
+        assert_eq!(left, 2, "the host's directory is as it was");
+    }
+}
+
 #[test]
 fn binds_are_read_only_unless_asked_for() {
     needs_root!();

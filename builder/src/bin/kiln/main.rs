@@ -20,6 +20,12 @@ fn main() -> ExitCode {
     {
         return runtime::sandbox_main();
     }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == runtime::network::NETWORK_ARGUMENT)
+    {
+        return runtime::network::network_main();
+    }
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return report::usage(&error),
@@ -30,7 +36,7 @@ fn main() -> ExitCode {
     let run = AssertUnwindSafe(|| entered.and_then(|()| commands::run(&setup, cli.command)));
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => report::failure(&error, setup.root().ok().as_deref()),
+        Ok(Err(error)) => report::failure(&error, setup.root().ok().as_deref(), &setup.again()),
         // The hook has said what happened.
         Err(_) => ExitCode::from(report::BUG),
     }

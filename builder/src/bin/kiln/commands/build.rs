@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kiln_builder::graph::Network;
 use kiln_builder::lower::{LowerOptions, NamedContext};
-use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
+use kiln_builder::pipeline::{self, BuildError, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::snapshot::Backend;
@@ -21,9 +20,9 @@ use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::{Allowed, seccomp};
-use super::{Setup, block_on, call, platform, push};
-use crate::args::{BuildArgs, NetworkArg};
+use super::security::{Allowed, runtime, seccomp};
+use super::{Setup, block_on, call, platform, push, shell};
+use crate::args::{self, BuildArgs, OnFail};
 use crate::render;
 use crate::render::excerpt::Excerpts;
 use crate::report::{NotPushed, UsageError};
@@ -46,6 +45,9 @@ const PROXIES: [&str; 5] = [
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let mut request = request(args)?;
+    if let Some(warning) = args.legacy.warning()? {
+        render::err(&warning);
+    }
     let secrets = args.secrets.iter().map(|text| SecretSource::parse(text));
     let secrets = secrets
         .collect::<Result<Vec<_>, _>>()
@@ -54,6 +56,8 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         return call::run(setup, &call, request, args);
     }
     request.settings.secrets = read_secrets(&secrets)?;
+    let absolute = |secret: SecretSource| secret.absolute(&|name| std::env::var_os(name));
+    request.secrets = secrets.into_iter().map(absolute).collect();
     request.settings.agents = open_agents(&args.ssh)?;
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
@@ -65,11 +69,13 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
-    request.backend = setup.backend(&store, args.quiet)?;
+    let backend = setup.backend(&store, args.quiet)?;
+    request.backend = backend;
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
-    block_on(&cancel, async {
+    let settings = request.settings.clone();
+    let built = block_on(&cancel, async {
         let outcome = pipeline::build(
             request,
             Arc::clone(&store),
@@ -108,7 +114,17 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             render::out(&outcome.image.to_string());
         }
         Ok(())
-    })
+    });
+    if let Err(error) = &built
+        && args.on_fail == OnFail::Shell
+        && let Some(BuildError::Step {
+            kept: true, source, ..
+        }) = error.downcast_ref()
+    {
+        // Everything else has ended: what the shell shows is not mixed with anything.
+        shell::in_failed(&store, backend, client.clone(), settings, source);
+    }
+    built
 }
 
 fn remove(file: &Path) -> anyhow::Result<()> {
@@ -135,6 +151,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         .map(|text| build_arg(text))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let epoch = epoch(&build_args)?;
+    let hosts = args.sandbox.hosts()?;
     let allowed = Allowed::parse(&args.allow)?;
     let options = LowerOptions {
         build_args,
@@ -144,10 +161,9 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         build_platform: Platform::host(),
         name_platform: false,
         labels: args.labels.iter().map(|text| pair(text)).collect(),
-        network: match args.network {
-            NetworkArg::Host => Network::Host,
-            NetworkArg::None => Network::None,
-        },
+        network: args.sandbox.network.network,
+        limits: args.sandbox.limits.limits()?,
+        extra_hosts: args::names(&hosts),
         allow_host_network: allowed.host_network,
         allow_insecure: allowed.insecure,
         contexts: args
@@ -160,7 +176,10 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
     let settings = Settings {
         host_ca: if args.host_ca { Some(host_ca()?) } else { None },
         proxies: proxies(&options, args.host_ca),
+        hosts,
+        network: args.sandbox.network.demand,
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
         time: build_time(epoch),
         ..Settings::default()
     };
@@ -180,13 +199,16 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         },
         pull: args.pull,
         settings,
+        secrets: Vec::new(),
         backend: Backend::default(),
         epoch,
     })
 }
 
 /// Reads secrets into memory, once (B7.1).
-fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
+pub(super) fn read_secrets(
+    sources: &[SecretSource],
+) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
     let mut secrets = BTreeMap::new();
     for source in sources {
         let (secret, unset) = source
@@ -204,7 +226,7 @@ fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, Sec
 }
 
 /// Opens the agents of ssh (B7.2).
-fn open_agents(texts: &[String]) -> anyhow::Result<BTreeMap<String, Agent>> {
+pub(super) fn open_agents(texts: &[String]) -> anyhow::Result<BTreeMap<String, Agent>> {
     let mut agents = BTreeMap::new();
     for source in texts.iter().map(|text| AgentSource::parse(text)) {
         if agents.contains_key(&source.id) {
@@ -224,7 +246,7 @@ fn agent_error(error: AgentError) -> anyhow::Error {
     }
 }
 
-fn secret_error(error: SecretError) -> anyhow::Error {
+pub(super) fn secret_error(error: SecretError) -> anyhow::Error {
     match error.is_usage() {
         true => UsageError::new(error.to_string()).into(),
         false => error.into(),

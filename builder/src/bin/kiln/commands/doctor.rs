@@ -1,7 +1,10 @@
 //! `kiln doctor`: what this machine allows, and what that means for builds.
 
+use std::path::Path;
+
 use kiln_builder::runtime::isolation::survey::{self, Mechanism};
 use kiln_builder::runtime::isolation::{self, IsolationError, Level};
+use kiln_builder::runtime::network;
 use kiln_builder::snapshot::Backend;
 use kiln_builder::store::Store;
 use serde::Serialize;
@@ -80,6 +83,11 @@ fn inside(setup: &Setup, level: &Level, mut mechanisms: Vec<Mechanism>) -> Repor
     let steps = survey::steps();
     let filtered = steps.iter().all(|one| one.allowed || one.name != "seccomp");
     mechanisms.extend(steps);
+    mechanisms.push(Mechanism::of(
+        "pasta",
+        network::attempt(Path::new(network::SELF)).map(|()| String::new()),
+        "RUN has the host's network, its loopback included",
+    ));
     mechanisms.push(Mechanism::of(
         "store",
         match (&error, setup.root()) {
