@@ -19,7 +19,7 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
@@ -36,7 +36,7 @@ use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
 use crate::runtime::{Cancel, Isolation, Native, OciProgram, RuntimeError, Seccomp};
-use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
+use crate::snapshot::{Active, SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
 
@@ -68,6 +68,8 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the machine adds to each process.
     pub settings: Settings,
+    /// What processes that failed have left, by the index of their vertex.
+    pub failed: Mutex<BTreeMap<usize, Active>>,
     /// Networks for processes that want the default one.
     pub networks: Pool,
     /// Layers of mount points that the steps of this build share; made with the first of them.
@@ -268,7 +270,12 @@ pub fn execute(
     let active = worker.snapshots.prepare()?;
     let step = inputs.id.index();
     match (&inputs.graph.vertex(inputs.id).op, selections) {
-        (Op::Run(op), _) => run::execute(worker, op, inputs, &stack, &active)?,
+        (Op::Run(op), _) => {
+            if let Err(error) = run::execute(worker, op, inputs, &stack, &active) {
+                worker.keep_failed(step, active, &error);
+                return Err(error);
+            }
+        }
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
         (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, step, &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.
@@ -278,6 +285,15 @@ pub fn execute(
 }
 
 impl Worker {
+    /// Keeps what a process that failed has left until the end of the build, for whoever wants to know why.
+    fn keep_failed(&self, step: usize, left: Active, error: &StepError) {
+        if matches!(error, StepError::Exit { .. } | StepError::Signal { .. }) {
+            let failed = self.failed.lock();
+            let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
+            failed.insert(step, left);
+        }
+    }
+
     /// Where the runtime keeps layers of mount points.
     fn mount_points(&self) -> Result<PathBuf, StepError> {
         let points = match self.points.get() {

@@ -92,30 +92,38 @@ pub(super) fn execute(
     for stream in [Stream::Stdout, Stream::Stderr] {
         show(stream, mounts.mask.finish(stream));
     }
-    match exit? {
-        Exit::Code(0) => match writable {
-            Writable::Layers(_) => {
-                adopt::adopt(worker, stack, &op.user, &active.upper())?;
-                opaque::settle(worker, stack, &active.upper())
-            }
-            Writable::Tree(tree) => {
-                // There, because the tree stays for the next step.
-                adopt::adopt(worker, stack, &op.user, &tree.path())?;
-                let keep = inputs.graph.is_run_upon(inputs.id);
-                Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
-            }
-        },
-        Exit::Code(code) => Err(StepError::Exit {
+    let error = match exit {
+        Ok(Exit::Code(0)) => {
+            return match writable {
+                Writable::Layers(_) => {
+                    adopt::adopt(worker, stack, &op.user, &active.upper())?;
+                    opaque::settle(worker, stack, &active.upper())
+                }
+                Writable::Tree(tree) => {
+                    // There, because the tree stays for the next step.
+                    adopt::adopt(worker, stack, &op.user, &tree.path())?;
+                    let keep = inputs.graph.is_run_upon(inputs.id);
+                    Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
+                }
+            };
+        }
+        Ok(Exit::Code(code)) => StepError::Exit {
             command: shown(&op.args),
             code,
             log: tail.lines(),
-        }),
-        Exit::Signal(signal) => Err(StepError::Signal {
+        },
+        Ok(Exit::Signal(signal)) => StepError::Signal {
             command: shown(&op.args),
             signal,
             log: tail.lines(),
-        }),
+        },
+        Err(error) => error.into(),
+    };
+    if let (Writable::Tree(tree), false) = (writable, matches!(error, StepError::Cancelled)) {
+        // For a shell in the step; what cannot be collected is not to be seen there.
+        drop(worker.snapshots.collect(*tree, stack, active, false));
     }
+    Err(error)
 }
 
 fn shown(args: &[String]) -> String {

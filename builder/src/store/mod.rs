@@ -9,8 +9,11 @@
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
 //! ROOT/cache/              stat caches of build contexts
 //! ROOT/mounts/KEY/N/       contents of cache mounts, with the lock of those who use them
+//! ROOT/last/build.json     the steps of the last build, for `kiln shell`; readable by its owner only
+//! ROOT/last/ID/fs          what its failed step had changed; `lock` in it is held by who looks at it
 //! ROOT/locks/content       held shared by whoever adds content, exclusively by who removes it
 //! ROOT/locks/step-KEY      held by the process that executes that step
+//! ROOT/locks/last          held while `last` is changed
 //! ROOT/tmp/ID/             unfinished things; `lock` in it is held by the process they belong to
 //! ```
 //!
@@ -22,6 +25,7 @@ mod blobs;
 mod cache;
 mod ids;
 mod images;
+mod last;
 mod layers;
 mod lock;
 mod mounts;
@@ -40,6 +44,7 @@ use rusqlite::Connection;
 pub use blobs::BlobWriter;
 pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
+pub use last::Held;
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
 pub use mounts::CacheMount;

@@ -33,6 +33,8 @@ mod named_contexts;
 mod network;
 mod push_pull;
 mod security;
+mod shell;
 mod ssh;
 mod standalone;
 mod steps;
+mod terminal;
