@@ -257,6 +257,10 @@ pub async fn build(
         .await?;
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
+    let secrets = request.settings.secrets.keys();
+    for text in lower::unused_secrets(&file, &plan.graph, secrets) {
+        observer.tell(Event::Note { step: None, text });
+    }
     let mut warnings = lint::lint(&source.text, &file);
     warnings.extend(plan.warnings.iter().cloned());
     let warnings = settings.filter(&source.text, &file, warnings);

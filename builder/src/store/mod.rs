@@ -35,6 +35,7 @@ mod version;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -209,9 +210,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when it cannot be made or opened, or is of another version.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let fresh = !root.exists();
         for folder in ["", "blobs/sha256", "snapshots", "cache", "locks", "tmp"] {
             let path = root.join(folder);
             fs::create_dir_all(&path).map_err(StoreError::io("making the folder", &path))?;
+        }
+        if fresh && !ids::is_root_of_host() {
+            // A program with a set-user-id bit in a snapshot would be its owner's, on the host too.
+            fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+                .map_err(StoreError::io("setting the mode of", root))?;
         }
         let root = fs::canonicalize(root).map_err(StoreError::io("finding the folder", root))?;
         version::check(&root)?;

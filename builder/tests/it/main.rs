@@ -8,6 +8,7 @@
 mod env;
 mod lab;
 mod liar;
+mod people;
 mod run;
 mod saved;
 mod traces;
@@ -32,6 +33,7 @@ mod mounts;
 mod named_contexts;
 mod network;
 mod push_pull;
+mod rootless;
 mod security;
 mod shell;
 mod ssh;
