@@ -44,7 +44,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 19] = [
+pub(crate) const TESTS: [Peer; 21] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -62,6 +62,8 @@ pub(crate) const TESTS: [Peer; 19] = [
     peer("pasta", "passt"),
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
+    peer("setsid", "util-linux"),
+    peer("bash", "bash"),
     peer("newuidmap", "uidmap"),
     peer("setpriv", "util-linux"),
 ];
