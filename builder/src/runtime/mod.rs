@@ -7,7 +7,9 @@
 //! between the processes), `sandbox` (which processes there are), `init` (the step's process, up to
 //! its program).
 
+mod binfmt;
 mod cancel;
+pub mod cgroup;
 mod error;
 mod executable;
 mod feed;
@@ -35,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::event::Stream;
 
+pub use binfmt::Foreign;
 pub use cancel::Cancel;
 pub use error::RuntimeError;
 pub use native::{Attached, Native};

@@ -7,6 +7,7 @@ use super::mounts::Mounts;
 use super::{Stack, StepError, Worker, run};
 use crate::event::Stream;
 use crate::graph::RunOp;
+use crate::runtime::cgroup::Groups;
 use crate::runtime::{Attached, Exit, Files, Mount, Root, Streams};
 
 /// A process for whoever watches it.
@@ -56,8 +57,17 @@ pub fn foreground(
     let mut spec = run::specification(worker, process.op, &mut made, root, &stack, lease.as_ref())?;
     spec.mounts.extend(process.mounts.iter().cloned());
     spec.streams = process.streams;
+    let groups = run::groups(worker, process.op)?;
+    spec.cgroups = groups.as_ref().map(Groups::procs).unwrap_or_default();
     let exit = worker
         .runtime
         .run_attached(&spec, attached, output, &worker.cancel)?;
+    if let Some(kill) = groups.and_then(|groups| groups.finish().memory) {
+        // Whoever watches sees no more than the exit code otherwise.
+        output(
+            Stream::Stderr,
+            format!("kiln: killed: {kill}\r\n").as_bytes(),
+        );
+    }
     Ok(exit)
 }

@@ -7,6 +7,7 @@ use super::mounts::Mounts;
 use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
+use crate::runtime::cgroup::{Groups, MemoryKill, Report};
 use crate::runtime::network::{self, HostEntry, Lease};
 use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::{Active, SnapshotId, Writable};
@@ -66,7 +67,9 @@ pub(super) fn execute(
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
     let lease = lease(worker, op)?;
-    let spec = specification(worker, op, &mut mounts, root, stack, lease.as_ref())?;
+    let mut spec = specification(worker, op, &mut mounts, root, stack, lease.as_ref())?;
+    let groups = groups(worker, op)?;
+    spec.cgroups = groups.as_ref().map(Groups::procs).unwrap_or_default();
     if let Writable::Tree(tree) = &mut writable {
         for place in spec.places() {
             tree.tolerate(place)?;
@@ -92,7 +95,13 @@ pub(super) fn execute(
     for stream in [Stream::Stdout, Stream::Stderr] {
         show(stream, mounts.mask.finish(stream));
     }
-    match exit? {
+    let exit = exit?;
+    let report = groups.map(Groups::finish).unwrap_or_default();
+    for text in remarks(exit, &report) {
+        let step = Some(step);
+        worker.observer.tell(Event::Note { step, text });
+    }
+    match exit {
         Exit::Code(0) => match writable {
             Writable::Layers(_) => {
                 adopt::adopt(worker, stack, &op.user, &active.upper())?;
@@ -105,17 +114,48 @@ pub(super) fn execute(
                 Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
             }
         },
-        Exit::Code(code) => Err(StepError::Exit {
-            command: shown(&op.args),
-            code,
-            log: tail.lines(),
-        }),
-        Exit::Signal(signal) => Err(StepError::Signal {
-            command: shown(&op.args),
-            signal,
-            log: tail.lines(),
-        }),
+        exit => Err(failure(shown(&op.args), exit, report.memory, tail.lines())),
     }
+}
+
+/// Why a step failed: what its process says of itself, or what the kernel did to it.
+fn failure(command: String, exit: Exit, kill: Option<MemoryKill>, log: Vec<String>) -> StepError {
+    match (kill, exit) {
+        (Some(kill), exit) => StepError::Memory {
+            command,
+            exit,
+            kill,
+            log,
+        },
+        (None, Exit::Code(code)) => StepError::Exit { command, code, log },
+        (None, Exit::Signal(signal)) => StepError::Signal {
+            command,
+            signal,
+            log,
+        },
+    }
+}
+
+/// What a step's control groups tell and its result does not.
+fn remarks(exit: Exit, report: &Report) -> Vec<String> {
+    let mut remarks = Vec::new();
+    match (exit, &report.memory, report.processes) {
+        (Exit::Code(0), Some(kill), _) => remarks.push(format!(
+            "a process of this step was killed, and the step succeeded all the same: {kill}"
+        )),
+        (Exit::Code(0), ..) => {}
+        (_, _, Some((hits, limit))) => remarks.push(format!(
+            "--pids-limit: {hits} times no process could be started, because there were {limit}"
+        )),
+        _ => {}
+    }
+    remarks
+}
+
+/// The control groups that keep a step's limits.
+pub(super) fn groups(worker: &Worker, op: &RunOp) -> Result<Option<Groups>, StepError> {
+    let parent = worker.settings.cgroup_parent.as_deref();
+    Ok(Groups::make(&op.limits.resources, parent)?)
 }
 
 fn shown(args: &[String]) -> String {

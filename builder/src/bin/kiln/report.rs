@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use kiln_builder::pipeline::{BuildError, Source};
 use kiln_builder::runtime::RuntimeError;
+use kiln_builder::runtime::cgroup::CgroupError;
 use kiln_builder::runtime::isolation::IsolationError;
 use kiln_builder::runtime::network::NetworkError;
 use kiln_builder::step::StepError;
@@ -170,7 +171,9 @@ pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
 
 /// A failed step: its last output, where it was written, and what went wrong.
 fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
-    if let StepError::Exit { log, .. } | StepError::Signal { log, .. } = error
+    if let StepError::Exit { log, .. }
+    | StepError::Signal { log, .. }
+    | StepError::Memory { log, .. } = error
         && !log.is_empty()
     {
         render::err(&format!("------\n > {}:", text::one_line(name)));
@@ -269,6 +272,7 @@ fn code(error: &anyhow::Error) -> u8 {
         || find::<ClientError>(error).is_some_and(is_environment)
         || find::<RuntimeError>(error).is_some_and(is_sandbox)
         || find::<NetworkError>(error).is_some()
+        || find::<CgroupError>(error).is_some()
         || find::<GitError>(error).is_some_and(GitError::is_environment)
     {
         return ENVIRONMENT;

@@ -164,6 +164,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         proxies: proxies(&options, args.host_ca),
         hosts,
         network: args.sandbox.network.demand,
+        cgroup_parent: args.sandbox.limits.cgroup_parent.clone(),
         seccomp: seccomp(&args.security_opt)?,
         time: build_time(epoch),
         ..Settings::default()

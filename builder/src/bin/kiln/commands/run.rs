@@ -68,6 +68,7 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         seccomp: seccomp(&args.security_opt)?,
         hosts: args.sandbox.hosts()?,
         network: args.sandbox.network.demand,
+        cgroup_parent: args.sandbox.limits.cgroup_parent.clone(),
         ..Settings::default()
     };
     let worker = Worker::for_processes(&store, client, &cancel, settings);
