@@ -124,7 +124,7 @@ impl Schedule {
     ///
     /// # Errors
     /// The first [`Failure`].
-    pub async fn run(mut self, root: VertexId) -> Result<Finished, Failure> {
+    pub async fn run(&mut self, root: VertexId) -> Result<Finished, Failure> {
         let result = self.run_all(root).await;
         if result.is_err() {
             self.worker.cancel.cancel();
@@ -135,6 +135,18 @@ impl Schedule {
             }
         }
         result
+    }
+
+    /// The result of a vertex, where there is one.
+    #[must_use]
+    pub fn result_of(&self, id: VertexId) -> Option<&Stack> {
+        self.results[id.index()].get()
+    }
+
+    /// Digests of inputs of a vertex that are nothing but a copy, see [`Inputs::known`].
+    #[must_use]
+    pub fn known_of(&self, id: VertexId) -> BTreeMap<usize, Digest> {
+        self.copied(self.graph.vertex(id))
     }
 
     async fn run_all(&mut self, root: VertexId) -> Result<Finished, Failure> {

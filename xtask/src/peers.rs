@@ -44,7 +44,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 18] = [
+pub(crate) const TESTS: [Peer; 20] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -63,6 +63,8 @@ pub(crate) const TESTS: [Peer; 18] = [
     peer("qemu-aarch64-static", "qemu-user-static"),
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
+    peer("newuidmap", "uidmap"),
+    peer("setpriv", "util-linux"),
 ];
 
 /// Returns whether we are root.

@@ -5,7 +5,7 @@ use kiln_grammar::source::Span;
 use kiln_registry::credentials::Secret;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
 
@@ -52,7 +52,7 @@ pub struct ImageOp {
 }
 
 /// A process to run.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RunOp {
     /// Program and arguments.
     pub args: Vec<String>,
@@ -66,26 +66,26 @@ pub struct RunOp {
     /// Network.
     pub network: Network,
     /// Rights; the usual ones are not in the encoding, so that keys are what they always were.
-    #[serde(skip_serializing_if = "Security::is_sandbox")]
+    #[serde(default, skip_serializing_if = "Security::is_sandbox")]
     pub security: Security,
     /// Host name, where it is not the usual one (A6.11).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// Scripts of heredocs with a `#!` line (A13.5): file name under `/dev/pipes` and content.
     pub scripts: Vec<Script>,
     /// Mounts asked for by `--mount`.
     pub mounts: Vec<MountOp>,
     /// What it may use of the machine.
-    #[serde(skip_serializing_if = "Limits::is_empty")]
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Box<Limits>,
     /// Names of `--add-host`, in alphabetical order; what they stand for is the machine's to say
     /// and in no key (A15.2).
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extra_hosts: Vec<String>,
 }
 
 /// A file that exists only while a process runs.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Script {
     /// Its name under `/dev/pipes`.
     pub name: String,
@@ -94,7 +94,7 @@ pub struct Script {
 }
 
 /// A mount of `RUN --mount` (B2).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MountOp {
     /// A view of a directory or file of an input.
     Bind {
@@ -167,7 +167,7 @@ pub enum MountOp {
 }
 
 /// The network a process sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Network {
     /// What the machine has for it: best a network of its own with a way out, else the host's. It
     /// is the same for a cache key wherever it runs.
@@ -180,7 +180,7 @@ pub enum Network {
 }
 
 /// The rights of a process (B3.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Security {
     /// Those of a sandbox.
     #[default]

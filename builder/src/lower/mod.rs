@@ -46,6 +46,7 @@ use kiln_grammar::syntax::MAX_ERRORS;
 use kiln_registry::spec::{ImageConfig, Platform};
 
 pub use contexts::{ContextSource, LAYOUT, NamedContext, NamedContextError};
+pub use mounts::unused_secrets;
 pub use options::{BaseImage, BaseImages, LowerOptions};
 pub use outline::{Argument, Need, Outline, Target, outline, targets};
 pub use plan::{HistoryEntry, Plan, Wanted};

@@ -1,7 +1,7 @@
 //! `RUN --mount` (B1, B2).
 
-use kiln_grammar::ast::{Run, Word};
-use kiln_grammar::diagnostic::Diagnostic;
+use kiln_grammar::ast::{Dockerfile, Instruction, Kind, Run, Word};
+use kiln_grammar::diagnostic::{Diagnostic, did_you_mean, suggest};
 use kiln_grammar::mount::{self, Bind, Cache, Mount, MountError, Secret};
 use kiln_grammar::source::Spanned;
 
@@ -9,7 +9,7 @@ use super::copy::input_index;
 use super::path;
 use super::stage::{StageLowering, Step};
 use super::stages::{Source, Use};
-use crate::graph::{CopyOp, CopySource, MountOp, Op, Origin, Vertex, VertexId};
+use crate::graph::{CopyOp, CopySource, Graph, MountOp, Op, Origin, Vertex, VertexId};
 
 /// The build argument that keeps cache mounts of different projects apart (B2).
 pub(super) const NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
@@ -233,6 +233,53 @@ impl StageLowering<'_, '_> {
 pub(super) fn cache_id(cache: &Cache) -> String {
     let default = || path::clean(&cache.target);
     cache.id.clone().unwrap_or_else(default)
+}
+
+/// Words for secrets of the command line that nothing in the file or the graph names, with what was
+/// probably meant: a mount whose secret is missing is silently none.
+#[must_use]
+pub fn unused_secrets<'s>(
+    file: &Dockerfile,
+    graph: &Graph,
+    given: impl Iterator<Item = &'s String>,
+) -> Vec<String> {
+    let instructions = file.stages.iter().flat_map(|stage| &stage.instructions);
+    let mut known: Vec<String> = instructions.flat_map(secrets).collect();
+    for vertex in graph.vertices() {
+        let Op::Run(run) = &vertex.op else { continue };
+        known.extend(run.mounts.iter().filter_map(|mount| match mount {
+            MountOp::Secret { id, .. } => Some(id.clone()),
+            _ => None,
+        }));
+    }
+    // A variable may stand for any of them.
+    if known.iter().any(|id| id.contains('$')) {
+        return Vec::new();
+    }
+    // The builder's own, for git and the web (C6).
+    let own = |id: &String| id.starts_with("GIT_AUTH_") || id.starts_with("HTTP_AUTH_");
+    let unused = given.filter(|id| !known.contains(id) && !own(id));
+    let word = |id: &String| {
+        let near = suggest(id, known.iter().map(String::as_str));
+        let near = did_you_mean(near);
+        format!("no RUN --mount=type=secret names the secret `{id}`{near}")
+    };
+    unused.map(word).collect()
+}
+
+/// The ids of the secrets that an instruction mounts, also when it waits for a child image.
+fn secrets(instruction: &Instruction) -> Vec<String> {
+    let id = |record: &Word| match mount::parse_mount(&record.value) {
+        Ok(Mount::Secret(secret)) => Some(secret.id),
+        // What has variables may be no mount before they are expanded.
+        Err(_) if record.value.contains('$') => Some(record.value.clone()),
+        _ => None,
+    };
+    match &instruction.kind {
+        Kind::Run(run) => run.mounts.iter().filter_map(id).collect(),
+        Kind::Onbuild(onbuild) => secrets(&onbuild.instruction),
+        _ => Vec::new(),
+    }
 }
 
 /// A mount error with its cause and hint.

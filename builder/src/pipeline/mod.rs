@@ -2,13 +2,15 @@
 
 mod check;
 mod contexts;
+mod record;
 mod run;
+mod shell;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kiln_grammar::ast::Dockerfile;
 use kiln_grammar::diagnostic::{Diagnostic, suggest};
@@ -24,16 +26,20 @@ use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
 use crate::runtime::network::{Pool, SELF};
-use crate::runtime::{Cancel, Native, RuntimeError};
+use crate::runtime::{Cancel, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
-use crate::snapshot::{Backend, Snapshots, now};
+use crate::snapshot::{Active, Backend, Snapshots, now};
+use crate::step::secrets::SecretSource;
 use crate::step::{
     LayoutImage, RemoteImage, ResolveError, Settings, SourceImage, StepError, Worker,
 };
 use crate::store::{Store, StoreError};
 
+use record::{Failed, Numbers, Record};
+
 pub use check::{CheckRequest, Checked, check};
 pub use run::{Invocation, RunError, Volume, run};
+pub use shell::{Shell, ShellError, Which, image_shell};
 
 /// Longest Dockerfile that is read, bytes.
 const DOCKERFILE_LIMIT: u64 = 64 << 20;
@@ -55,6 +61,8 @@ pub struct Request {
     pub pull: bool,
     /// What the machine gives to `RUN` steps.
     pub settings: Settings,
+    /// Where the secrets among the settings came from, for a shell in a step later.
+    pub secrets: Vec<SecretSource>,
     /// How stacks of layers become file systems.
     pub backend: Backend,
     /// Time that replaces all times of this build (C11.1), seconds since 1970.
@@ -167,6 +175,8 @@ pub enum BuildError {
         name: String,
         /// The Dockerfile, and the instruction of the step.
         place: Box<(Source, Option<kiln_grammar::source::Span>)>,
+        /// Whether the store has kept its files, for [`Shell`].
+        kept: bool,
         /// Why.
         source: StepError,
     },
@@ -247,6 +257,10 @@ pub async fn build(
         .await?;
     let images = resolver.images;
     let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
+    let secrets = request.settings.secrets.keys();
+    for text in lower::unused_secrets(&file, &plan.graph, secrets) {
+        observer.tell(Event::Note { step: None, text });
+    }
     let mut warnings = lint::lint(&source.text, &file);
     warnings.extend(plan.warnings.iter().cloned());
     let warnings = settings.filter(&source.text, &file, warnings);
@@ -260,6 +274,7 @@ pub async fn build(
         ignore_file: ignore_file(path.as_deref(), &context),
     };
     let contexts = contexts::open(&store, &plan, main, &named)?;
+    let (observer, numbers) = Numbers::of(observer);
     let networks = Pool::new(
         request.settings.network,
         PathBuf::from(SELF),
@@ -268,7 +283,7 @@ pub async fn build(
     let worker = Arc::new(Worker {
         snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),
-        runtime: Native::default(),
+        runtime: request.settings.core(),
         networks,
         contexts,
         client,
@@ -276,19 +291,26 @@ pub async fn build(
         observer: observer.clone(),
         cancel: cancel.clone(),
         settings: request.settings.clone(),
+        failed: Mutex::default(),
         points: OnceLock::new(),
     });
     let exported = plan.layers().collect();
-    let schedule = Schedule::new(
+    let mut schedule = Schedule::new(
         plan.graph.clone(),
         Arc::clone(&worker),
         request.cache,
         exported,
     );
-    let finished = schedule
-        .run(plan.root)
-        .await
-        .map_err(|failure| step_error(failure, &plan, &source))?;
+    let finished = schedule.run(plan.root).await;
+    let keep = Keep {
+        worker: &worker,
+        plan: &plan,
+        schedule: &schedule,
+        numbers: &numbers,
+        secrets: &request.secrets,
+    };
+    let kept = keep.record(finished.as_ref().err());
+    let finished = finished.map_err(|failure| step_error(failure, &plan, &source, kept))?;
     // A stat cache that cannot be written costs time in the next build, no more.
     if let Err(error) = worker.contexts.save_stat_caches() {
         observer.tell(Event::Note {
@@ -412,7 +434,61 @@ fn read_ignore_file(
     Ok(Some(parsed))
 }
 
-fn step_error(failure: Failure, plan: &Plan, source: &Source) -> BuildError {
+/// Keeps what a shell in a step needs later.
+struct Keep<'a> {
+    worker: &'a Worker,
+    plan: &'a Plan,
+    schedule: &'a Schedule,
+    numbers: &'a Numbers,
+    secrets: &'a [SecretSource],
+}
+
+impl Keep<'_> {
+    /// Records how a build ended; one that was cancelled leaves the record of the build before. Says
+    /// whether what a failed process had changed is kept: that costs a rename. Nothing of it makes a
+    /// build fail.
+    fn record(&self, failure: Option<&Failure>) -> bool {
+        if matches!(failure, Some(failure) if matches!(failure.error, StepError::Cancelled)) {
+            return false;
+        }
+        let left = failure.and_then(|failure| {
+            let failed = self.worker.failed.lock();
+            let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
+            failed.remove(&failure.vertex.index())
+        });
+        let files = left.as_ref().map(Active::upper);
+        let name = files.as_deref().and_then(Path::file_name);
+        let failed = failure.map(|failure| Failed {
+            step: failure.vertex.index(),
+            changes: name.map(|name| name.to_string_lossy().into_owned()),
+        });
+        let kept = files.is_some();
+        let record = Record::new(
+            &self.plan.graph,
+            self.schedule,
+            self.numbers,
+            self.secrets,
+            &self.worker.settings,
+            failed,
+        );
+        match self
+            .worker
+            .store
+            .set_last(&record.encode(), files.as_deref())
+        {
+            Ok(()) => kept,
+            Err(error) => {
+                self.worker.observer.tell(Event::Note {
+                    step: None,
+                    text: format!("no shell can be opened in the steps of this build: {error}"),
+                });
+                false
+            }
+        }
+    }
+}
+
+fn step_error(failure: Failure, plan: &Plan, source: &Source, kept: bool) -> BuildError {
     let vertex = plan.graph.vertex(failure.vertex);
     if matches!(failure.error, StepError::Cancelled) {
         return BuildError::Cancelled;
@@ -421,6 +497,7 @@ fn step_error(failure: Failure, plan: &Plan, source: &Source) -> BuildError {
     BuildError::Step {
         name: vertex.name.clone(),
         place: Box::new((source.clone(), span)),
+        kept,
         source: failure.error,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
@@ -13,8 +13,8 @@ use crate::context::Contexts;
 use crate::event::{Observer, Stream};
 use crate::graph::{Limits, Network, RunOp, Security};
 use crate::runtime::network::{Pool, SELF};
-use crate::runtime::{Attached, Cancel, Exit, Mount, Native, Streams};
-use crate::snapshot::Snapshots;
+use crate::runtime::{Attached, Cancel, Exit, Mount, Streams};
+use crate::snapshot::{Backend, Snapshots};
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
 use crate::store::{Store, StoreError};
 
@@ -101,6 +101,8 @@ pub fn run(
             built: Vec::new(),
         },
         changes: None,
+        inputs: &[],
+        known: &BTreeMap::new(),
         mounts: invocation.mounts(&config),
         read_only: invocation.read_only,
         streams: invocation.streams,
@@ -113,14 +115,15 @@ impl Worker {
     #[must_use]
     pub fn for_processes(
         store: &Arc<Store>,
+        backend: Backend,
         client: Client,
         cancel: &Cancel,
         settings: Settings,
     ) -> Self {
         Self {
-            snapshots: Snapshots::new(Arc::clone(store)),
+            snapshots: Snapshots::with(Arc::clone(store), backend),
             store: Arc::clone(store),
-            runtime: Native::default(),
+            runtime: settings.core(),
             contexts: Contexts::default(),
             client,
             images: BTreeMap::new(),
@@ -128,6 +131,7 @@ impl Worker {
             cancel: cancel.clone(),
             networks: Pool::new(settings.network, PathBuf::from(SELF), Observer::silent()),
             settings,
+            failed: Mutex::default(),
             points: OnceLock::new(),
         }
     }
@@ -154,9 +158,19 @@ impl Invocation {
         if args.first().is_none_or(String::is_empty) {
             return Err(RunError::NoCommand);
         }
+        Ok(self.around(config, args, extra_hosts))
+    }
+
+    /// A process with these arguments in what the image and the command line give to it.
+    pub(super) fn around(
+        &self,
+        config: &ContainerConfig,
+        args: Vec<String>,
+        extra_hosts: Vec<String>,
+    ) -> RunOp {
         let hostname = self.hostname.as_deref().unwrap_or(HOSTNAME);
         let cwd = self.cwd.as_ref().unwrap_or(&config.working_dir);
-        Ok(RunOp {
+        RunOp {
             args,
             env: self.environment(config, hostname),
             cwd: if cwd.is_empty() { "/" } else { cwd }.to_owned(),
@@ -168,7 +182,7 @@ impl Invocation {
             mounts: Vec::new(),
             limits: Box::new(self.limits.clone()),
             extra_hosts,
-        })
+        }
     }
 
     /// What docker sets, then what the image sets, then what the command line says.

@@ -132,6 +132,22 @@ pub enum RuntimeError {
         /// Why.
         source: io::Error,
     },
+    /// Another runtime failed, not the process in it.
+    #[error("{runtime}: {message}")]
+    Oci {
+        /// Its name.
+        runtime: String,
+        /// What it says.
+        message: String,
+    },
+    /// Another runtime cannot do what is asked for.
+    #[error("{what} cannot be had with `--runtime {runtime}`, only with kiln's own")]
+    Unsupported {
+        /// Its name.
+        runtime: String,
+        /// What is asked for.
+        what: &'static str,
+    },
     /// It was cancelled; no process is left.
     #[error("cancelled")]
     Cancelled,
@@ -234,6 +250,7 @@ impl From<Failure> for RuntimeError {
                 subordinates,
             },
             Failure::Exec(failure) => failure.into(),
+            Failure::Oci { runtime, message } => Self::Oci { runtime, message },
         }
     }
 }

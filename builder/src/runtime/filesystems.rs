@@ -54,7 +54,7 @@ const DEVICE_LINKS: [(&str, &str); 6] = [
 ];
 
 /// Relative to /proc.
-const MASKED_PROC: [&str; 10] = [
+pub(super) const MASKED_PROC: [&str; 10] = [
     "acpi",
     "asound",
     "interrupts",
@@ -68,10 +68,10 @@ const MASKED_PROC: [&str; 10] = [
 ];
 
 /// Relative to /proc.
-const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+pub(super) const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// Relative to /sys.
-const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
+pub(super) const MASKED_SYS: [&str; 2] = ["firmware", "devices/virtual/powercap"];
 
 /// The group of terminals.
 const TTY: u32 = 5;
@@ -87,6 +87,7 @@ pub(super) fn mount_all(
     provider: &Provider,
 ) -> Result<OwnedFd, Failure> {
     let devices = mount_dev(spec, points)?;
+    mount_in(devices.as_fd(), "mqueue", "mqueue", &[], SEALED).act("mount `/dev/mqueue`")?;
     let sealed = match spec.privileges {
         Privileges::Sandbox(_) => Some(provider),
         Privileges::Insecure => None,
@@ -148,12 +149,17 @@ fn mount_sys(points: &mut MountPoints<'_>, sealed: Option<&Provider>) -> Result<
     for path in MASKED_SYS {
         mask(sys.as_fd(), path, provider).act("mask paths of `/sys`")?;
     }
-    // Of some processors, how warm they are tells what others compute.
-    for processor in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-        let path = format!("devices/system/cpu/cpu{processor}/thermal_throttle");
+    for path in thermal_throttle_paths() {
         mask(sys.as_fd(), &path, provider).act("mask paths of `/sys`")?;
     }
     Ok(())
+}
+
+/// Paths relative to /sys that are masked: of some processors, how warm they are tells what others
+/// compute.
+pub(super) fn thermal_throttle_paths() -> impl Iterator<Item = String> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (0..processors).map(|processor| format!("devices/system/cpu/cpu{processor}/thermal_throttle"))
 }
 
 /// What the host shows at a path, where a user namespace may not make such a file system: /sys
@@ -257,8 +263,12 @@ fn open_below(dir: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Mounts /dev with what belongs in it. Its nodes are mounts of the host's one by one: the file
-/// system itself is `nodev`, so that a node which a step makes there is of no use.
-fn mount_dev(spec: &ProcessSpec, points: &mut MountPoints<'_>) -> Result<OwnedFd, Failure> {
+/// system itself is `nodev`, so that a node which a step makes there is of no use. Message queues are
+/// those of the IPC namespace, and come later.
+pub(super) fn mount_dev(
+    spec: &ProcessSpec,
+    points: &mut MountPoints<'_>,
+) -> Result<OwnedFd, Failure> {
     let attributes = match spec.privileges {
         Privileges::Sandbox(_) => {
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -291,7 +301,6 @@ fn mount_dev(spec: &ProcessSpec, points: &mut MountPoints<'_>) -> Result<OwnedFd
     for (name, kind, options, attributes) in [
         ("pts", "devpts", &terminals[..], pts),
         ("shm", "tmpfs", &shared[..], nodev),
-        ("mqueue", "mqueue", &[][..], nodev),
     ] {
         mount_in(dev.as_fd(), name, kind, options, attributes)
             .act(&format!("mount `/dev/{name}`"))?;

@@ -141,7 +141,7 @@ fn enter_namespaces(spec: &ProcessSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-fn join_network(path: &Path) -> io::Result<()> {
+pub(super) fn join_network(path: &Path) -> io::Result<()> {
     let namespace = std::fs::File::open(path)?;
     process::join_network(namespace.as_fd())
 }
@@ -151,7 +151,7 @@ fn join_network(path: &Path) -> io::Result<()> {
 /// Device nodes in it do not work (`nodev`), because a step may make them and there is no device
 /// cgroup that would tell the harmless ones from the disks of the host; with `--security=insecure` they
 /// do (B3.2).
-fn mount_root(
+pub(super) fn mount_root(
     spec: &ProcessSpec,
     places: &[(String, Kind)],
     work: &Path,
@@ -179,7 +179,7 @@ fn mount_root(
     Ok((Root::from_fd(mount), writable))
 }
 
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
@@ -211,7 +211,7 @@ fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
 
 /// All mount points that the image may lack. What stands below a file system of the sandbox is made
 /// there.
-fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
+pub(super) fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
     let own = filesystems::PLACES.map(|place| (place.to_owned(), Kind::Directory));
     let inside = |target: &str| {
         let mut places = filesystems::PLACES.iter();
@@ -223,7 +223,7 @@ fn places(mounts: &[Prepared]) -> Vec<(String, Kind)> {
 }
 
 /// Opens the working directory; what is missing of it is made and belongs to the user (B4.2).
-fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
+pub(super) fn make_cwd(root: &Root, cwd: &str, user: &User) -> io::Result<OwnedFd> {
     let directory = |path: &Path| {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         root.open_at(path, flags, Mode::empty())
@@ -282,7 +282,11 @@ fn connect_terminal(terminal: &Terminal, user: &User) -> io::Result<()> {
 
 /// Standard input is empty, unless kiln's is passed on; output and error belong to the user, so
 /// that a step may open `/dev/stdout` anew (B4.1).
-fn connect_streams(input: Option<&OwnedFd>, null: &OwnedFd, user: &User) -> io::Result<()> {
+pub(super) fn connect_streams(
+    input: Option<&OwnedFd>,
+    null: &OwnedFd,
+    user: &User,
+) -> io::Result<()> {
     rustix::stdio::dup2_stdin(input.unwrap_or(null))?;
     if let Some(input) = input {
         privileges::give(input, (user.uid, user.gid))?;

@@ -15,8 +15,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::Exit;
 use super::mount_points::Points;
+use super::oci::Container;
+use super::{Exit, ProcessSpec};
 use crate::sys::users::UserError;
 
 /// Largest frame; a specification holds at most some scripts and secrets.
@@ -24,6 +25,15 @@ const LIMIT: usize = 256 << 20;
 
 /// Most descriptors that come with one frame.
 const DESCRIPTORS: usize = 2;
+
+/// From the builder to the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    /// What is run.
+    pub(super) spec: ProcessSpec,
+    /// The runtime that runs it, where that is not kiln.
+    pub(super) container: Option<Container>,
+}
 
 /// From the sandbox to the builder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +77,8 @@ pub(super) enum Failure {
     },
     /// The program.
     Exec(ExecFailure),
+    /// Another runtime that runs it, in its own words.
+    Oci { runtime: String, message: String },
 }
 
 /// What an id is of.

@@ -19,7 +19,7 @@ use super::message::{self, Frames, Message};
 use super::mount_points::{self, Points};
 use super::server::{Ends, Server};
 use super::{
-    Cancel, Exit, Order, Orders, ProcessSpec, Root, RuntimeError, Stream, Streams, terminal,
+    Cancel, Exit, Order, Orders, ProcessSpec, Root, RuntimeError, Stream, Streams, oci, terminal,
 };
 
 /// Read from a pipe at once: what the kernel keeps in one.
@@ -48,6 +48,8 @@ pub struct Native(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     executable: PathBuf,
+    /// What runs the process in the sandbox, where that is not kiln.
+    runtime: Option<oci::Program>,
     server: Mutex<Option<Server>>,
 }
 
@@ -66,8 +68,29 @@ impl Native {
     pub fn new(executable: PathBuf) -> Self {
         Self(Arc::new(Shared {
             executable,
+            runtime: None,
             server: Mutex::default(),
         }))
+    }
+
+    /// The same with another runtime in its sandboxes.
+    #[must_use]
+    pub fn with_runtime(&self, runtime: oci::Program) -> Self {
+        Self(Arc::new(Shared {
+            executable: self.0.executable.clone(),
+            runtime: Some(runtime),
+            server: Mutex::default(),
+        }))
+    }
+
+    /// The container that a process is run in, with another runtime.
+    fn container(&self, spec: &ProcessSpec) -> Result<Option<oci::Container>, RuntimeError> {
+        let Some(runtime) = &self.0.runtime else {
+            return Ok(None);
+        };
+        runtime.check(spec)?;
+        let container = oci::Container::new(runtime.clone());
+        container.map(Some).map_err(RuntimeError::Start)
     }
 
     /// Starts a sandbox with these ends. A server that somebody killed is started anew.
@@ -121,11 +144,15 @@ impl Native {
         if cancel.is_cancelled() {
             return Err(RuntimeError::Cancelled);
         }
+        let container = self.container(spec)?;
         // What a run that was killed has left.
         remove_work(&spec.root)?;
         let mut sandbox = Sandbox::start(self, attached).map_err(RuntimeError::Start)?;
-        let supervised = sandbox.supervise(spec, output, cancel);
+        let supervised = sandbox.supervise(spec, container.as_ref(), output, cancel);
         let ended = sandbox.end(output);
+        if let Some(container) = &container {
+            container.clean(spec);
+        }
         let cleaned = clean(&spec.root, &sandbox.points);
         supervised.and(ended).map_err(RuntimeError::Start)?;
         let exit = match sandbox.result {
@@ -224,10 +251,15 @@ impl<'a> Sandbox<'a> {
     fn supervise(
         &mut self,
         spec: &ProcessSpec,
+        container: Option<&oci::Container>,
         output: &mut dyn FnMut(Stream, &[u8]),
         cancel: &Cancel,
     ) -> io::Result<()> {
-        message::send(&mut self.control, spec)?;
+        let order = message::Order {
+            spec: spec.clone(),
+            container: container.cloned(),
+        };
+        message::send(&mut self.control, &order)?;
         if spec.streams == Streams::Input {
             let (theirs, ours) = feed::pipe()?;
             message::send_descriptor(&self.control, theirs.as_fd())?;

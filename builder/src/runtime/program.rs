@@ -4,12 +4,14 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags, Stat};
 
-use super::ProcessSpec;
 use super::message::{ExecFailure, Failure, errno};
+use super::{ProcessSpec, filesystems};
 use crate::sys::process;
+use crate::sys::root::Root;
 use crate::sys::users::User;
 
 /// Where programs are looked for when the environment does not say (A7.3).
@@ -47,6 +49,35 @@ pub(super) fn exec(spec: &ProcessSpec, user: &User) -> Result<Infallible, Failur
     Err(denied.unwrap_or_else(|| fail(&io::Error::from_raw_os_error(libc::ENOENT), "")))
 }
 
+/// Looks whether there is a program, in a root that is not entered yet.
+pub(super) fn check(spec: &ProcessSpec, root: &Root) -> Result<(), Failure> {
+    let program = spec.args.first().map(String::as_str).unwrap_or_default();
+    let mut found = libc::ENOENT;
+    for path in candidates(spec, program) {
+        let path = Path::new(&spec.cwd).join(path);
+        // What is mounted later is not there to be seen.
+        let mut later = filesystems::PLACES.iter();
+        if later.any(|place| path.starts_with(place)) {
+            return Ok(());
+        }
+        match root.stat(&path, true) {
+            Ok(status) if is_program(&status) => return Ok(()),
+            Ok(_) => found = libc::EACCES,
+            Err(_) => {}
+        }
+    }
+    Err(Failure::Exec(ExecFailure {
+        program: program.to_owned(),
+        errno: found,
+        exists: false,
+        machine: None,
+    }))
+}
+
+fn is_program(status: &Stat) -> bool {
+    FileType::from_raw_mode(status.st_mode) == FileType::RegularFile && status.st_mode & 0o111 != 0
+}
+
 /// The paths that a program name may mean, in order.
 fn candidates(spec: &ProcessSpec, program: &str) -> Vec<String> {
     if program.contains('/') || program.is_empty() {
@@ -64,7 +95,10 @@ fn candidates(spec: &ProcessSpec, program: &str) -> Vec<String> {
 }
 
 /// The environment as `name=value`, with `HOME` where it is not set (B4.1).
-fn environment<'a>(spec: &'a ProcessSpec, user: &'a User) -> impl Iterator<Item = Vec<u8>> + 'a {
+pub(super) fn environment<'a>(
+    spec: &'a ProcessSpec,
+    user: &'a User,
+) -> impl Iterator<Item = Vec<u8>> + 'a {
     let is_secret = |name: &str| spec.secret_env.iter().any(|(secret, _)| secret == name);
     let home = spec.env.iter().all(|(name, _)| name != "HOME") && !is_secret("HOME");
     let home = home.then(|| format!("HOME={}", user.home).into_bytes());

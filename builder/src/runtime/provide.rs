@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::MountAttrFlags;
 
 use super::init::Act;
@@ -91,6 +91,26 @@ impl Provider {
         }
         self.make_room(&mut prepared, &spec.root.work)?;
         Ok(prepared)
+    }
+
+    /// Puts a mount into this file system. Gives its name there, and whether it can be written to.
+    pub(super) fn stage(&mut self, prepared: &Prepared) -> io::Result<(String, bool)> {
+        let name = self.new_name();
+        match prepared.kind {
+            Kind::Directory => {
+                rustix::fs::mkdirat(&self.files, &name, Mode::from_raw_mode(0o700))?;
+            }
+            Kind::File => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                let mode = Mode::from_raw_mode(0o600);
+                drop(rustix::fs::openat(&self.files, &name, flags, mode)?);
+            }
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let place = rustix::fs::openat(&self.files, &name, flags, Mode::empty())?;
+        mount::attach(prepared.mount.as_fd(), place.as_fd())?;
+        let flags = rustix::fs::fstatvfs(&prepared.mount)?.f_flag;
+        Ok((name, !flags.contains(StatVfsMountFlags::RDONLY)))
     }
 
     /// Gives read-only directories the mount points that they lack: from a layer below them, as it

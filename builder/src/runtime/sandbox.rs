@@ -28,10 +28,10 @@ use rustix::process::{
 use rustix::thread::UnshareFlags;
 
 use super::init::Given;
-use super::message::{self, Failure, Message, errno};
+use super::message::{self, Failure, Message, Order, errno};
 use super::server::{self, Ends};
 use super::single::Registrar;
-use super::{Exit, Ids, Isolation, ProcessSpec, Streams, init};
+use super::{Exit, Ids, Isolation, ProcessSpec, Streams, init, oci};
 use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
@@ -48,9 +48,9 @@ pub fn sandbox_main() -> ExitCode {
             return Ok(());
         };
         let mut control = take_ends(ends)?;
-        let spec = message::receive(&mut control)?;
-        let input = receive_input(&spec, &control)?;
-        keep(&spec, &mut control, input)
+        let order: Order = message::receive(&mut control)?;
+        let input = receive_input(&order.spec, &control)?;
+        keep(&order, &mut control, input)
             .or_else(|error| report(&mut control, "start the sandbox", &error))
     });
     match done {
@@ -97,12 +97,12 @@ fn take_ends(ends: Ends) -> io::Result<UnixStream> {
 }
 
 /// The keeper: lives in the host's namespaces until the sandbox is gone.
-fn keep(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
+fn keep(order: &Order, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     lower_protection()?;
-    let registrar = match spec.isolation {
+    let registrar = match order.spec.isolation {
         Isolation::Rootless(Ids::Single) => Some(Registrar::start()?),
         _ => None,
     };
@@ -117,7 +117,7 @@ fn keep(spec: &ProcessSpec, control: &mut UnixStream, input: Option<OwnedFd>) ->
         registrar: given,
     };
     let watched = match process::fork()? {
-        Side::Child => return outer_init(spec, control, &keeper, given),
+        Side::Child => return outer_init(order, control, &keeper, given),
         Side::Parent(outer) => {
             // Else the builder would never see that nobody reads any more.
             drop(given);
@@ -163,7 +163,7 @@ fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
 
 /// PID 1 of the namespace around the step's.
 fn outer_init(
-    spec: &ProcessSpec,
+    order: &Order,
     control: &mut UnixStream,
     keeper: &OwnedFd,
     given: Given,
@@ -177,6 +177,10 @@ fn outer_init(
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
+            let spec = &order.spec;
+            if let Some(container) = &order.container {
+                return oci::run(spec, container, control, given.input.as_ref());
+            }
             let failure = init::run(spec, control, &given);
             message::send(control, &Message::Failed(failure))
         }

@@ -19,7 +19,7 @@ mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use kiln_registry::blob::BlobError;
@@ -36,8 +36,8 @@ use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::cgroup::{CgroupError, MemoryKill};
 use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
-use crate::runtime::{Cancel, Exit, Isolation, Native, RuntimeError, Seccomp};
-use crate::snapshot::{SnapshotError, SnapshotId, Snapshots};
+use crate::runtime::{Cancel, Exit, Isolation, Native, OciProgram, RuntimeError, Seccomp};
+use crate::snapshot::{Active, SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
 
@@ -69,6 +69,8 @@ pub struct Worker {
     pub cancel: Cancel,
     /// What the machine adds to each process.
     pub settings: Settings,
+    /// What processes that failed have left, by the index of their vertex.
+    pub failed: Mutex<BTreeMap<usize, Active>>,
     /// Networks for processes that want the default one.
     pub networks: Pool,
     /// Layers of mount points that the steps of this build share; made with the first of them.
@@ -94,6 +96,8 @@ pub struct Settings {
     pub agents: BTreeMap<String, agent::Agent>,
     /// The system calls that `RUN` steps may make (`--security-opt seccomp=`).
     pub seccomp: Seccomp,
+    /// The runtime that `RUN` steps run in, where it is not kiln's own (`--runtime`).
+    pub runtime: Option<OciProgram>,
     /// Time that files made by the builder itself get, seconds since 1970.
     pub time: i64,
     /// How far steps are kept apart from the host.
@@ -272,6 +276,15 @@ impl From<RuntimeError> for StepError {
 }
 
 impl Settings {
+    /// The runtime core that is asked for.
+    #[must_use]
+    pub fn core(&self) -> Native {
+        match &self.runtime {
+            None => Native::default(),
+            Some(runtime) => Native::default().with_runtime(runtime.clone()),
+        }
+    }
+
     fn time(&self) -> SystemTime {
         fetch::system_time(self.time)
     }
@@ -291,7 +304,12 @@ pub fn execute(
     let active = worker.snapshots.prepare()?;
     let step = inputs.id.index();
     match (&inputs.graph.vertex(inputs.id).op, selections) {
-        (Op::Run(op), _) => run::execute(worker, op, inputs, &stack, &active)?,
+        (Op::Run(op), _) => {
+            if let Err(error) = run::execute(worker, op, inputs, &stack, &active) {
+                worker.keep_failed(step, active, &error);
+                return Err(error);
+            }
+        }
         (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
         (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, step, &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.
@@ -301,6 +319,15 @@ pub fn execute(
 }
 
 impl Worker {
+    /// Keeps what a process that failed has left until the end of the build, for whoever wants to know why.
+    fn keep_failed(&self, step: usize, left: Active, error: &StepError) {
+        if matches!(error, StepError::Exit { .. } | StepError::Signal { .. }) {
+            let failed = self.failed.lock();
+            let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
+            failed.insert(step, left);
+        }
+    }
+
     /// Where the runtime keeps layers of mount points.
     fn mount_points(&self) -> Result<PathBuf, StepError> {
         let points = match self.points.get() {

@@ -95,27 +95,36 @@ pub(super) fn execute(
     for stream in [Stream::Stdout, Stream::Stderr] {
         show(stream, mounts.mask.finish(stream));
     }
-    let exit = exit?;
     let report = groups.map(Groups::finish).unwrap_or_default();
-    for text in remarks(exit, &report) {
-        let step = Some(step);
-        worker.observer.tell(Event::Note { step, text });
+    if let Ok(exit) = exit {
+        for text in remarks(exit, &report) {
+            let step = Some(step);
+            worker.observer.tell(Event::Note { step, text });
+        }
     }
-    match exit {
-        Exit::Code(0) => match writable {
-            Writable::Layers(_) => {
-                adopt::adopt(worker, stack, &op.user, &active.upper())?;
-                opaque::settle(worker, stack, &active.upper())
-            }
-            Writable::Tree(tree) => {
-                // There, because the tree stays for the next step.
-                adopt::adopt(worker, stack, &op.user, &tree.path())?;
-                let keep = inputs.graph.is_run_upon(inputs.id);
-                Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
-            }
-        },
-        exit => Err(failure(shown(&op.args), exit, report.memory, tail.lines())),
+    let error = match exit {
+        Ok(Exit::Code(0)) => {
+            return match writable {
+                Writable::Layers(_) => {
+                    adopt::adopt(worker, stack, &op.user, &active.upper())?;
+                    opaque::settle(worker, stack, &active.upper())
+                }
+                Writable::Tree(tree) => {
+                    // There, because the tree stays for the next step.
+                    adopt::adopt(worker, stack, &op.user, &tree.path())?;
+                    let keep = inputs.graph.is_run_upon(inputs.id);
+                    Ok(worker.snapshots.collect(*tree, stack, active, keep)?)
+                }
+            };
+        }
+        Ok(exit) => failure(shown(&op.args), exit, report.memory, tail.lines()),
+        Err(error) => error.into(),
+    };
+    if let (Writable::Tree(tree), false) = (writable, matches!(error, StepError::Cancelled)) {
+        // For a shell in the step; what cannot be collected is not to be seen there.
+        drop(worker.snapshots.collect(*tree, stack, active, false));
     }
+    Err(error)
 }
 
 /// Why a step failed: what its process says of itself, or what the kernel did to it.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use kiln_grammar::diagnostic::{did_you_mean, suggest};
 use kiln_grammar::mount::{MountError, csv};
 use kiln_registry::credentials::SecretBytes;
+use serde::{Deserialize, Serialize};
 
 /// Largest secret, bytes.
 const LIMIT: u64 = 500 << 10;
@@ -16,7 +17,7 @@ const LIMIT: u64 = 500 << 10;
 const KEYS: [&str; 5] = ["id", "source", "src", "env", "type"];
 
 /// A secret of the command line that is not read yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretSource {
     /// What `RUN --mount=type=secret` calls it.
     pub id: String,
@@ -102,6 +103,23 @@ impl SecretSource {
         }
         let file = file.map(PathBuf::from);
         Ok(Self { id, file, variable })
+    }
+
+    /// The same source, seen from anywhere: its file is named by an absolute path. `environment` tells
+    /// which variables are set now.
+    #[must_use]
+    pub fn absolute(mut self, environment: &dyn Fn(&str) -> Option<OsString>) -> Self {
+        if self.file.is_none() && self.variable.is_none() {
+            match environment(&self.id) {
+                Some(_) => self.variable = Some(self.id.clone()),
+                None => self.file = Some(PathBuf::from(&self.id)),
+            }
+        }
+        self.file = self.file.map(|file| match std::path::absolute(&file) {
+            Ok(absolute) => absolute,
+            Err(_) => file,
+        });
+        self
     }
 
     /// Reads the secret: the variable where one is named, else the file; where neither is, the

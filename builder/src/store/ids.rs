@@ -66,3 +66,9 @@ fn ids(map: &Map) -> String {
         map.to_string()
     }
 }
+
+/// Whether this process is root of the host, to whom files belong as the image says.
+pub(super) fn is_root_of_host() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    root && crate::sys::ids::in_initial_namespace().unwrap_or(true)
+}

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ChainId, DiffId};
 use rusqlite::{OptionalExtension as _, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::lock::random_name;
 use super::{Store, StoreError, digest};
@@ -15,7 +16,8 @@ use super::{Store, StoreError, digest};
 const SETTLED: i64 = 60;
 
 /// Names a snapshot of one store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct SnapshotId(String);
 
 impl SnapshotId {

@@ -57,7 +57,7 @@ pub(super) fn clean_temporary(root: &Path) {
     }
 }
 
-fn remove_all_but(folder: &Path, keep: &str) {
+pub(super) fn remove_all_but(folder: &Path, keep: &str) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name() != keep {
             let path = entry.path();
@@ -121,7 +121,9 @@ impl Store {
             let lock = File::create(&file).map_err(StoreError::io("making", &file))?;
             match lock.try_lock() {
                 // A cleaner may have come between the two calls and removed the folder again.
-                Ok(()) if file.exists() => return Ok(TempDir { path, _lock: lock }),
+                Ok(()) if file.exists() => {
+                    return Ok(TempDir { path, _lock: lock });
+                }
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
                     return Err(StoreError::io("locking", &file)(error));

@@ -9,8 +9,11 @@
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
 //! ROOT/cache/              stat caches of build contexts
 //! ROOT/mounts/KEY/N/       contents of cache mounts, with the lock of those who use them
+//! ROOT/last/build.json     the steps of the last build, for `kiln shell`; readable by its owner only
+//! ROOT/last/ID/fs          what its failed step had changed; `lock` in it is held by who looks at it
 //! ROOT/locks/content       held shared by whoever adds content, exclusively by who removes it
 //! ROOT/locks/step-KEY      held by the process that executes that step
+//! ROOT/locks/last          held while `last` is changed
 //! ROOT/tmp/ID/             unfinished things; `lock` in it is held by the process they belong to
 //! ```
 //!
@@ -22,6 +25,7 @@ mod blobs;
 mod cache;
 mod ids;
 mod images;
+mod last;
 mod layers;
 mod lock;
 mod mounts;
@@ -31,6 +35,7 @@ mod version;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -40,6 +45,7 @@ use rusqlite::Connection;
 pub use blobs::BlobWriter;
 pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
+pub use last::Held;
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
 pub use lock::{StepLock, TempDir};
 pub use mounts::CacheMount;
@@ -204,9 +210,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when it cannot be made or opened, or is of another version.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let fresh = !root.exists();
         for folder in ["", "blobs/sha256", "snapshots", "cache", "locks", "tmp"] {
             let path = root.join(folder);
             fs::create_dir_all(&path).map_err(StoreError::io("making the folder", &path))?;
+        }
+        if fresh && !ids::is_root_of_host() {
+            // A program with a set-user-id bit in a snapshot would be its owner's, on the host too.
+            fs::set_permissions(root, fs::Permissions::from_mode(0o700))
+                .map_err(StoreError::io("setting the mode of", root))?;
         }
         let root = fs::canonicalize(root).map_err(StoreError::io("finding the folder", root))?;
         version::check(&root)?;

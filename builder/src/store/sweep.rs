@@ -11,7 +11,7 @@ use super::{Store, StoreError};
 impl Store {
     /// Removes blobs, and unpacked image layers, that no image refers to; returns the bytes of
     /// blobs that were freed, or `None` when another process uses the store and nothing was done.
-    /// Snapshots of build steps stay: they are the build cache.
+    /// Snapshots of build steps stay: they are the build cache. What a failed step left goes.
     ///
     /// # Errors
     /// When the store cannot be read or written.
@@ -30,6 +30,7 @@ impl Store {
                     self.forget_snapshots("id = ?1", &snapshot)?;
                 }
             }
+            self.forget_failed()?;
             self.remove_blobs(&blobs)
         })
     }

@@ -12,6 +12,9 @@ const RECEIVE: u32 = 0xc050_2100;
 const SEND: u32 = 0xc018_2101;
 const ID_VALID: u32 = 0x4008_2102;
 
+/// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`
+const CONTINUE: u32 = 1;
+
 /// A system call that waits for its answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
@@ -77,20 +80,92 @@ pub fn is_waiting(listener: BorrowedFd<'_>, id: u64) -> bool {
     unsafe { libc::ioctl(listener.as_raw_fd(), ID_VALID as _, &raw const id) == 0 }
 }
 
-/// Answers a call with the value that it returns or the error that it fails with.
+/// What comes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It returns this value.
+    Value(i64),
+    /// It fails with this error.
+    Error(Errno),
+    /// The kernel makes it after all.
+    Go,
+}
+
+/// Answers a call.
 ///
 /// # Errors
 /// Those of the request; `ENOENT` when nobody waits for the answer any more.
-pub fn answer(listener: BorrowedFd<'_>, id: u64, result: Result<i64, Errno>) -> io::Result<()> {
+pub fn answer(listener: BorrowedFd<'_>, id: u64, reply: Reply) -> io::Result<()> {
+    let (val, error, flags) = match reply {
+        Reply::Value(value) => (value, 0, 0),
+        Reply::Error(errno) => (0, -errno.raw_os_error(), 0),
+        Reply::Go => (0, 0, CONTINUE),
+    };
     let response = libc::seccomp_notif_resp {
         id,
-        val: result.unwrap_or(0),
-        error: result.err().map_or(0, |errno| -errno.raw_os_error()),
-        flags: 0,
+        val,
+        error,
+        flags,
     };
     // SAFETY: the request reads a `seccomp_notif_resp`, which lives across the call.
     if unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw const response) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// What `stat` tells of an opened file, with another owner, as the kernel writes it.
+///
+/// # Errors
+/// Those of `fstatat`.
+pub fn stat(file: BorrowedFd<'_>, (uid, gid): (u32, u32)) -> io::Result<Vec<u8>> {
+    // SAFETY: all-zero bytes are a valid value of this struct of integers.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH;
+    // SAFETY: the path is an empty C string, and the struct lives across the call.
+    if unsafe { libc::fstatat(file.as_raw_fd(), c"".as_ptr(), &raw mut stat, flags) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    (stat.st_uid, stat.st_gid) = (uid, gid);
+    // SAFETY: every byte of the struct was set, first to zero, and it lives until they are copied.
+    Ok(
+        unsafe { std::slice::from_raw_parts((&raw const stat).cast::<u8>(), size_of_val(&stat)) }
+            .to_vec(),
+    )
+}
+
+/// The same of `statx`, which is asked for some fields in some way.
+///
+/// # Errors
+/// Those of `statx`.
+pub fn statx(
+    file: BorrowedFd<'_>,
+    flags: i32,
+    mask: u32,
+    (uid, gid): (u32, u32),
+) -> io::Result<Vec<u8>> {
+    // SAFETY: all-zero bytes are a valid value of this struct of integers.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = flags & (libc::AT_STATX_FORCE_SYNC | libc::AT_STATX_DONT_SYNC);
+    let flags = flags | libc::AT_EMPTY_PATH;
+    // SAFETY: the path is an empty C string, and the struct lives across the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            mask,
+            &raw mut stat,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    (stat.stx_uid, stat.stx_gid) = (uid, gid);
+    // SAFETY: every byte of the struct was set, first to zero, and it lives until they are copied.
+    Ok(
+        unsafe { std::slice::from_raw_parts((&raw const stat).cast::<u8>(), size_of_val(&stat)) }
+            .to_vec(),
+    )
 }

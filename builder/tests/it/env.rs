@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::people::{self, Person};
+
 /// How long a registry may take to answer its first request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -81,6 +83,8 @@ pub(crate) struct TestEnv {
     folder: TempDir,
     /// Variables that every kiln gets.
     variables: Vec<(&'static str, &'static str)>,
+    /// Who runs kiln, if not root.
+    person: Option<Person>,
 }
 
 impl TestEnv {
@@ -92,14 +96,38 @@ impl TestEnv {
         Self {
             folder,
             variables: Vec::new(),
+            person: None,
         }
     }
 
-    /// Another one, in which kiln gets the same variables.
+    /// Another one, in which kiln gets the same variables and is run by the same user.
     pub(crate) fn alike(&self) -> Self {
-        Self {
-            variables: self.variables.clone(),
-            ..Self::new()
+        let mut other = Self::new();
+        other.variables.clone_from(&self.variables);
+        match &self.person {
+            Some(person) => other.with_person(person.clone()),
+            None => other,
+        }
+    }
+
+    /// With an ordinary user who runs kiln, and to whom this environment's folders belong.
+    pub(crate) fn with_person(mut self, person: Person) -> Self {
+        for name in ["", "context", "home", "tmp"] {
+            people::give_one(&self.path(name));
+        }
+        self.person = Some(person);
+        self
+    }
+
+    /// Whether an ordinary user runs kiln.
+    pub(crate) fn is_rootless(&self) -> bool {
+        self.person.is_some()
+    }
+
+    /// Gives the build context to who runs kiln.
+    pub(crate) fn give_context(&self) {
+        if self.person.is_some() {
+            people::give(&self.context());
         }
     }
 
@@ -148,7 +176,15 @@ impl TestEnv {
 
     /// kiln with another store, named by a folder in this environment.
     pub(crate) fn kiln_in<'a>(&self, store: &str, args: impl IntoIterator<Item = &'a str>) -> Run {
-        let mut command = self.command(env!("CARGO_BIN_EXE_kiln"));
+        let mut command = match &self.person {
+            None => self.command(env!("CARGO_BIN_EXE_kiln")),
+            Some(person) => {
+                let (program, first) = person.kiln();
+                let mut command = self.command(program);
+                command.args(first);
+                command
+            }
+        };
         command.env("KILN_ROOT", self.path(store)).args(args);
         command.envs(self.variables.iter().copied());
         Run {

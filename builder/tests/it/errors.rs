@@ -239,12 +239,14 @@ fn a_failing_step_shows_its_last_lines_its_place_and_its_exit_code() {
                  3 | |     exit 7\n  \
                  | |__________^\n\
                  error: failed to solve: process \"/bin/sh -c echo one; printf '\\033[31mtwo\\n' >&2;     exit 7\" \
-                 did not complete successfully: exit code: 7\n",
+                 did not complete successfully: exit code: 7\n\
+                 hint: look around in the failed step with: kiln shell --failed\n",
             ),
             (
                 "FROM busybox\nRUN false\n",
                 "Dockerfile:2:1\n  |\n2 | RUN false\n  | ^^^^^^^^^\n\
-                 error: failed to solve: process \"/bin/sh -c false\" did not complete successfully: exit code: 1\n",
+                 error: failed to solve: process \"/bin/sh -c false\" did not complete successfully: exit code: 1\n\
+                 hint: look around in the failed step with: kiln shell --failed\n",
             ),
             (
                 "FROM busybox\nRUN [\"no-such-program\"]\n",
@@ -283,8 +285,8 @@ fn a_step_that_is_killed_says_by_what() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    let end =
-        "error: failed to solve: process \"sleep 77777\" was killed by signal 9 (out of memory?)\n";
+    let end = "error: failed to solve: process \"sleep 77777\" was killed by signal 9 (out of memory?)\n\
+         hint: look around in the failed step with: kiln shell --failed\n";
     assert!(stderr.ends_with(end), "{stderr}");
     env.no_traces();
 }

@@ -8,6 +8,7 @@
 mod env;
 mod lab;
 mod liar;
+mod people;
 mod run;
 mod saved;
 mod traces;
@@ -15,6 +16,7 @@ mod web;
 
 mod add;
 mod archives;
+mod attacks;
 mod basic;
 mod builds;
 mod cache;
@@ -33,7 +35,10 @@ mod mounts;
 mod named_contexts;
 mod network;
 mod push_pull;
+mod rootless;
 mod security;
+mod shell;
 mod ssh;
 mod standalone;
 mod steps;
+mod terminal;

@@ -113,3 +113,39 @@ fn steps_run_under_a_profile_of_the_users() {
         .failure(125);
     assert!(refused.stderr.contains("at line 2 column 20"), "{refused}");
 }
+
+/// `--runtime`: the same image, the same failure, and a word where there is no such runtime.
+#[test]
+fn other_runtimes_build_the_same() {
+    let env = test_env!("crun", "runc").with_busybox();
+    let dockerfile = "FROM busybox\n\
+        WORKDIR /srv\n\
+        RUN <<EOF\n#!/bin/sh\necho $0 >made && mkdir -p /etc && id -u >/etc/who\n\
+        touch -d @1 made . /etc/who /etc\nEOF\n\
+        RUN --mount=type=tmpfs,target=/a/b --network=none rm /bin/vi && echo x >/a/b/c && touch -d @1 /bin\n";
+    // The steps set all times, so that they give the same bytes every time.
+    env.dockerfile(dockerfile);
+    let build = |flags: &[&str]| {
+        let build = env.build("x").env("SOURCE_DATE_EPOCH", "1000000000");
+        build.args(["-q", "--no-cache"]).args(flags.iter().copied())
+    };
+    let own = build(&[]).success().stdout;
+    for runtime in ["crun", "runc"] {
+        assert_eq!(build(&["--runtime", runtime]).success().stdout, own);
+    }
+    env.dockerfile("FROM busybox\nRUN echo said; exit 7\n");
+    let own = build(&[]).failure(1).stderr;
+    for runtime in ["crun", "runc"] {
+        assert_eq!(build(&["--runtime", runtime]).failure(1).stderr, own);
+    }
+    for (name, said) in [
+        (
+            "nonsense",
+            "error: --runtime nonsense: there is no such program: install crun, runc",
+        ),
+        ("./Dockerfile", "error: --runtime ./Dockerfile: "),
+    ] {
+        let refused = build(&["--runtime", name]).failure(125);
+        assert!(refused.stderr.starts_with(said), "{refused}");
+    }
+}

@@ -125,6 +125,24 @@ fn network_files_are_provided_and_cannot_be_changed() {
     assert!(changes.iter().all(|path| path == "tmp"), "{changes:?}");
 }
 
+/// B7.3
+#[test]
+fn a_specification_shows_no_secret() {
+    let mut step = Step::sh("true").mount(Mount::File {
+        content: b"hunter2".to_vec().into(),
+        target: "/run/secrets/token".to_owned(),
+        mode: 0o400,
+        owner: (0, 0),
+    });
+    let secret = ("TOKEN".to_owned(), b"hunter2".to_vec().into());
+    step.spec.secret_env.push(secret);
+    let shown = format!("{:?}", step.spec);
+    assert!(shown.contains("TOKEN") && shown.contains("/run/secrets/token"));
+    assert!(!shown.contains("hunter2"), "{shown}");
+    // Nor as numbers.
+    assert!(!shown.contains("104, 117"), "{shown}");
+}
+
 /// B1.6 below mounts in which nothing can be made.
 #[test]
 fn mount_points_below_read_only_mounts() {

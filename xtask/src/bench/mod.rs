@@ -1,13 +1,15 @@
 //! `cargo xtask bench`: kiln against other builders, in one run on one machine.
 //!
 //! [`tool`] says how each builder is told to do a thing, [`workload`] what is measured,
-//! [`measure`] how, [`generate`] makes the inputs, [`report`] the table. [`parse`] stands apart:
-//! it measures inside one process, and kiln alone.
+//! [`measure`] how, [`generate`] makes the inputs, [`report`] the table. [`parse`] and [`start`] stand
+//! apart: they measure inside one process ([`inside`]), and kiln alone.
 
 mod generate;
+mod inside;
 mod measure;
 mod parse;
 mod report;
+mod start;
 mod tool;
 mod workload;
 
@@ -18,8 +20,9 @@ use crate::scratch::Scratch;
 use crate::{bases, peers, workspace};
 use parse::Parse;
 use report::Row;
+use start::Start;
 use tool::Tool;
-use workload::{Bench, PARSE, WORKLOADS};
+use workload::{Bench, PARSE, START, WORKLOADS};
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,9 +35,12 @@ struct Options {
 /// Measures the workloads that `arguments` name, or all.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let options = Options::parse(arguments)?;
-    if options.workloads == [PARSE] && !options.write {
-        // it needs none of the others' programs
-        print!("{}", Parse::measure()?.sentence());
+    let alone = |name: &String| [PARSE, START].contains(&name.as_str());
+    if options.workloads.iter().all(alone) && !options.write {
+        // they need none of the others' programs
+        for name in &options.workloads {
+            print!("{}", sentence(name)?);
+        }
         return Ok(());
     }
     peers::ensure(&[peers::REGISTRY, peers::BUSYBOX, peers::BUILDAH, peers::RUNC])?;
@@ -46,12 +52,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let bench = Bench::new(&scratch, base, options.runs);
 
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    let mut parse = None;
+    let mut sentences = String::new();
     for name in &options.workloads {
-        if name == PARSE {
+        if alone(name) {
             eprintln!("measuring {name}");
-            match Parse::measure() {
-                Ok(measured) => parse = Some(measured),
+            match sentence(name) {
+                Ok(measured) => sentences.push_str(&measured),
                 Err(error) => failures.push(format!("{name}: {error:#}")),
             }
             continue;
@@ -67,7 +73,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         }
     }
     let mut text = report::render(&rows, &tools, options.runs);
-    text.extend(parse.map(|parse| parse.sentence()));
+    text.push_str(&sentences);
     print!("{text}");
     if !failures.is_empty() {
         bail!("not measured:\n{}", failures.join("\n"));
@@ -78,6 +84,14 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             .with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     Ok(())
+}
+
+/// Measures one of those that stand apart.
+fn sentence(name: &str) -> Result<String> {
+    Ok(match name {
+        START => Start::measure()?.sentence(),
+        _ => Parse::measure()?.sentence(),
+    })
 }
 
 impl Options {

@@ -2,9 +2,8 @@
 //! longer than what is to be seen.
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
-use crate::{kiln, process};
+use super::inside;
 
 /// Medians in seconds, as `builder/benches/parse.rs` prints them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,22 +18,16 @@ pub(super) struct Parse {
 impl Parse {
     /// Builds the benchmark and runs it.
     pub(super) fn measure() -> Result<Self> {
-        let mut cargo = kiln::cargo();
-        cargo.args(["bench", "--quiet", "--package", "kiln-builder"]);
-        Self::read(&process::output(cargo.args(["--bench", "parse"]))?)
+        Self::read(&inside::run("parse")?)
     }
 
     fn read(text: &str) -> Result<Self> {
-        let report: Value = serde_json::from_str(text.trim())
-            .with_context(|| format!("the benchmark printed no JSON: `{text}`"))?;
+        let report = inside::read(text)?;
         let whole = |name: &str| {
             let number = report[name].as_u64();
             number.with_context(|| format!("the benchmark printed no `{name}`"))
         };
-        let seconds = |name: &str| {
-            let number = report[name].as_f64();
-            number.with_context(|| format!("the benchmark printed no `{name}`"))
-        };
+        let seconds = |name: &str| inside::seconds(&report, name);
         Ok(Self {
             lines: whole("lines")?,
             bytes: whole("bytes")?,

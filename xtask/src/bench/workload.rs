@@ -13,11 +13,12 @@ use crate::process;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 
-/// The workload that is no command.
+/// The workloads that are no commands.
 pub(super) const PARSE: &str = "parse";
+pub(super) const START: &str = "start";
 
 /// The workloads and what they are, in the order of the table.
-pub(super) const WORKLOADS: [(&str, &str); 8] = [
+pub(super) const WORKLOADS: [(&str, &str); 9] = [
     (
         "noop",
         "rebuild with nothing changed: a context of 20,000 files, 200 MB",
@@ -35,6 +36,7 @@ pub(super) const WORKLOADS: [(&str, &str); 8] = [
     ("save", "the same image to a tar file"),
     ("load", "that tar file into an empty store"),
     (PARSE, "a Dockerfile of 200 lines from text to plan"),
+    (START, "one `RUN true`, and a bare start of the program"),
 ];
 
 const MIB: usize = 1 << 20;

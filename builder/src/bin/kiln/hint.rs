@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use kiln_builder::context::select::SelectError;
-use kiln_builder::pipeline::BuildError;
+use kiln_builder::pipeline::{BuildError, ShellError};
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::runtime::cgroup::CgroupError;
 use kiln_builder::runtime::isolation::IsolationError;
@@ -32,6 +32,11 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
     }
     if is_disk_full(error) || printed_disk_full(error) {
         return Some(disk_full(error, store));
+    }
+    if let Some(shell) = find::<ShellError>(error)
+        && let Some(hint) = shell.hint()
+    {
+        return Some(hint.to_owned());
     }
     find::<BuildError>(error)
         .and_then(build)

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let run = AssertUnwindSafe(|| entered.and_then(|()| commands::run(&setup, cli.command)));
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => report::failure(&error, setup.root().ok().as_deref()),
+        Ok(Err(error)) => report::failure(&error, setup.root().ok().as_deref(), &setup.again()),
         // The hook has said what happened.
         Err(_) => ExitCode::from(report::BUG),
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use kiln_builder::pipeline::{BuildError, Source};
+use kiln_builder::pipeline::{BuildError, ShellError, Source};
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::runtime::cgroup::CgroupError;
 use kiln_builder::runtime::isolation::IsolationError;
@@ -63,7 +63,7 @@ pub(crate) struct Exited {
 
 /// A process that kiln was to run did not run.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot run `{what}`")]
+#[error("cannot {what}")]
 pub(crate) struct NotRun {
     pub(crate) what: String,
     #[source]
@@ -126,8 +126,9 @@ pub(crate) fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     render::err("hint: the store is as it was; please report this with the command and that place");
 }
 
-/// Prints an error and says how to exit; `store` is where the store is.
-pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
+/// Prints an error and says how to exit; `store` is where the store is, `again` how to call kiln with
+/// the same one.
+pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>, again: &str) -> ExitCode {
     if error.is::<Reported>() {
         return ExitCode::from(FAILED);
     }
@@ -156,6 +157,7 @@ pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
             name,
             place,
             source,
+            ..
         }) => step(name, place, source),
         Some(BuildError::Resolve { place, .. }) => {
             at(place);
@@ -166,11 +168,28 @@ pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>) -> ExitCode {
     if let Some(hint) = hint::hint(error, store) {
         render::err(&format!("hint: {hint}"));
     }
+    if let Some(BuildError::Step { kept: true, .. }) = error.downcast_ref() {
+        render::err(&format!(
+            "hint: look around in the failed step with: {again} shell --failed"
+        ));
+    }
     ExitCode::from(code(error))
 }
 
 /// A failed step: its last output, where it was written, and what went wrong.
 fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
+    last_output(name, error);
+    at(place);
+    // Where the Dockerfile cannot be shown (triggers of a base image), the name says what it was.
+    let what = match place.1 {
+        Some(_) => String::new(),
+        None => format!("{}: ", text::one_line(name)),
+    };
+    say(&format!("failed to solve: {what}{}", sources(error)));
+}
+
+/// What a failed step printed last.
+pub(crate) fn last_output(name: &str, error: &StepError) {
     if let StepError::Exit { log, .. }
     | StepError::Signal { log, .. }
     | StepError::Memory { log, .. } = error
@@ -182,13 +201,6 @@ fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
         }
         render::err("------");
     }
-    at(place);
-    // Where the Dockerfile cannot be shown (triggers of a base image), the name says what it was.
-    let what = match place.1 {
-        Some(_) => String::new(),
-        None => format!("{}: ", text::one_line(name)),
-    };
-    say(&format!("failed to solve: {what}{}", sources(error)));
 }
 
 /// Shows the place in the Dockerfile.
@@ -286,6 +298,9 @@ fn code(error: &anyhow::Error) -> u8 {
 /// The exit code of what could not run, as docker has it: whether there was no such program, or one
 /// that cannot be started, or something else failed.
 fn not_run(error: &anyhow::Error) -> u8 {
+    if let Some(ShellError::NoShell { .. }) = find(error) {
+        return 127;
+    }
     match find(error) {
         Some(
             RuntimeError::NotFound { .. }
@@ -328,6 +343,8 @@ fn is_sandbox(error: &RuntimeError) -> bool {
             | RuntimeError::Setup { .. }
             | RuntimeError::LimitRefused { .. }
             | RuntimeError::Lost
+            | RuntimeError::Oci { .. }
+            | RuntimeError::Unsupported { .. }
             | RuntimeError::Clean { .. }
     )
 }

@@ -1,6 +1,6 @@
 //! One group: making it where kiln may, and taking it away again with all that is in it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,8 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::machine::{Hierarchy, Version, words};
 
-/// What names of groups begin with; what else begins so and has no owner is taken away.
-const PREFIX: &str = "kiln-";
+/// What names of groups begin with. Numbers and dashes follow: what else is named so and has no owner
+/// is taken away.
+const PREFIX: &str = "kiln.step-";
 /// Where processes go that have to leave a group of the unified hierarchy.
 const MAIN: &str = "kiln.main";
 /// How often a group that is not empty yet is tried again, and how long after.
@@ -130,6 +131,13 @@ fn new_name() -> OsString {
     format!("{PREFIX}{}-{nanoseconds:09}-{number}", std::process::id()).into()
 }
 
+/// Whether a name is one that [`new_name`] gives. Groups of users may be named after kiln, too.
+fn is_ours(name: &OsStr) -> bool {
+    let number = |byte: u8| byte.is_ascii_digit() || byte == b'-';
+    let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+    rest.is_some_and(|rest| rest.bytes().all(number))
+}
+
 /// Locks a group; `None` when somebody else has.
 fn lock(path: &Path) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -230,8 +238,9 @@ fn sweep(place: &Path) {
         return;
     };
     for entry in entries.flatten() {
-        let ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        if ours && let Ok(Some(_lock)) = lock(&entry.path()) {
+        if is_ours(&entry.file_name())
+            && let Ok(Some(_lock)) = lock(&entry.path())
+        {
             remove(&entry.path());
         }
     }
@@ -330,11 +339,13 @@ mod tests {
     #[test]
     fn a_group_that_lost_its_kiln_is_taken_away_by_the_next() {
         let tree = folder(&[("cgroup.subtree_control", "memory\n")]);
-        let lost = tree.path().join("kiln-1-1-1");
+        let lost = tree.path().join("kiln.step-1-1-1");
+        let theirs = tree.path().join("kiln.step-by-step");
         fs::create_dir(&lost).unwrap();
+        fs::create_dir(&theirs).unwrap();
         let hierarchy = unified(&tree, "");
         let used = Group::make(&hierarchy, None, &["memory"]).unwrap();
-        assert!(!lost.exists());
+        assert!(!lost.exists() && theirs.exists());
         let other = Group::make(&hierarchy, None, &["memory"]).unwrap();
         assert!(used.path.exists() && other.path.exists() && used.path != other.path);
     }
@@ -369,7 +380,7 @@ mod tests {
         let mut sleeper = command.arg("600").spawn().unwrap();
         fs::write(group.procs(), sleeper.id().to_string()).unwrap();
         let place = fs::read_to_string(format!("/proc/{}/cgroup", sleeper.id())).unwrap();
-        let expected = format!("0::/{}/kiln-", parent.display());
+        let expected = format!("0::/{}/{PREFIX}", parent.display());
         assert!(place.contains(&expected), "{place}");
         let works = words(&group.path.join("cgroup.controllers"));
         assert!(

@@ -91,10 +91,7 @@ fn may_set_ids() -> bool {
 
 fn move_in() -> Result<(), IsolationError> {
     let flags = UnshareFlags::NEWUSER | UnshareFlags::NEWNS;
-    process::new_namespaces(flags).map_err(|source| IsolationError::UserNamespace {
-        denial: Denial::of(&source),
-        source,
-    })
+    process::new_namespaces(flags).map_err(IsolationError::user_namespace)
 }
 
 /// Gives the namespace this user and group and nobody else. The kernel wants that groups cannot be
@@ -114,7 +111,7 @@ fn single(uid: u32, gid: u32) -> Result<(), IsolationError> {
 fn check() -> Result<(), IsolationError> {
     probe::mounts().map_err(|source| IsolationError::Mounts {
         denial: Denial::of(&source),
-        source,
+        source: Some(source),
     })
 }
 

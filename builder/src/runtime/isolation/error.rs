@@ -11,8 +11,8 @@ pub enum IsolationError {
     UserNamespace {
         /// What denies it.
         denial: Denial,
-        /// What the kernel said.
-        source: io::Error,
+        /// What the kernel said, where that says more.
+        source: Option<io::Error>,
     },
     /// A user namespace was made, but it cannot be given its ids.
     #[error("cannot give ids to the user namespace: {why}")]
@@ -25,8 +25,8 @@ pub enum IsolationError {
     Mounts {
         /// What denies it.
         denial: Denial,
-        /// What the kernel said.
-        source: io::Error,
+        /// What the kernel said, where that says more.
+        source: Option<io::Error>,
     },
     /// A level that was asked for cannot be had.
     #[error("isolation `{level}` is not possible here: {why}")]
@@ -70,6 +70,17 @@ pub enum Denial {
     Kernel,
     /// Missing capabilities, or a security module.
     Rights,
+}
+
+impl IsolationError {
+    /// No user namespace can be made.
+    pub(super) fn user_namespace(error: io::Error) -> Self {
+        Self::UserNamespace {
+            denial: Denial::of(&error),
+            // "No space left on device" would lead astray.
+            source: Some(error).filter(|error| error.kind() != io::ErrorKind::StorageFull),
+        }
+    }
 }
 
 impl Denial {

@@ -3,10 +3,12 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
+use serde::{Deserialize, Serialize};
+
 use super::View;
 
 /// A host that the command line names (`--add-host`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostEntry {
     /// Its name.
     pub name: String,
@@ -15,7 +17,7 @@ pub struct HostEntry {
 }
 
 /// Where a host is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostAddress {
     /// At this address.
     Ip(IpAddr),

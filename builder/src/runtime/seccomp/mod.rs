@@ -21,7 +21,8 @@ use super::Seccomp;
 use crate::sys::process;
 
 pub use error::ProfileError;
-use profile::{Host, Profile};
+use profile::Host;
+pub(super) use profile::Profile;
 
 /// docker's default profile for the capabilities that a step has. What docker allows with other
 /// capabilities only is left out.
@@ -39,6 +40,16 @@ pub fn check(text: &str) -> Result<Vec<String>, ProfileError> {
     let profile = Profile::parse(text, &Host::current()?)?;
     compile::program(&profile)?;
     Ok(profile.unknown)
+}
+
+/// The profile that a setting means; none for no filter at all.
+pub(super) fn profile(seccomp: &Seccomp) -> Result<Option<Profile>, ProfileError> {
+    let text = match seccomp {
+        Seccomp::Default => DEFAULT,
+        Seccomp::Unconfined => return Ok(None),
+        Seccomp::Profile(text) => text,
+    };
+    Profile::parse(text, &Host::current()?).map(Some)
 }
 
 fn compile(text: &str) -> Result<(Vec<sock_filter>, u32), ProfileError> {

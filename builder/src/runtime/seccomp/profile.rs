@@ -105,6 +105,14 @@ impl Action {
         }
     }
 
+    /// The number that goes with it.
+    pub(in crate::runtime) fn errno(self) -> Option<u16> {
+        match self {
+            Self::Trace(number) | Self::Errno(number) => Some(number),
+            _ => None,
+        }
+    }
+
     /// Whether the call may be made.
     pub(super) fn allows(self) -> bool {
         matches!(self, Self::Allow | Self::Log | Self::Trace(_))
@@ -146,6 +154,16 @@ const COMPARISONS: [(&str, Comparison); 7] = [
     ("SCMP_CMP_GT", Comparison::Greater),
     ("SCMP_CMP_MASKED_EQ", Comparison::MaskedEqual),
 ];
+
+impl Comparison {
+    /// As profiles name it.
+    pub(in crate::runtime) fn name(self) -> &'static str {
+        let mut known = COMPARISONS.iter();
+        known
+            .find(|(_, one)| *one == self)
+            .map_or("", |(name, _)| name)
+    }
+}
 
 /// What the conditions of a profile are about.
 #[derive(Clone, Debug, PartialEq, Eq)]

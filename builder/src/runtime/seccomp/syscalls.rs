@@ -35,6 +35,18 @@ impl Abi {
         })
     }
 
+    /// As profiles name it.
+    pub(in crate::runtime) fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "SCMP_ARCH_X86_64",
+            Self::X32 => "SCMP_ARCH_X32",
+            Self::X86 => "SCMP_ARCH_X86",
+            Self::Aarch64 => "SCMP_ARCH_AARCH64",
+            Self::Arm => "SCMP_ARCH_ARM",
+            Self::Riscv64 => "SCMP_ARCH_RISCV64",
+        }
+    }
+
     /// Its `AUDIT_ARCH` number.
     pub(super) fn audit(self) -> u32 {
         match self {

@@ -75,15 +75,36 @@ pub(super) enum Kind {
     Group,
 }
 
+/// A question about a file: where the answer goes, and in which form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) file: File,
+    /// Address of the answer.
+    pub(super) into: u64,
+    pub(super) form: Form,
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Stat,
+    /// With these flags, for these fields.
+    Statx(i32, u32),
+}
+
 /// A call that is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
     Chown(Chown),
+    Stat(Stat),
     Users(Users),
 }
 
 /// The numbers of all of them.
-const NUMBERS: [c_long; 18] = [
+const NUMBERS: [c_long; 21] = [
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
     libc::SYS_fchown,
     libc::SYS_fchownat,
     libc::SYS_setuid,
@@ -106,14 +127,22 @@ const NUMBERS: [c_long; 18] = [
 
 /// Those that newer instruction sets do without.
 #[cfg(target_arch = "x86_64")]
-const OLD: [c_long; 2] = [libc::SYS_chown, libc::SYS_lchown];
+const OLD: [c_long; 4] = [
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: [c_long; 0] = [];
 
 impl Call {
     /// What a call asks for; `None` for one that is not answered.
     pub(super) fn of(call: &notify::Call) -> Option<Self> {
-        old(call).or_else(|| chown(call)).or_else(|| users(call))
+        old(call)
+            .or_else(|| chown(call))
+            .or_else(|| stat(call))
+            .or_else(|| users(call))
     }
 }
 
@@ -124,23 +153,34 @@ fn id(argument: u64) -> u32 {
 
 #[cfg(target_arch = "x86_64")]
 fn old(call: &notify::Call) -> Option<Call> {
-    let [address, uid, gid, ..] = call.arguments;
-    let follow = match call.number {
-        libc::SYS_chown => true,
-        libc::SYS_lchown => false,
-        _ => return None,
+    let [address, second, third, ..] = call.arguments;
+    let file = |follow| File::Path {
+        directory: i64::from(libc::AT_FDCWD).cast_unsigned(),
+        address,
+        follow,
+        empty: false,
     };
-    let here = i64::from(libc::AT_FDCWD).cast_unsigned();
-    Some(Call::Chown(Chown {
-        file: File::Path {
-            directory: here,
-            address,
-            follow,
-            empty: false,
-        },
-        uid: id(uid),
-        gid: id(gid),
-    }))
+    let chown = |follow| {
+        Call::Chown(Chown {
+            file: file(follow),
+            uid: id(second),
+            gid: id(third),
+        })
+    };
+    let stat = |follow| {
+        Call::Stat(Stat {
+            file: file(follow),
+            into: second,
+            form: Form::Stat,
+        })
+    };
+    match call.number {
+        libc::SYS_chown => Some(chown(true)),
+        libc::SYS_lchown => Some(chown(false)),
+        libc::SYS_stat => Some(stat(true)),
+        libc::SYS_lstat => Some(stat(false)),
+        _ => None,
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -148,20 +188,37 @@ fn old(_: &notify::Call) -> Option<Call> {
     None
 }
 
+/// A path from a directory, with the flags of the calls that end in `at`.
+fn file_at(directory: u64, address: u64, flags: u64) -> File {
+    let flag = |flag: libc::c_int| flags & i64::from(flag).cast_unsigned() != 0;
+    File::Path {
+        directory,
+        address,
+        follow: !flag(libc::AT_SYMLINK_NOFOLLOW),
+        empty: flag(libc::AT_EMPTY_PATH),
+    }
+}
+
+fn stat(call: &notify::Call) -> Option<Call> {
+    let [first, second, third, fourth, fifth, _] = call.arguments;
+    let (file, into, form) = match call.number {
+        libc::SYS_fstat => (File::Descriptor(first), second, Form::Stat),
+        libc::SYS_newfstatat => (file_at(first, second, fourth), third, Form::Stat),
+        libc::SYS_statx => {
+            let flags = i32::try_from(third & 0xffff).unwrap_or_default();
+            let form = Form::Statx(flags, id(fourth));
+            (file_at(first, second, third), fifth, form)
+        }
+        _ => return None,
+    };
+    Some(Call::Stat(Stat { file, into, form }))
+}
+
 fn chown(call: &notify::Call) -> Option<Call> {
     let [first, second, third, fourth, flags, _] = call.arguments;
     let (file, uid, gid) = match call.number {
         libc::SYS_fchown => (File::Descriptor(first), second, third),
-        libc::SYS_fchownat => {
-            let flag = |flag: libc::c_int| flags & i64::from(flag).cast_unsigned() != 0;
-            let file = File::Path {
-                directory: first,
-                address: second,
-                follow: !flag(libc::AT_SYMLINK_NOFOLLOW),
-                empty: flag(libc::AT_EMPTY_PATH),
-            };
-            (file, third, fourth)
-        }
+        libc::SYS_fchownat => (file_at(first, second, flags), third, fourth),
         _ => return None,
     };
     Some(Call::Chown(Chown {

@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, 
 use rustix::fs::{UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
-use super::calls::{Chown, File};
-use crate::sys::notify;
+use super::calls::{self, Chown, File, Form};
+use crate::sys::notify::{self, Reply};
 use crate::sys::owner;
 use crate::sys::xattr::Place;
 
@@ -90,28 +90,69 @@ impl Owners {
         Ok(text)
     }
 
-    pub(super) fn change(
+    /// Answers what a file is, where its owner is another one than the disk says. All else the
+    /// kernel answers, also what is wrong with the question.
+    pub(super) fn tell(
         &self,
         call: &notify::Call,
-        chown: &Chown,
+        stat: &calls::Stat,
         is_waiting: &dyn Fn() -> bool,
-    ) -> Result<i64, Errno> {
-        let file = match chown.file {
-            File::Descriptor(number) => self.descriptor(call.thread, number)?,
+    ) -> Reply {
+        let told = || -> Result<Reply, Errno> {
+            let file = self.locate(call.thread, stat.file)?;
+            let place = Place::At(file.as_fd());
+            let on_disk = rustix::fs::statat(&file, "", AtFlags::EMPTY_PATH)?;
+            let mut corrected = on_disk;
+            owner::correct(place, &mut corrected)?;
+            let owner = (corrected.st_uid, corrected.st_gid);
+            if owner == (on_disk.st_uid, on_disk.st_gid) {
+                return Ok(Reply::Go);
+            }
+            let answer = match stat.form {
+                Form::Stat => notify::stat(file.as_fd(), owner),
+                Form::Statx(flags, mask) => notify::statx(file.as_fd(), flags, mask, owner),
+            };
+            let answer = answer.map_err(|_| Errno::IO)?;
+            if !is_waiting() {
+                return Err(Errno::SRCH);
+            }
+            self.write_memory(call.thread, stat.into, &answer)?;
+            Ok(Reply::Value(0))
+        };
+        told().unwrap_or(Reply::Go)
+    }
+
+    /// Opens the file that a call means, as a place only.
+    fn locate(&self, thread: u32, file: File) -> Result<OwnedFd, Errno> {
+        match file {
+            File::Descriptor(number) => self.descriptor(thread, number),
             File::Path {
                 directory,
                 address,
                 follow,
                 empty,
             } => {
-                let path = self.path(call.thread, address)?;
+                // Some calls with an empty path have none at all.
+                let path = match address {
+                    0 if empty => Vec::new(),
+                    _ => self.path(thread, address)?,
+                };
                 match (path.is_empty(), empty) {
-                    (true, true) => self.directory(call.thread, directory)?,
-                    (true, false) => return Err(Errno::NOENT),
-                    (false, _) => self.find(call.thread, directory, &path, follow)?,
+                    (true, true) => self.directory(thread, directory),
+                    (true, false) => Err(Errno::NOENT),
+                    (false, _) => self.find(thread, directory, &path, follow),
                 }
             }
-        };
+        }
+    }
+
+    pub(super) fn change(
+        &self,
+        call: &notify::Call,
+        chown: &Chown,
+        is_waiting: &dyn Fn() -> bool,
+    ) -> Result<i64, Errno> {
+        let file = self.locate(call.thread, chown.file)?;
         // Its number may have been another process's since; then what was found is that one's.
         if !is_waiting() {
             return Err(Errno::SRCH);

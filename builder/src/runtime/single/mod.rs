@@ -3,12 +3,12 @@
 //! In a user namespace with root alone nobody can change users nor give files away, and most
 //! package managers do both. So these system calls of a step are not made but answered, by a
 //! process of kiln's beside the sandbox ([`Registrar`]): a changed owner is written down beside the
-//! file ([`owner`](crate::sys::owner)), a changed user is remembered for the process that asked, and
-//! is what that process is told when it asks who it is.
+//! file ([`owner`](crate::sys::owner)) and is what `stat` tells of it, a changed user is remembered for
+//! the process that asked, and is what that process is told when it asks who it is.
 //!
-//! Not made up is what `stat` says inside a step: there, all files of the image belong to root, or to
-//! the step's user. A step of another user than root runs in one more namespace, whose one user is
-//! that one, and has no such calls to be answered.
+//! Not made up are permissions: who has changed users may do what root may, and what it makes is the
+//! step's user's. A step of another user than root runs in one more namespace, whose one user is
+//! that one; all files are its own there, and there are no such calls to be answered.
 
 mod calls;
 mod chown;
@@ -29,7 +29,7 @@ use rustix::thread::UnshareFlags;
 
 use super::init::Act as _;
 use super::message::Failure;
-use crate::sys::notify;
+use crate::sys::notify::{self, Reply};
 use crate::sys::process::{self, Side};
 use crate::sys::users::User;
 use calls::Call;
@@ -164,16 +164,22 @@ struct Registry {
 
 impl Registry {
     fn answer(&mut self, listener: BorrowedFd<'_>, call: &notify::Call) {
+        let is_waiting = || notify::is_waiting(listener, call.id);
         let result = match Call::of(call) {
-            Some(Call::Chown(chown)) => self
-                .owners
-                .change(call, &chown, &|| notify::is_waiting(listener, call.id)),
-            Some(Call::Users(change)) => self.users.answer(call, &change, &self.owners, &|| {
-                notify::is_waiting(listener, call.id)
-            }),
+            Some(Call::Chown(chown)) => self.owners.change(call, &chown, &is_waiting),
+            Some(Call::Users(change)) => {
+                self.users.answer(call, &change, &self.owners, &is_waiting)
+            }
+            Some(Call::Stat(stat)) => {
+                let reply = self.owners.tell(call, &stat, &is_waiting);
+                // Fails only when the process was killed meanwhile.
+                drop(notify::answer(listener, call.id, reply));
+                return;
+            }
             None => Err(Errno::NOSYS),
         };
+        let reply = result.map_or_else(Reply::Error, Reply::Value);
         // Fails only when the process was killed meanwhile.
-        drop(notify::answer(listener, call.id, result));
+        drop(notify::answer(listener, call.id, reply));
     }
 }

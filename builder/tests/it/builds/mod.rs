@@ -8,6 +8,7 @@
 mod buildah;
 mod compare;
 mod image;
+mod levels;
 mod website;
 
 use std::fs;

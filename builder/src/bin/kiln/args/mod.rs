@@ -99,6 +99,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Run an image in the foreground; what it changes is thrown away
     Run(RunArgs),
+    /// Open a shell in an image, or in a step of the last build
+    Shell(ShellArgs),
     /// List images
     Images(ImagesArgs),
     /// Give an image another name
@@ -222,10 +224,20 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
 
+    /// Runtime of RUN steps instead of kiln's own: crun, runc, youki, or the path of another that
+    /// takes OCI bundles
+    #[arg(long, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
+
     /// Show this machine's certificate authorities, and its proxy settings, to RUN steps; nothing
     /// of them reaches the image
     #[arg(long)]
     pub(crate) host_ca: bool,
+
+    /// What to do when a RUN step fails, besides saying so: open a shell in it, where there is a
+    /// terminal
+    #[arg(long, value_enum, default_value_t = OnFail::None, value_name = "WHAT")]
+    pub(crate) on_fail: OnFail,
 
     /// Print nothing but the image's id
     #[arg(short, long)]
@@ -394,6 +406,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "OPTION")]
     pub(crate) security_opt: Vec<String>,
 
+    /// Runtime instead of kiln's own: crun, runc, youki, or the path of another that
+    /// takes OCI bundles
+    #[arg(long, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
+
     /// Host name [default: kiln]
     #[arg(short = 'h', long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
@@ -421,6 +438,57 @@ pub(crate) struct RunArgs {
     /// The image, and what to run instead of its CMD
     #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE")]
     pub(crate) image_and_command: Vec<String>,
+}
+
+/// `kiln shell`
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "kiln shell [OPTIONS] IMAGE [COMMAND] [ARG]...\n       \
+                      kiln shell [OPTIONS] <--failed|--step STEP> [COMMAND] [ARG]..."
+)]
+pub(crate) struct ShellArgs {
+    /// Open the step that failed in the last build on this store, as far as it got
+    #[arg(long, conflicts_with = "step")]
+    pub(crate) failed: bool,
+
+    /// Open a step of the last build as it left its files: its number, as `5` for what plain
+    /// progress calls #5, or its place, as `2/7` or `builder 2/7`
+    #[arg(long, value_name = "STEP")]
+    pub(crate) step: Option<String>,
+
+    /// Open the step as it was before it ran
+    #[arg(long)]
+    pub(crate) before: bool,
+
+    /// Secret of the step, where it does not come from the same place as in the build:
+    /// id=ID[,src=FILE][,env=VARIABLE]; may be repeated
+    #[arg(long = "secret", value_name = "id=ID[,src=FILE]")]
+    pub(crate) secrets: Vec<String>,
+
+    /// Agent of ssh for the step: default or ID[=SOCKET|KEY,...]; may be repeated
+    #[arg(long, value_name = "ID[=SOCKET|KEY]")]
+    pub(crate) ssh: Vec<String>,
+
+    /// User, NAME|UID[:GROUP|GID] [default: that of the step or the image]
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+
+    /// Say nothing about fetching the image, or about what is opened
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// The image, unless a step is opened; and what to run instead of a shell
+    #[arg(trailing_var_arg = true, value_name = "IMAGE|COMMAND")]
+    pub(crate) words: Vec<String>,
+}
+
+/// What happens when a step fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnFail {
+    /// Nothing more
+    None,
+    /// A shell in the step
+    Shell,
 }
 
 /// When an image is fetched.

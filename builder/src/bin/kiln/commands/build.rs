@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use kiln_builder::lower::{LowerOptions, NamedContext};
-use kiln_builder::pipeline::{self, DockerfileFrom, Outcome, Request, build_time};
+use kiln_builder::pipeline::{self, BuildError, DockerfileFrom, Outcome, Request, build_time};
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::schedule::CachePolicy;
 use kiln_builder::snapshot::Backend;
@@ -20,9 +20,9 @@ use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::{Allowed, seccomp};
-use super::{Setup, block_on, call, platform, push};
-use crate::args::{self, BuildArgs};
+use super::security::{Allowed, runtime, seccomp};
+use super::{Setup, block_on, call, platform, push, shell};
+use crate::args::{self, BuildArgs, OnFail};
 use crate::render;
 use crate::render::excerpt::Excerpts;
 use crate::report::{NotPushed, UsageError};
@@ -56,6 +56,8 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         return call::run(setup, &call, request, args);
     }
     request.settings.secrets = read_secrets(&secrets)?;
+    let absolute = |secret: SecretSource| secret.absolute(&|name| std::env::var_os(name));
+    request.secrets = secrets.into_iter().map(absolute).collect();
     request.settings.agents = open_agents(&args.ssh)?;
     if let Some(file) = &args.iidfile {
         // An old id must not be taken for the new image's when the build fails.
@@ -67,11 +69,13 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         render::err(&format!("isolation: {level}"));
     }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
-    request.backend = setup.backend(&store, args.quiet)?;
+    let backend = setup.backend(&store, args.quiet)?;
+    request.backend = backend;
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
-    block_on(&cancel, async {
+    let settings = request.settings.clone();
+    let built = block_on(&cancel, async {
         let outcome = pipeline::build(
             request,
             Arc::clone(&store),
@@ -110,7 +114,17 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             render::out(&outcome.image.to_string());
         }
         Ok(())
-    })
+    });
+    if let Err(error) = &built
+        && args.on_fail == OnFail::Shell
+        && let Some(BuildError::Step {
+            kept: true, source, ..
+        }) = error.downcast_ref()
+    {
+        // Everything else has ended: what the shell shows is not mixed with anything.
+        shell::in_failed(&store, backend, client.clone(), settings, source);
+    }
+    built
 }
 
 fn remove(file: &Path) -> anyhow::Result<()> {
@@ -166,6 +180,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         network: args.sandbox.network.demand,
         cgroup_parent: args.sandbox.limits.cgroup_parent.clone(),
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
         time: build_time(epoch),
         ..Settings::default()
     };
@@ -185,13 +200,16 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         },
         pull: args.pull,
         settings,
+        secrets: Vec::new(),
         backend: Backend::default(),
         epoch,
     })
 }
 
 /// Reads secrets into memory, once (B7.1).
-fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
+pub(super) fn read_secrets(
+    sources: &[SecretSource],
+) -> anyhow::Result<BTreeMap<String, SecretBytes>> {
     let mut secrets = BTreeMap::new();
     for source in sources {
         let (secret, unset) = source
@@ -209,7 +227,7 @@ fn read_secrets(sources: &[SecretSource]) -> anyhow::Result<BTreeMap<String, Sec
 }
 
 /// Opens the agents of ssh (B7.2).
-fn open_agents(texts: &[String]) -> anyhow::Result<BTreeMap<String, Agent>> {
+pub(super) fn open_agents(texts: &[String]) -> anyhow::Result<BTreeMap<String, Agent>> {
     let mut agents = BTreeMap::new();
     for source in texts.iter().map(|text| AgentSource::parse(text)) {
         if agents.contains_key(&source.id) {
@@ -229,7 +247,7 @@ fn agent_error(error: AgentError) -> anyhow::Error {
     }
 }
 
-fn secret_error(error: SecretError) -> anyhow::Error {
+pub(super) fn secret_error(error: SecretError) -> anyhow::Error {
     match error.is_usage() {
         true => UsageError::new(error.to_string()).into(),
         false => error.into(),

@@ -1,13 +1,13 @@
 //! A process in the foreground: kiln's terminal becomes its terminal, kiln's signals its signals,
 //! and its exit code kiln's.
 
-use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
 
 use anyhow::Context as _;
 use kiln_builder::runtime::{Attached, Cancel, Exit, Order, Orders, Stream, Streams};
-use rustix::termios::{OptionalActions, Termios, Winsize};
+use rustix::termios::{OptionalActions, OutputModes, Termios, Winsize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -17,6 +17,11 @@ use crate::report::{Exited, Interrupted};
 const SIZE: (u16, u16) = (24, 80);
 /// What programs end by that write to a pipe which nobody reads.
 const BROKEN_PIPE: u8 = 128 + 13;
+
+/// Whether kiln reads from one terminal and writes to one.
+pub(crate) fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
+}
 
 /// A terminal for the process, as large as kiln's own.
 pub(crate) fn terminal() -> Streams {
@@ -46,10 +51,12 @@ pub(crate) fn run(
     let orders = Orders::new()?;
     let terminal = matches!(streams, Streams::Terminal { .. });
     // Restored at the end of this function, however it is left.
-    let _raw = match terminal && input {
-        true => Some(RawMode::enter().context("preparing the terminal")?),
-        false => None,
+    let raw = match (terminal, input) {
+        (true, true) => RawMode::of_input(),
+        (true, false) => RawMode::of_output(),
+        (false, _) => Ok(None),
     };
+    let _raw = raw.context("preparing the terminal")?;
     let signals = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -191,25 +198,45 @@ async fn forward(
     }
 }
 
-/// Kiln's terminal while it passes every key on; as it was before, when this value goes.
+/// Kiln's terminal while another one is shown in it; as it was before, when this value goes.
 struct RawMode {
+    terminal: OwnedFd,
     before: Termios,
 }
 
 impl RawMode {
-    fn enter() -> io::Result<Self> {
-        let stdin = io::stdin();
-        let before = rustix::termios::tcgetattr(&stdin)?;
+    /// Passes every key on.
+    fn of_input() -> io::Result<Option<Self>> {
+        Self::enter(io::stdin().as_fd(), Termios::make_raw)
+    }
+
+    /// Shows what comes as it is; keys are still kiln's. Nothing to do where no terminal shows it.
+    fn of_output() -> io::Result<Option<Self>> {
+        let stdout = io::stdout();
+        match stdout.is_terminal() {
+            true => Self::enter(stdout.as_fd(), |modes| {
+                modes.output_modes.remove(OutputModes::OPOST);
+            }),
+            false => Ok(None),
+        }
+    }
+
+    fn enter(
+        terminal: BorrowedFd<'_>,
+        change: impl FnOnce(&mut Termios),
+    ) -> io::Result<Option<Self>> {
+        let terminal = terminal.try_clone_to_owned()?;
+        let before = rustix::termios::tcgetattr(&terminal)?;
         let mut raw = before.clone();
-        raw.make_raw();
-        rustix::termios::tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(Self { before })
+        change(&mut raw);
+        rustix::termios::tcsetattr(&terminal, OptionalActions::Now, &raw)?;
+        Ok(Some(Self { terminal, before }))
     }
 }
 
 impl Drop for RawMode {
     fn drop(&mut self) {
         // Fails only when the terminal is gone.
-        _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        _ = rustix::termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }

@@ -17,6 +17,7 @@ mod rmi;
 mod run;
 mod save;
 mod security;
+mod shell;
 mod tag;
 
 use std::collections::BTreeSet;
@@ -115,6 +116,16 @@ impl Setup {
             .context("this command has entered no level of isolation")
     }
 
+    /// How to call kiln with the same store, for a hint that can be copied.
+    pub(crate) fn again(&self) -> String {
+        match &self.root {
+            Some(root) if std::env::var_os("KILN_ROOT").is_none() => {
+                format!("kiln --root {}", root.display())
+            }
+            _ => "kiln".to_owned(),
+        }
+    }
+
     /// Opens the store.
     pub(crate) fn store(&self) -> anyhow::Result<Arc<Store>> {
         Ok(Arc::new(Store::open(&self.root()?)?))
@@ -181,7 +192,7 @@ enum Need {
 fn need(command: &Command) -> Need {
     match command {
         Command::Build(args) if matches!(call::of(args), Ok(None)) => Need::Steps,
-        Command::Run(_) => Need::Steps,
+        Command::Run(_) | Command::Shell(_) => Need::Steps,
         // The doctor enters by itself, to say what it finds on the way.
         Command::Build(_) | Command::Check(_) | Command::Doctor(_) | Command::Debug(_) => {
             Need::Nothing
@@ -205,6 +216,7 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Check(args) => check::run(setup, &args),
         Command::Images(args) => images::run(setup, &args),
         Command::Run(args) => run::run(setup, &args),
+        Command::Shell(args) => shell::run(setup, &args),
         Command::Tag(args) => tag::run(setup, &args),
         Command::Rmi(args) => rmi::run(setup, &args),
         Command::Inspect(args) => inspect::run(setup, &args),

@@ -16,7 +16,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
-use super::security::seccomp;
+use super::security::{runtime, seccomp};
 use super::{Setup, block_on, foreground, platform};
 use crate::args::{Command, PullPolicy, RunArgs};
 use crate::render::{self, transfer};
@@ -26,20 +26,26 @@ pub(crate) fn run(setup: &Setup, args: &RunArgs) -> anyhow::Result<()> {
     // The first word is required.
     let (image, command) = args.image_and_command.split_first().unzip();
     let image = image.map(String::as_str).unwrap_or_default();
-    start(setup, args, image, command.unwrap_or_default()).map_err(|error| not_run(image, error))
+    start(setup, args, image, command.unwrap_or_default())
+        .map_err(|error| not_run(run_of(image), error))
 }
 
 /// Whatever keeps a program from running exits as docker has it (125 to 127); how the program itself
 /// ended is no such thing.
-pub(super) fn not_run(what: &str, error: anyhow::Error) -> anyhow::Error {
+pub(super) fn not_run(what: String, error: anyhow::Error) -> anyhow::Error {
     if error.is::<Exited>() || error.is::<Interrupted>() || error.is::<UsageError>() {
         return error;
     }
     NotRun {
-        what: what.to_owned(),
+        what,
         source: error,
     }
     .into()
+}
+
+/// What was to be done with an image.
+pub(super) fn run_of(image: &str) -> String {
+    format!("run `{image}`")
 }
 
 /// What an error means to a command: see [`not_run`].
@@ -47,8 +53,9 @@ pub(super) fn failure(command: &Command, error: anyhow::Error) -> anyhow::Error 
     match command {
         Command::Run(args) => {
             let image = args.image_and_command.first();
-            not_run(image.map(String::as_str).unwrap_or_default(), error)
+            not_run(run_of(image.map_or("", String::as_str)), error)
         }
+        Command::Shell(_) => not_run("open a shell".to_owned(), error),
         _ => error,
     }
 }
@@ -57,7 +64,13 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
     let invocation = invocation(args, command)?;
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let cancel = Cancel::new()?;
-    let image = image(&store, &client, &cancel, args, name)?;
+    let wanted = Wanted {
+        name,
+        platform: args.platform.as_deref(),
+        pull: args.pull,
+        quiet: args.quiet,
+    };
+    let image = wanted.find(&store, &client, &cancel)?;
     let level = setup.level()?;
     if level.isolation == Isolation::Chroot && !args.quiet {
         render::err(&format!("isolation: {level}"));
@@ -66,12 +79,14 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         time: build_time(None),
         isolation: level.isolation,
         seccomp: seccomp(&args.security_opt)?,
+        runtime: runtime(args.runtime.as_deref())?,
         hosts: args.sandbox.hosts()?,
         network: args.sandbox.network.demand,
         cgroup_parent: args.sandbox.limits.cgroup_parent.clone(),
         ..Settings::default()
     };
-    let worker = Worker::for_processes(&store, client, &cancel, settings);
+    let backend = setup.backend(&store, args.quiet)?;
+    let worker = Worker::for_processes(&store, backend, client, &cancel, settings);
     let streams = invocation.streams;
     foreground::run(&cancel, streams, args.interactive, |attached, output| {
         Ok(pipeline::run(
@@ -118,40 +133,51 @@ fn invocation(args: &RunArgs, command: &[String]) -> anyhow::Result<Invocation> 
     })
 }
 
-/// The image: from the store, or from its registry where the policy says so.
-fn image(
-    store: &Arc<Store>,
-    client: &Client,
-    cancel: &Cancel,
-    args: &RunArgs,
-    name: &str,
-) -> anyhow::Result<Digest> {
-    let (platform, given) = platform(args.platform.as_deref())?;
-    if args.pull != PullPolicy::Always {
-        match store.find(name) {
-            Ok(image) if !given || fits(store, &image, &platform)? => return Ok(image),
-            Ok(_) if args.pull == PullPolicy::Never => {
-                let message = format!("the image `{name}` in the store is not for {platform}");
-                return Err(UsageError::new(message).into());
-            }
-            Ok(_) => {}
-            Err(StoreError::NoImage(_)) if args.pull == PullPolicy::Missing => {
-                if !args.quiet {
-                    render::err(&format!("Unable to find image '{name}' locally"));
+/// An image that the command line names.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) name: &'a str,
+    pub(super) platform: Option<&'a str>,
+    pub(super) pull: PullPolicy,
+    pub(super) quiet: bool,
+}
+
+impl Wanted<'_> {
+    /// The image: from the store, or from its registry where the policy says so.
+    pub(super) fn find(
+        &self,
+        store: &Arc<Store>,
+        client: &Client,
+        cancel: &Cancel,
+    ) -> anyhow::Result<Digest> {
+        let name = self.name;
+        let (platform, given) = platform(self.platform)?;
+        if self.pull != PullPolicy::Always {
+            match store.find(name) {
+                Ok(image) if !given || fits(store, &image, &platform)? => return Ok(image),
+                Ok(_) if self.pull == PullPolicy::Never => {
+                    let message = format!("the image `{name}` in the store is not for {platform}");
+                    return Err(UsageError::new(message).into());
                 }
+                Ok(_) => {}
+                Err(StoreError::NoImage(_)) if self.pull == PullPolicy::Missing => {
+                    if !self.quiet {
+                        render::err(&format!("Unable to find image '{name}' locally"));
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
+        let mut reference = Reference::parse(name)?;
+        if reference.tag.is_none() && reference.digest.is_none() {
+            reference.tag = Some("latest".to_owned());
+        }
+        let observer = transfer::observer(transfer::PULL, self.quiet);
+        let pulled = block_on(cancel, async {
+            Ok(pull(store, client, &reference, &platform, &observer, cancel).await?)
+        })?;
+        Ok(pulled.image)
     }
-    let mut reference = Reference::parse(name)?;
-    if reference.tag.is_none() && reference.digest.is_none() {
-        reference.tag = Some("latest".to_owned());
-    }
-    let observer = transfer::observer(transfer::PULL, args.quiet);
-    let pulled = block_on(cancel, async {
-        Ok(pull(store, client, &reference, &platform, &observer, cancel).await?)
-    })?;
-    Ok(pulled.image)
 }
 
 fn fits(store: &Store, image: &Digest, platform: &Platform) -> anyhow::Result<bool> {

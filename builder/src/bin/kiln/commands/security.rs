@@ -1,10 +1,10 @@
-//! `--allow` and `--security-opt`: what steps may do.
+//! `--allow`, `--security-opt` and `--runtime`: what steps may do, and what sees to it.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
-use kiln_builder::runtime::{Seccomp, check_seccomp};
+use kiln_builder::runtime::{OciProgram, Seccomp, check_seccomp};
 
 use crate::render;
 use crate::report::UsageError;
@@ -79,6 +79,23 @@ pub(crate) fn seccomp(options: &[String]) -> Result<Seccomp, UsageError> {
         }
     }
     Ok(seccomp)
+}
+
+/// The runtime that is asked for; none for kiln's own.
+pub(crate) fn runtime(name: Option<&str>) -> Result<Option<OciProgram>, UsageError> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    match OciProgram::find(name, std::env::var_os("PATH").as_deref()) {
+        Ok(program) => Ok(Some(program)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let hint = "install crun, runc or youki, or give the path of an OCI runtime";
+            Err(UsageError::new(format!(
+                "--runtime {name}: there is no such program: {hint}"
+            )))
+        }
+        Err(error) => Err(UsageError::new(format!("--runtime {name}: {error}"))),
+    }
 }
 
 fn profile(file: &Path) -> Result<String, UsageError> {

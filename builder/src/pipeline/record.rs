@@ -1,0 +1,301 @@
+//! The record of a build: enough of its steps to open a shell in any of them later.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kiln_grammar::mount::Sharing;
+use kiln_registry::digest::Digest;
+use kiln_registry::spec::DiffId;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, Observer};
+use crate::graph::{Graph, MountOp, Op, RunOp, VertexId};
+use crate::runtime::Seccomp;
+use crate::runtime::network::HostEntry;
+use crate::schedule::Schedule;
+use crate::snapshot::SnapshotId;
+use crate::step::secrets::SecretSource;
+use crate::step::{Settings, Stack};
+
+/// Version of the record's form; one of another version is no record.
+const VERSION: u32 = 1;
+
+/// What is known of a build that has ended.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Record {
+    version: u32,
+    /// The vertices of its graph, with the same indices.
+    pub(super) steps: Vec<Step>,
+    pub(super) failed: Option<Failed>,
+    /// Where its secrets came from; never what they are.
+    pub(super) secrets: Vec<SecretSource>,
+    pub(super) machine: Machine,
+}
+
+/// Of a build's settings, what makes a difference for a person in one of its steps.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Machine {
+    pub(super) host_ca: Option<PathBuf>,
+    pub(super) proxies: Vec<(String, String)>,
+    pub(super) hosts: Vec<HostEntry>,
+    pub(super) seccomp: Seccomp,
+}
+
+/// The step that failed.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Failed {
+    /// Its index.
+    pub(super) step: usize,
+    /// The folder with what it had changed, where it ran a process.
+    pub(super) changes: Option<String>,
+}
+
+/// One step.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Step {
+    /// As progress names it.
+    pub(super) name: String,
+    /// As progress counts it, from 1; `None` where it was not mentioned.
+    pub(super) number: Option<usize>,
+    /// Indices of its inputs.
+    pub(super) inputs: Vec<usize>,
+    /// Whether it has a result.
+    pub(super) done: bool,
+    kind: Kind,
+    /// The layer it put on its first input.
+    layer: Option<SnapshotId>,
+    /// See [`crate::step::Inputs::known`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) known: BTreeMap<usize, Digest>,
+}
+
+/// What a step does, as far as it matters for a shell.
+#[derive(Debug, Deserialize, Serialize)]
+enum Kind {
+    /// It begins with an image: its config, and its layers.
+    Image(Digest, Vec<DiffId>),
+    /// It runs a process. What the process's encoding leaves out of cache mounts stands beside it.
+    Run(RunOp, Vec<(String, u8)>),
+    /// It makes a working directory.
+    Directory(String),
+    /// It puts a layer on its first input.
+    Layer,
+    /// It begins with nothing.
+    Source,
+}
+
+/// Counts steps as whoever watches does: in the order in which they are first mentioned.
+#[derive(Debug, Default)]
+pub(super) struct Numbers(Mutex<Vec<usize>>);
+
+impl Numbers {
+    /// The observer, and the numbers of what it is told.
+    pub(super) fn of(observer: Observer) -> (Observer, Arc<Self>) {
+        let numbers = Arc::new(Self::default());
+        let count = Arc::clone(&numbers);
+        let observer = Observer::new(move |event| {
+            // Held until it is shown: two steps that begin at once get the same numbers there.
+            let mut mentioned = count.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(step) = step_of(&event)
+                && !mentioned.contains(&step)
+            {
+                mentioned.push(step);
+            }
+            observer.tell(event);
+        });
+        (observer, numbers)
+    }
+
+    fn number(&self, step: usize) -> Option<usize> {
+        let mentioned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = mentioned.iter().position(|known| *known == step)?;
+        Some(place + 1)
+    }
+}
+
+fn step_of(event: &Event) -> Option<usize> {
+    match event {
+        Event::Started { step, .. }
+        | Event::Cached { step, .. }
+        | Event::Output { step, .. }
+        | Event::Done { step, .. }
+        | Event::Failed { step, .. }
+        | Event::Cancelled { step } => Some(*step),
+        Event::Note { step, .. } => *step,
+        Event::Blob { .. } => None,
+    }
+}
+
+impl Record {
+    /// The record of a build that has ended.
+    pub(super) fn new(
+        graph: &Graph,
+        schedule: &Schedule,
+        numbers: &Numbers,
+        secrets: &[SecretSource],
+        settings: &Settings,
+        failed: Option<Failed>,
+    ) -> Self {
+        let steps = graph
+            .ids()
+            .map(|id| Step::new(graph, schedule, numbers, id));
+        Self {
+            version: VERSION,
+            steps: steps.collect(),
+            failed,
+            secrets: secrets.to_vec(),
+            machine: Machine {
+                host_ca: settings.host_ca.clone(),
+                proxies: settings.proxies.clone(),
+                hosts: settings.hosts.clone(),
+                seccomp: settings.seccomp.clone(),
+            },
+        }
+    }
+
+    /// Reads a record; `None` for what is none of this version.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut record: Self = serde_json::from_slice(bytes).ok()?;
+        if record.version != VERSION {
+            return None;
+        }
+        let count = record.steps.len();
+        // Inputs have smaller indices, so that walking down them ends.
+        let ordered =
+            |(index, step): (usize, &Step)| step.inputs.iter().all(|input| *input < index);
+        let failed = record.failed.as_ref();
+        if !record.steps.iter().enumerate().all(ordered)
+            || failed.is_some_and(|one| one.step >= count)
+        {
+            return None;
+        }
+        for step in &mut record.steps {
+            step.complete();
+        }
+        Some(record)
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        // Serialising plain structs, strings and numbers cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The files that a step left.
+    pub(super) fn result(&self, index: usize) -> Stack {
+        let mut layers = Vec::new();
+        let mut at = Some(index);
+        let mut image = Vec::new();
+        while let Some(step) = at.and_then(|index| self.steps.get(index)) {
+            layers.extend(step.layer.clone());
+            at = match &step.kind {
+                Kind::Image(_, below) => {
+                    image.clone_from(below);
+                    None
+                }
+                Kind::Source => None,
+                Kind::Run(..) | Kind::Directory(_) | Kind::Layer => step.inputs.first().copied(),
+            };
+        }
+        layers.reverse();
+        Stack {
+            image,
+            built: layers,
+        }
+    }
+
+    /// The process that a step runs; for one that runs none, that of the step or the image below it
+    /// whose environment, user and directory it shares.
+    pub(super) fn process(
+        &self,
+        index: usize,
+        config: impl Fn(&Digest) -> Option<RunOp>,
+    ) -> Option<RunOp> {
+        let mut at = Some(index);
+        let mut directory = None;
+        while let Some(step) = at.and_then(|index| self.steps.get(index)) {
+            let found = match &step.kind {
+                Kind::Run(op, _) => Some(op.clone()),
+                Kind::Image(id, _) => config(id),
+                Kind::Directory(path) => {
+                    directory.get_or_insert_with(|| path.clone());
+                    None
+                }
+                Kind::Layer | Kind::Source => None,
+            };
+            if let Some(mut op) = found {
+                if at != Some(index) {
+                    op.mounts.clear();
+                    op.scripts.clear();
+                }
+                op.cwd = directory.unwrap_or(op.cwd);
+                return Some(op);
+            }
+            at = step.inputs.first().copied();
+        }
+        None
+    }
+}
+
+impl Step {
+    fn new(graph: &Graph, schedule: &Schedule, numbers: &Numbers, id: VertexId) -> Self {
+        let vertex = graph.vertex(id);
+        let result = schedule.result_of(id);
+        let kind = match &vertex.op {
+            Op::Image(image) => Kind::Image(image.config, image.layers.clone()),
+            Op::Run(op) => Kind::Run(op.clone(), op.mounts.iter().map(left_out).collect()),
+            Op::Mkdir(op) => Kind::Directory(op.path.clone()),
+            Op::Copy(_) => Kind::Layer,
+            Op::Scratch | Op::Context(_) | Op::Fetch(_) | Op::Git(_) => Kind::Source,
+        };
+        let layer = match kind {
+            Kind::Image(..) => None,
+            _ => result.and_then(|stack| stack.built.last().cloned()),
+        };
+        let known = match kind {
+            Kind::Run(..) => schedule.known_of(id),
+            _ => BTreeMap::new(),
+        };
+        Self {
+            name: vertex.name.clone(),
+            number: numbers.number(id.index()),
+            inputs: vertex.inputs.iter().map(|input| input.index()).collect(),
+            done: result.is_some(),
+            kind,
+            layer,
+            known,
+        }
+    }
+
+    /// Puts back what the encoding of an operation leaves out.
+    fn complete(&mut self) {
+        let Kind::Run(op, left_out) = &mut self.kind else {
+            return;
+        };
+        for (mount, (known, number)) in op.mounts.iter_mut().zip(left_out) {
+            if let MountOp::Cache { id, sharing, .. } = mount {
+                id.clone_from(known);
+                *sharing = match number {
+                    1 => Sharing::Private,
+                    2 => Sharing::Locked,
+                    _ => Sharing::Shared,
+                };
+            }
+        }
+    }
+}
+
+/// What is no part of a mount's identity, and therefore not in its encoding: see [`MountOp::Cache`].
+fn left_out(mount: &MountOp) -> (String, u8) {
+    match mount {
+        MountOp::Cache { id, sharing, .. } => {
+            let number = match sharing {
+                Sharing::Shared => 0,
+                Sharing::Private => 1,
+                Sharing::Locked => 2,
+            };
+            (id.clone(), number)
+        }
+        _ => (String::new(), 0),
+    }
+}
