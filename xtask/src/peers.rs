@@ -44,7 +44,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 20] = [
+pub(crate) const TESTS: [Peer; 22] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -63,6 +63,8 @@ pub(crate) const TESTS: [Peer; 20] = [
     peer("qemu-aarch64-static", "qemu-user-static"),
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
+    peer("setsid", "util-linux"),
+    peer("bash", "bash"),
     peer("newuidmap", "uidmap"),
     peer("setpriv", "util-linux"),
 ];

@@ -308,7 +308,7 @@ fn standard_input_is_passed_on_when_asked_for() {
 
 #[test]
 fn a_reader_that_closes_its_end_ends_the_program() {
-    let env = test_env!().with_busybox();
+    let env = test_env!("bash").with_busybox();
     let command = format!("{} run busybox yes | head -n 1", env!("CARGO_BIN_EXE_kiln"));
     let args = ["-o", "pipefail", "-c", command.as_str()];
     let output = env

@@ -74,6 +74,35 @@ fn a_failed_step_is_opened_later_as_far_as_it_got() {
     env.no_traces();
 }
 
+/// Where overlayfs cannot be mounted, what a failed step had changed is put on a copy of its tree.
+#[test]
+fn a_failed_step_of_plain_directories_is_opened() {
+    let env = test_env!().with_busybox();
+    fs::write(env.path("token"), "the secret").unwrap();
+    env.file("data", "of the context").dockerfile(FAILS);
+    let plain = |args: &[&str]| {
+        env.kiln(["--snapshotter", "plain"])
+            .args(args.iter().copied())
+    };
+    let build = [
+        "build",
+        "--secret",
+        "id=token,src=token",
+        "-t",
+        "x",
+        "context",
+    ];
+    plain(&build).failure(1);
+    for _ in 0..2 {
+        let script = format!("{LOOK}; echo changed >/tmp/two");
+        let shown = plain(&["shell", "--failed", "sh", "-c", &script]).success();
+        assert_eq!(shown.stdout.trim_end(), SEES, "{shown}");
+    }
+    let one = plain(&["run", "-i", "busybox", "cat"]).stdin("x").success();
+    assert_eq!(one.stdout, "x");
+    env.no_traces();
+}
+
 /// B7.3
 #[test]
 fn secrets_are_read_again_from_where_they_came() {

@@ -222,6 +222,33 @@ fn the_terminal_belongs_to_the_user_and_is_not_the_hosts() {
     assert_eq!((code, shown.as_str()), (Some(0), "line\r\nline\r\n"));
 }
 
+#[test]
+fn a_terminal_in_a_user_namespace() {
+    let env = test_env!("setsid");
+    let rootless = ["--isolation", "rootless"];
+    let load = env.kiln(rootless).arg("load").stdin(crate::env::busybox());
+    load.success();
+    let script = "tty; stat -c %u $(tty); stty size";
+    let args = [
+        "--isolation",
+        "rootless",
+        "run",
+        "-it",
+        "-u",
+        "0",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    let (code, shown) = Session::start(&env, &args).end();
+    assert_eq!(
+        (code, shown.as_str()),
+        (Some(0), "/dev/pts/0\r\n0\r\n30 100\r\n")
+    );
+    env.no_traces();
+}
+
 /// Also without anybody to restore it by hand: the second signal ends kiln, not the terminal.
 #[test]
 fn a_killed_session_leaves_the_terminal_as_it_was() {

@@ -72,8 +72,14 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
     };
     let image = wanted.find(&store, &client, &cancel)?;
     let level = setup.level()?;
-    if level.isolation == Isolation::Chroot && !args.quiet {
-        render::err(&format!("isolation: {level}"));
+    if level.isolation == Isolation::Chroot {
+        if args.read_only {
+            let message = "--read-only needs the right to mount, which this machine does not give";
+            return Err(UsageError::new(message).into());
+        }
+        if !args.quiet {
+            render::err(&format!("isolation: {level}"));
+        }
     }
     let settings = Settings {
         time: build_time(None),
