@@ -93,7 +93,7 @@ pub(super) fn mount_all(
         Privileges::Insecure => None,
     };
     mount_proc(points, sealed)?;
-    mount_sys(points, sealed)?;
+    mount_sys(spec, points, sealed)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::openat(&devices, "null", flags, Mode::empty()).act("open `/dev/null`")
 }
@@ -128,7 +128,11 @@ fn mount_proc(points: &mut MountPoints<'_>, sealed: Option<&Provider>) -> Result
 }
 
 /// See [`mount_proc`].
-fn mount_sys(points: &mut MountPoints<'_>, sealed: Option<&Provider>) -> Result<(), Failure> {
+fn mount_sys(
+    spec: &ProcessSpec,
+    points: &mut MountPoints<'_>,
+    sealed: Option<&Provider>,
+) -> Result<(), Failure> {
     let attributes = match sealed {
         Some(_) => SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY),
         None => SEALED,
@@ -142,7 +146,7 @@ fn mount_sys(points: &mut MountPoints<'_>, sealed: Option<&Provider>) -> Result<
     };
     let sys = sys.act("mount `/sys`")?;
     let sys = put(points, sys, "/sys")?;
-    mount_cgroup(sys.as_fd(), sealed.is_none()).act("mount `/sys/fs/cgroup`")?;
+    mount_cgroup(sys.as_fd(), attributes, shows_hierarchies(spec)).act("mount `/sys/fs/cgroup`")?;
     let Some(provider) = sealed else {
         return Ok(());
     };
@@ -173,18 +177,17 @@ fn shown(path: &str, error: io::Error) -> io::Result<OwnedFd> {
     }
 }
 
-/// The unified hierarchy where the host uses it; else the place stays empty, but for a step that may
-/// write to all of them.
-fn mount_cgroup(sys: BorrowedFd<'_>, writable: bool) -> io::Result<()> {
+/// The unified hierarchy where the host uses it, or else the old ones, if they are to be seen.
+fn mount_cgroup(
+    sys: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+    hierarchies: bool,
+) -> io::Result<()> {
     let Some(place) = open_below(sys, "fs/cgroup")? else {
         return Ok(());
     };
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let attributes = match writable {
-        false => SEALED.union(MountAttrFlags::MOUNT_ATTR_RDONLY),
-        true => SEALED,
-    };
-    let empty = || mount::filesystem("tmpfs", &[("mode", "755")], attributes);
+    let empty = || mount::filesystem("tmpfs", &[("mode", "755")], SEALED);
     let mount = if unified {
         mount::filesystem("cgroup2", &[], attributes).or_else(|error| {
             match error.raw_os_error() {
@@ -196,28 +199,34 @@ fn mount_cgroup(sys: BorrowedFd<'_>, writable: bool) -> io::Result<()> {
         empty()?
     };
     mount::attach(mount.as_fd(), place.as_fd())?;
-    if writable && !unified {
-        mount_hierarchies(mount.as_fd())?;
+    if hierarchies && !unified {
+        mount_hierarchies(mount.as_fd(), attributes)?;
     }
-    Ok(())
+    mount::set_attributes(mount.as_fd(), attributes)
+}
+
+/// Whether a step sees the old hierarchies of control groups, each of which takes time to mount: when
+/// it has limits, which programs read there, or may write to them.
+pub(super) fn shows_hierarchies(spec: &ProcessSpec) -> bool {
+    !spec.cgroups.is_empty() || spec.privileges == Privileges::Insecure
 }
 
 /// Every hierarchy that this process is in, seen from where it is (cgroups(7)).
-fn mount_hierarchies(dir: BorrowedFd<'_>) -> io::Result<()> {
+fn mount_hierarchies(dir: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
     for line in std::fs::read_to_string("/proc/self/cgroup")?.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let controllers = fields.next().unwrap_or_default();
         let named = controllers.strip_prefix("name=");
         let mounted = match (controllers, named) {
-            ("", _) => mount_in(dir, "unified", "cgroup2", &[], SEALED),
+            ("", _) => mount_in(dir, "unified", "cgroup2", &[], attributes),
             (_, Some(name)) => {
                 let options = [("none", ""), ("name", name)];
-                mount_in(dir, name, "cgroup", &options, SEALED)
+                mount_in(dir, name, "cgroup", &options, attributes)
             }
             _ => {
                 let options = controllers.split(',').map(|controller| (controller, ""));
                 let options = options.collect::<Vec<_>>();
-                mount_in(dir, controllers, "cgroup", &options, SEALED)
+                mount_in(dir, controllers, "cgroup", &options, attributes)
             }
         };
         match mounted {

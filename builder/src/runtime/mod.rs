@@ -5,7 +5,7 @@
 //! namespaces, builds the root and becomes, or waits for, the process of the step. Read in this
 //! order: `native` (the builder's side), `server` (where sandboxes come from), `message` (what passes
 //! between the processes), `sandbox` (which processes there are), `init` (the step's process, up to
-//! its program).
+//! its program). `oci` is the way to another runtime: from the sandbox on, it does the rest.
 
 mod cancel;
 mod error;

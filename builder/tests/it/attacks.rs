@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::env::{TestEnv, test_env};
+use crate::env::{Output, TestEnv, test_env};
 
 /// A folder of the host that is to stay as it is.
 struct Victim(PathBuf);
@@ -256,4 +256,62 @@ fn images_do_not_borrow_from_the_host() {
     assert!(!output.stderr.contains("host\n"), "{output}");
     victim.check();
     assert!(Path::new(host).join("file").exists());
+}
+
+/// The levels of isolation that keep a step apart.
+const LEVELS: [&str; 2] = ["root", "rootless"];
+
+/// Attacks on the sandbox of a single step, each of which says ESCAPED where it succeeds.
+const ATTACKS: [&str; 14] = [
+    "mount -t tmpfs none /tmp",
+    "mount --bind /bin /tmp",
+    "mount -t proc none /tmp",
+    "mount -o remount,rw /sys",
+    "umount /proc/kcore",
+    "unshare -m true",
+    "unshare -rm true",
+    "mknod /n c 1 11 && true </n",
+    "mknod /dev/n b 7 0 && true </dev/n",
+    "echo >/proc/sys/kernel/core_pattern",
+    "chmod 755 /sys/kernel",
+    "mkdir /sys/fs/cgroup/kiln-attack",
+    "chroot /proc/1/root/../.. test -e /boot/.",
+    "kill -0 OUTSIDE",
+];
+
+/// How many of them succeeded; the step's name has their texts too.
+fn escaped(output: &Output) -> usize {
+    let lines = output.stderr.lines().filter(|line| !line.contains("if {"));
+    lines.filter(|line| line.contains(" ESCAPED: ")).count()
+}
+
+/// What keeps a step in holds at every level that isolates steps, and with another runtime.
+#[test]
+fn a_step_is_kept_at_every_level() {
+    let env = test_env!("crun", "runc").with_busybox();
+    let outside = std::process::id().to_string();
+    let attacks = ATTACKS.map(|attack| {
+        let attack = attack.replace("OUTSIDE", &outside);
+        format!("if {{ {attack}; }} 2>/dev/null; then echo ESCAPED: '{attack}'; fi")
+    });
+    env.dockerfile(&format!(
+        "FROM busybox\nRUN {}; echo DONE\n",
+        attacks.join("; ")
+    ));
+    let build = || env.build("x").arg("--no-cache");
+    let levels = LEVELS.map(|level| build().env("KILN_ISOLATION", level));
+    let runtimes = ["crun", "runc"].map(|runtime| build().args(["--runtime", runtime]));
+    for build in levels.into_iter().chain(runtimes) {
+        let output = build.success();
+        assert_eq!(escaped(&output), 0, "{output}");
+        assert!(output.stderr.contains(" DONE\n"), "{output}");
+    }
+    // With all rights they are attacks: of root most, in a user namespace those that it has.
+    let text = fs::read_to_string(env.context().join("Dockerfile")).unwrap();
+    env.dockerfile(&text.replace("RUN ", "RUN --security=insecure "));
+    for (level, succeed) in LEVELS.into_iter().zip([8, 4]) {
+        let build = build().args(["--allow", "security.insecure"]);
+        let output = build.env("KILN_ISOLATION", level).success();
+        assert!(escaped(&output) >= succeed, "{level}: {output}");
+    }
 }

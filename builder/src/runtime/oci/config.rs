@@ -6,7 +6,7 @@ use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use crate::runtime::filesystems::{
-    MASKED_PROC, MASKED_SYS, READ_ONLY_PROC, thermal_throttle_paths,
+    self, MASKED_PROC, MASKED_SYS, READ_ONLY_PROC, thermal_throttle_paths,
 };
 use crate::runtime::privileges::CAPABILITY_NAMES;
 use crate::runtime::seccomp::Profile;
@@ -164,8 +164,7 @@ impl Facts<'_> {
             mount("/proc", "proc", &[]),
             mount("/dev/mqueue", "mqueue", &[]),
             mount("/sys", "sysfs", &[read_only]),
-            // As kiln has it: of the old hierarchies nothing is seen by who may not write to them.
-            match unified || !self.is_sandbox() {
+            match unified || filesystems::shows_hierarchies(self.spec) {
                 true => mount("/sys/fs/cgroup", "cgroup", &[read_only]),
                 false => mount("/sys/fs/cgroup", "tmpfs", &["ro", "mode=755"]),
             },

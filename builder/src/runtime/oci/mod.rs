@@ -67,7 +67,11 @@ impl Program {
     /// # Errors
     /// [`RuntimeError::Unsupported`]
     pub(super) fn check(&self, spec: &ProcessSpec) -> Result<(), RuntimeError> {
+        let mut secrets = spec.secret_env.iter();
         let what = match (spec.isolation, spec.streams) {
+            _ if secrets.any(|(_, value)| std::str::from_utf8(value.expose()).is_err()) => {
+                "a secret in a variable that is no text"
+            }
             (Isolation::Root, Streams::Terminal { .. }) => "a terminal",
             (Isolation::Root, _) => return Ok(()),
             (Isolation::Rootless(_), _) => "a step without the host's root",

@@ -120,7 +120,10 @@ fn a_fork_bomb_stays_in_its_control_group() {
     let _alone = compare::alone();
     for core in [native(), compare::core("crun"), compare::core("runc")] {
         let group = Group::new(64);
-        let mut step = Step::sh("bomb() { sleep 88883 & bomb; }; bomb 2>&1; true");
+        let script = "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null
+            { echo max >/sys/fs/cgroup/pids/pids.max; } 2>/dev/null && echo ESCAPED
+            bomb() { sleep 88883 & bomb; }; bomb 2>&1; true";
+        let mut step = Step::sh(script);
         step.spec.cgroups = vec![group.0.join("cgroup.procs")];
         let mut stdout = Vec::new();
         let mut collect = |stream, bytes: &[u8]| {
@@ -132,6 +135,7 @@ fn a_fork_bomb_stays_in_its_control_group() {
         core.run(&step.spec, &mut collect, &cancel).unwrap();
         let stdout = String::from_utf8_lossy(&stdout);
         assert!(stdout.contains("can't fork"), "{stdout}");
+        assert!(!stdout.contains("ESCAPED"), "{stdout}");
         assert!(!is_running("88883"));
     }
 }
