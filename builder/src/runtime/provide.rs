@@ -183,6 +183,11 @@ impl Provider {
                 source,
                 target,
                 writable,
+            }
+            | Mount::Cache {
+                source,
+                target,
+                writable,
             } => {
                 let mount = bind(source, *writable);
                 let failed = source_failed(source.display().to_string());
@@ -212,7 +217,9 @@ impl Provider {
             target: target.clone(),
             kind,
             read_only: match wanted {
-                Mount::Bind { writable, .. } | Mount::Layers { writable, .. } => !writable,
+                Mount::Bind { writable, .. }
+                | Mount::Cache { writable, .. }
+                | Mount::Layers { writable, .. } => !writable,
                 Mount::File { .. } => true,
                 Mount::Tmpfs { .. } => false,
             },

@@ -8,6 +8,7 @@ use kiln_builder::runtime::RuntimeError;
 use kiln_builder::runtime::cgroup::CgroupError;
 use kiln_builder::runtime::isolation::IsolationError;
 use kiln_builder::runtime::network::NetworkError;
+use kiln_builder::snapshot::SnapshotError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
@@ -286,6 +287,10 @@ fn code(error: &anyhow::Error) -> u8 {
         || find::<NetworkError>(error).is_some()
         || find::<CgroupError>(error).is_some()
         || find::<GitError>(error).is_some_and(GitError::is_environment)
+        || matches!(
+            find(error),
+            Some(SnapshotError::Refused { .. } | SnapshotError::Attributes(_))
+        )
     {
         return ENVIRONMENT;
     }
@@ -343,6 +348,7 @@ fn is_sandbox(error: &RuntimeError) -> bool {
             | RuntimeError::Setup { .. }
             | RuntimeError::LimitRefused { .. }
             | RuntimeError::Lost
+            | RuntimeError::Level { .. }
             | RuntimeError::Oci { .. }
             | RuntimeError::Unsupported { .. }
             | RuntimeError::Clean { .. }
