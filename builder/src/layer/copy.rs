@@ -150,7 +150,7 @@ impl Copier {
         if kind == FileType::RegularFile {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
-            return self.regular(&source, to, name, stat).map(|()| true);
+            return self.opened(&source, to, name, stat).map(|()| true);
         }
         let made = if kind == FileType::Symlink {
             let text = rustix::fs::readlinkat(from, name, Vec::new())?;
@@ -181,7 +181,11 @@ impl Copier {
         Ok(true)
     }
 
-    fn regular(
+    /// Copies an opened file, with the name and metadata that are given.
+    ///
+    /// # Errors
+    /// Those of reading and writing.
+    pub fn opened(
         &mut self,
         source: &OwnedFd,
         to: BorrowedFd<'_>,
@@ -221,7 +225,7 @@ impl Copier {
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let source = rustix::fs::openat(directory, name, flags, Mode::empty())?;
-                self.regular(&source, beside, COPY, &stat)?;
+                self.opened(&source, beside, COPY, &stat)?;
                 rustix::fs::renameat(beside, COPY, directory, name)?;
             }
             Ok(rustix::fs::futimens(directory, &times(&before))?)

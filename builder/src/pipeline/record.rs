@@ -87,7 +87,7 @@ enum Kind {
 
 /// Counts steps as whoever watches does: in the order in which they are first mentioned.
 #[derive(Debug, Default)]
-pub(super) struct Numbers(Mutex<Vec<usize>>);
+pub(super) struct Numbers(Mutex<BTreeMap<usize, usize>>);
 
 impl Numbers {
     /// The observer, and the numbers of what it is told.
@@ -97,10 +97,9 @@ impl Numbers {
         let observer = Observer::new(move |event| {
             // Held until it is shown: two steps that begin at once get the same numbers there.
             let mut mentioned = count.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(step) = step_of(&event)
-                && !mentioned.contains(&step)
-            {
-                mentioned.push(step);
+            if let Some(step) = step_of(&event) {
+                let next = mentioned.len() + 1;
+                mentioned.entry(step).or_insert(next);
             }
             observer.tell(event);
         });
@@ -109,8 +108,7 @@ impl Numbers {
 
     fn number(&self, step: usize) -> Option<usize> {
         let mentioned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = mentioned.iter().position(|known| *known == step)?;
-        Some(place + 1)
+        mentioned.get(&step).copied()
     }
 }
 
@@ -297,5 +295,105 @@ fn left_out(mount: &MountOp) -> (String, u8) {
             (id.clone(), number)
         }
         _ => (String::new(), 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_counted_as_they_are_shown() {
+        let (observer, numbers) = Numbers::of(Observer::silent());
+        for step in [7, 3, 7, 5] {
+            observer.tell(Event::Cancelled { step });
+        }
+        observer.tell(Event::Note {
+            step: None,
+            text: String::new(),
+        });
+        assert_eq!(
+            [7, 3, 5, 4].map(|step| numbers.number(step)),
+            [Some(1), Some(2), Some(3), None]
+        );
+    }
+
+    fn record(inputs: &[usize], failed: usize) -> Vec<u8> {
+        let step = |inputs: &[usize]| Step {
+            name: "[1/2] RUN make".to_owned(),
+            number: Some(1),
+            inputs: inputs.to_vec(),
+            done: true,
+            kind: Kind::Layer,
+            layer: Some(SnapshotId::from_name("layer".to_owned())),
+            known: BTreeMap::new(),
+        };
+        let record = Record {
+            version: VERSION,
+            steps: vec![step(&[]), step(inputs)],
+            failed: Some(Failed {
+                step: failed,
+                changes: None,
+            }),
+            secrets: Vec::new(),
+            machine: Machine {
+                host_ca: None,
+                proxies: Vec::new(),
+                hosts: Vec::new(),
+                seccomp: Seccomp::Default,
+            },
+        };
+        record.encode()
+    }
+
+    #[test]
+    fn a_record_that_leads_nowhere_is_none() {
+        let good = Record::parse(&record(&[0], 1)).unwrap();
+        assert_eq!(good.result(1).built.len(), 2);
+        for bad in [record(&[1], 1), record(&[2], 1), record(&[0], 2)] {
+            assert!(Record::parse(&bad).is_none());
+        }
+        assert!(Record::parse(b"{}").is_none());
+        let text = String::from_utf8(record(&[0], 1)).unwrap();
+        let other = text.replace("\"version\":1", "\"version\":2");
+        assert!(Record::parse(other.as_bytes()).is_none());
+    }
+
+    /// Neither is part of a mount's identity, so that its encoding leaves them out.
+    #[test]
+    fn cache_mounts_come_back_with_their_ids() {
+        let mount = MountOp::Cache {
+            id: "apt".to_owned(),
+            target: "/c".to_owned(),
+            sharing: Sharing::Locked,
+            writable: true,
+            seed: None,
+            mode: None,
+            uid: None,
+            gid: None,
+        };
+        let encoded = serde_json::to_vec(&(&mount, left_out(&mount))).unwrap();
+        let (bare, beside): (MountOp, (String, u8)) = serde_json::from_slice(&encoded).unwrap();
+        assert_ne!(bare, mount);
+        let mut op = crate::pipeline::Invocation::default().around(
+            &kiln_registry::spec::config::ContainerConfig::default(),
+            Vec::new(),
+            Vec::new(),
+        );
+        op.mounts = vec![bare];
+        let mut step = Step {
+            name: String::new(),
+            number: None,
+            inputs: Vec::new(),
+            done: false,
+            kind: Kind::Run(op, vec![beside]),
+            layer: None,
+            known: BTreeMap::new(),
+        };
+        step.complete();
+        let Kind::Run(op, _) = step.kind else {
+            panic!("it was one");
+        };
+        assert_eq!(op.mounts, [mount]);
     }
 }

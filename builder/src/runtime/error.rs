@@ -143,6 +143,14 @@ pub enum RuntimeError {
     /// The sandbox was killed from outside.
     #[error("the sandbox process was killed")]
     Lost,
+    /// The level of isolation has no way to give what was asked for.
+    #[error(
+        "{what} is not possible with isolation `chroot`, which neither mounts nor makes namespaces"
+    )]
+    Level {
+        /// What was asked for.
+        what: String,
+    },
     /// A directory of the step's root cannot be prepared or cleaned.
     #[error("cannot clean `{}`", path.display())]
     Clean {

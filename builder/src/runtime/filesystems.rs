@@ -21,7 +21,7 @@ use crate::sys::mount;
 pub(super) const PLACES: [&str; 3] = ["/proc", "/dev", "/sys"];
 
 /// Device nodes of every step: name and numbers. There is no console, because there is no terminal.
-const DEVICES: [(&str, u32, u32); 6] = [
+pub(super) const DEVICES: [(&str, u32, u32); 6] = [
     ("null", 1, 3),
     ("zero", 1, 5),
     ("full", 1, 7),

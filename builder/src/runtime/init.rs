@@ -186,7 +186,7 @@ pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 
 /// Makes sure that the user and its groups exist in this user namespace. With a single id nobody
 /// exists but root, and every user is made up.
-fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
+pub(super) fn check_ids(spec: &ProcessSpec, user: &User) -> Result<(), Failure> {
     if spec.isolation == Isolation::Rootless(Ids::Single) {
         return Ok(());
     }
@@ -259,7 +259,11 @@ fn enter_root(root: &Root, cwd: &OwnedFd) -> io::Result<()> {
 
 /// Tells the builder what was made in the root, and gives it this process, for signals, and the
 /// other end of its terminal.
-fn report(control: &mut UnixStream, points: Points, terminal: Option<&Terminal>) -> io::Result<()> {
+pub(super) fn report(
+    control: &mut UnixStream,
+    points: Points,
+    terminal: Option<&Terminal>,
+) -> io::Result<()> {
     let process = pidfd_open(getpid(), PidfdFlags::empty())?;
     let mut descriptors = vec![process.as_fd()];
     descriptors.extend(terminal.map(|terminal| terminal.master.as_fd()));

@@ -8,6 +8,7 @@
 //! its program). `oci` is the way to another runtime: from the sandbox on, it does the rest.
 
 mod cancel;
+mod chroot;
 mod error;
 mod executable;
 mod feed;
@@ -229,6 +230,16 @@ pub enum Mount {
         /// Whether the process may write to it.
         writable: bool,
     },
+    /// A directory of kiln's own that is kept. Where nothing can be mounted it is moved into the root
+    /// for the time of the run, so that nobody else may use it meanwhile.
+    Cache {
+        /// Path on the host, on the file system of the root's own directory.
+        source: PathBuf,
+        /// Absolute path in the root.
+        target: String,
+        /// Whether the process may write to it.
+        writable: bool,
+    },
     /// A file with given content, read-only; no file system but one in memory may hold it.
     File {
         /// The content.
@@ -266,6 +277,7 @@ impl Mount {
     pub fn target(&self) -> &str {
         match self {
             Self::Bind { target, .. }
+            | Self::Cache { target, .. }
             | Self::File { target, .. }
             | Self::Layers { target, .. }
             | Self::Tmpfs { target, .. } => target,

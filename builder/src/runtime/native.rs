@@ -14,12 +14,14 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::chroot::{self, COVERED, Covers};
 use super::feed::{self, Feed};
 use super::message::{self, Frames, Message};
 use super::mount_points::{self, Points};
 use super::server::{Ends, Server};
 use super::{
-    Cancel, Exit, Order, Orders, ProcessSpec, Root, RuntimeError, Stream, Streams, oci, terminal,
+    Cancel, Exit, Isolation, Order, Orders, ProcessSpec, Root, RuntimeError, Stream, Streams, oci,
+    terminal,
 };
 
 /// Read from a pipe at once: what the kernel keeps in one.
@@ -29,7 +31,13 @@ const CHUNK: usize = 64 << 10;
 pub(super) const SCRATCH: &str = "scratch";
 
 /// What a run leaves in [`Root::work`], to be removed: the first two are overlayfs's own.
-const LEFT: [&str; 4] = ["work", "incompat", SCRATCH, mount_points::NEW_LAYER];
+const LEFT: [&str; 5] = [
+    "work",
+    "incompat",
+    SCRATCH,
+    mount_points::NEW_LAYER,
+    COVERED,
+];
 
 /// What connects a process to whoever runs it in the foreground.
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,13 +155,30 @@ impl Native {
         let container = self.container(spec)?;
         // What a run that was killed has left.
         remove_work(&spec.root)?;
+        let mut covers = match spec.isolation {
+            Isolation::Chroot => {
+                chroot::check(spec)?;
+                Some(Covers::put(spec)?)
+            }
+            Isolation::Root | Isolation::Rootless(_) => None,
+        };
+        for note in covers.iter().flat_map(|covers| &covers.notes) {
+            output(Stream::Stderr, format!("note: {note}\n").as_bytes());
+        }
         let mut sandbox = Sandbox::start(self, attached).map_err(RuntimeError::Start)?;
         let supervised = sandbox.supervise(spec, container.as_ref(), output, cancel);
         let ended = sandbox.end(output);
         if let Some(container) = &container {
             container.clean(spec);
         }
-        let cleaned = clean(&spec.root, &sandbox.points);
+        let uncovered = covers.as_mut().map_or(Ok(()), Covers::remove);
+        drop(covers);
+        let cleaned = uncovered
+            .map_err(|source| RuntimeError::Clean {
+                path: spec.root.files.writable().to_owned(),
+                source,
+            })
+            .and_then(|()| clean(&spec.root, &sandbox.points));
         supervised.and(ended).map_err(RuntimeError::Start)?;
         let exit = match sandbox.result {
             _ if cancel.is_cancelled() => return Err(RuntimeError::Cancelled),

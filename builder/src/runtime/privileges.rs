@@ -1,5 +1,6 @@
 //! What a step may do: limits, capabilities, system calls, user (B4.5, B5).
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::Mode;
@@ -12,8 +13,9 @@ use rustix::thread::{
 };
 
 use super::init::Act;
+use super::isolation::has_filter;
 use super::message::{Failure, errno};
-use super::{Privileges, ProcessSpec, seccomp, single};
+use super::{Isolation, Privileges, ProcessSpec, Seccomp, seccomp, single};
 use crate::sys::owner;
 use crate::sys::process;
 use crate::sys::users::User;
@@ -62,15 +64,25 @@ pub(super) fn drop_to(
     for (name, soft, hard) in &spec.rlimits {
         limit(name, *soft, *hard)?;
     }
-    process::new_session_keyring().act("join a new session keyring")?;
+    // A container's filter may refuse it; then its keys are nobody's but the container's.
+    let in_container = spec.isolation == Isolation::Chroot;
+    let allowed = |result: io::Result<()>| match result {
+        Err(error) if in_container && error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        result => result,
+    };
+    allowed(process::new_session_keyring()).act("join a new session keyring")?;
     if registrar.is_some() {
         single::make_up(user)?;
     }
     clear_ambient().act("limit capabilities")?;
     let kept = match &spec.privileges {
         Privileges::Sandbox(seccomp) => {
-            bound_capabilities().act("limit capabilities")?;
-            seccomp::install(seccomp).act("filter system calls")?;
+            allowed(bound_capabilities().map_err(Into::into)).act("limit capabilities")?;
+            if in_container {
+                filter_in_container(seccomp).act("filter system calls")?;
+            } else {
+                seccomp::install(seccomp).act("filter system calls")?;
+            }
             CAPABILITIES
         }
         // All that there are: in a user namespace, those over it (B3.2).
@@ -78,6 +90,12 @@ pub(super) fn drop_to(
             let own = capabilities(None).act("read capabilities")?;
             own.permitted
         }
+    };
+
+    let kept = if in_container {
+        kept & capabilities(None).act("read capabilities")?.permitted
+    } else {
+        kept
     };
     match registrar {
         None => change_user(user)?,
@@ -116,6 +134,21 @@ pub(super) fn give(file: impl AsFd, (uid, gid): (u32, u32)) -> rustix::io::Resul
     }
     let gid = (gid != u32::MAX).then(|| Gid::from_raw(gid));
     rustix::fs::fchown(file, Some(Uid::from_raw(uid)), gid)
+}
+
+/// A filter of the container's stays in force, so that the default one need not be added; and without
+/// the right to add one, no program may gain privileges any more.
+fn filter_in_container(seccomp: &Seccomp) -> io::Result<()> {
+    if *seccomp == Seccomp::Default && has_filter() {
+        return Ok(());
+    }
+    match seccomp::install(seccomp) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+            rustix::thread::set_no_new_privs(true)?;
+            seccomp::install(seccomp)
+        }
+        result => result,
+    }
 }
 
 fn clear_ambient() -> rustix::io::Result<()> {

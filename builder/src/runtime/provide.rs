@@ -49,9 +49,12 @@ pub(super) struct Provider {
 impl Provider {
     /// Mounts it on a directory; it goes when the old root goes.
     pub(super) fn new(place: BorrowedFd<'_>) -> io::Result<Self> {
-        let options = [("mode", "700")];
+        // Secrets shall not reach a disk by way of swap. Linux can promise that since 6.4, to the
+        // host's root only.
+        let (unswapped, plain) = ([("mode", "700"), ("noswap", "")], [("mode", "700")]);
         let attributes = BASE | MountAttrFlags::MOUNT_ATTR_NOSUID;
-        let files = mount::filesystem("tmpfs", &options, attributes)?;
+        let files = mount::filesystem("tmpfs", &unswapped, attributes)
+            .or_else(|_| mount::filesystem("tmpfs", &plain, attributes))?;
         mount::attach(files.as_fd(), place)?;
         rustix::fs::mkdirat(&files, EMPTY, Mode::from_raw_mode(0o755))?;
         Ok(Self { files, next: 0 })
@@ -180,6 +183,11 @@ impl Provider {
                 source,
                 target,
                 writable,
+            }
+            | Mount::Cache {
+                source,
+                target,
+                writable,
             } => {
                 let mount = bind(source, *writable);
                 let failed = source_failed(source.display().to_string());
@@ -209,7 +217,9 @@ impl Provider {
             target: target.clone(),
             kind,
             read_only: match wanted {
-                Mount::Bind { writable, .. } | Mount::Layers { writable, .. } => !writable,
+                Mount::Bind { writable, .. }
+                | Mount::Cache { writable, .. }
+                | Mount::Layers { writable, .. } => !writable,
                 Mount::File { .. } => true,
                 Mount::Tmpfs { .. } => false,
             },

@@ -31,7 +31,7 @@ use super::init::Given;
 use super::message::{self, Failure, Message, Order, errno};
 use super::server::{self, Ends};
 use super::single::Registrar;
-use super::{Exit, Ids, Isolation, ProcessSpec, Streams, init, oci};
+use super::{Exit, Ids, Isolation, ProcessSpec, Streams, chroot, init, oci};
 use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
@@ -50,8 +50,11 @@ pub fn sandbox_main() -> ExitCode {
         let mut control = take_ends(ends)?;
         let order: Order = message::receive(&mut control)?;
         let input = receive_input(&order.spec, &control)?;
-        keep(&order, &mut control, input)
-            .or_else(|error| report(&mut control, "start the sandbox", &error))
+        let kept = match order.spec.isolation {
+            Isolation::Chroot => chroot::keep(&order.spec, &mut control, input),
+            Isolation::Root | Isolation::Rootless(_) => keep(&order, &mut control, input),
+        };
+        kept.or_else(|error| report(&mut control, "start the sandbox", &error))
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -133,7 +136,7 @@ fn keep(order: &Order, control: &mut UnixStream, input: Option<OwnedFd>) -> io::
 }
 
 /// A step does not inherit the builder's protection from the out-of-memory killer.
-fn lower_protection() -> io::Result<()> {
+pub(super) fn lower_protection() -> io::Result<()> {
     let path = "/proc/self/oom_score_adj";
     let score = std::fs::read_to_string(path)?;
     if score.starts_with('-') {
@@ -206,7 +209,7 @@ fn wait(process: Pid) -> io::Result<Exit> {
     }
 }
 
-fn exit(status: WaitStatus) -> Option<Exit> {
+pub(super) fn exit(status: WaitStatus) -> Option<Exit> {
     let code = status.exit_status().map(Exit::Code);
     code.or_else(|| status.terminating_signal().map(Exit::Signal))
 }

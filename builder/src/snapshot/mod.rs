@@ -56,6 +56,14 @@ pub enum SnapshotError {
         "the file system of the store `{0}` has no extended attributes of users (`user.*`), which snapshots need"
     )]
     Attributes(PathBuf),
+    /// This machine does not allow the way that was asked for.
+    #[error("--snapshotter={backend} does not work here")]
+    Refused {
+        /// The way.
+        backend: Backend,
+        /// Why not.
+        source: io::Error,
+    },
     /// A tree of files could not be read or made.
     #[error("{0}")]
     Tree(#[from] layer::TreeError),

@@ -16,7 +16,7 @@ use super::shown::Inputs;
 use super::{StepError, Worker};
 use crate::event::Event;
 use crate::graph::{MountOp, RunOp};
-use crate::runtime::Mount;
+use crate::runtime::{Isolation, Mount};
 use crate::snapshot::Active;
 use crate::store::{CacheMount, TempDir};
 use crate::sys::owner;
@@ -113,7 +113,7 @@ impl Maker<'_> {
                 target, writable, ..
             } => {
                 let cache = key.and_then(|key| self.made.caches.get(&key));
-                self.made.mounts.extend(cache.map(|cache| Mount::Bind {
+                self.made.mounts.extend(cache.map(|cache| Mount::Cache {
                     source: cache.path().to_owned(),
                     target: target.clone(),
                     writable: *writable,
@@ -227,8 +227,13 @@ impl Maker<'_> {
                 continue;
             };
             let key = self.cache_key(id, seed.as_ref())?;
-            let (_, known) = wanted.entry(key).or_insert((mount, *sharing));
-            *known = stricter(*known, *sharing);
+            // Where nothing can be mounted the directory is moved, which only one can do.
+            let sharing = match (self.worker.settings.isolation, sharing) {
+                (Isolation::Chroot, Sharing::Shared) => Sharing::Locked,
+                (_, sharing) => *sharing,
+            };
+            let (_, known) = wanted.entry(key).or_insert((mount, sharing));
+            *known = stricter(*known, sharing);
             keys.push(Some(key));
         }
         for (key, (mount, sharing)) in wanted {

@@ -8,7 +8,7 @@ use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
 use crate::runtime::network::{self, HostEntry, Lease};
-use crate::runtime::{self, Exit, Files, Mount, Privileges, ProcessSpec, Root, Streams};
+use crate::runtime::{self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::{Active, SnapshotId, Writable};
 
 /// Host name inside the sandbox (B4.3).
@@ -246,7 +246,8 @@ fn present(
 
 /// A network for a step that wants the default one. One that may do everything may also change it.
 pub(super) fn lease(worker: &Worker, op: &RunOp) -> Result<Option<Lease>, StepError> {
-    if op.network != Network::Default {
+    // Without namespaces there is but one network.
+    if op.network != Network::Default || worker.settings.isolation == Isolation::Chroot {
         return Ok(None);
     }
     let mut lease = worker.networks.take()?;

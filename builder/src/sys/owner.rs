@@ -5,11 +5,11 @@
 //! the truth: what reads the metadata of files in snapshots corrects it by [`correct`], what gives
 //! files away does so by [`set`], and nothing else in kiln knows how it is done:
 //!
-//! - regular files and directories carry the attribute [`RECORD`], which overlayfs copies up with
+//! - regular files and directories carry the attribute `RECORD`, which overlayfs copies up with
 //!   them: `UID:GID`, or `-` for "as on disk", and for a device ` c MAJOR:MINOR` or ` b …` after
 //!   that, because only the host's root makes device nodes. What stands for one is an empty file;
 //! - symbolic links and pipes cannot have such attributes. Layers keep times in whole seconds, so
-//!   that the nanoseconds of their last change are free: these are [`FIRST`] plus the number of the
+//!   that the nanoseconds of their last change are free: these are `FIRST` plus the number of the
 //!   line with their owner in a file of the store, which [`open_table`] names.
 //!
 //! With a single id every file has a record, root's too: one without was made by a step and belongs

@@ -119,11 +119,6 @@ impl TestEnv {
         self
     }
 
-    /// Whether an ordinary user runs kiln.
-    pub(crate) fn is_rootless(&self) -> bool {
-        self.person.is_some()
-    }
-
     /// Gives the build context to who runs kiln.
     pub(crate) fn give_context(&self) {
         if self.person.is_some() {

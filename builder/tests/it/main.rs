@@ -22,6 +22,8 @@ mod builds;
 mod cache;
 mod call;
 mod check;
+mod chroot;
+mod container;
 mod damage;
 mod errors;
 mod git;

@@ -125,6 +125,32 @@ fn network_files_are_provided_and_cannot_be_changed() {
     assert!(changes.iter().all(|path| path == "tmp"), "{changes:?}");
 }
 
+/// B2: not even by way of swap.
+#[test]
+fn secrets_are_in_memory_that_is_not_swapped() {
+    needs_root!();
+    let script = "grep ' /run/secrets/token ' /proc/self/mountinfo";
+    let step = Step::sh(script).mount(Mount::File {
+        content: b"hush".to_vec().into(),
+        target: "/run/secrets/token".to_owned(),
+        mode: 0o400,
+        owner: (0, 0),
+    });
+    let mount = step.output();
+    assert!(mount.contains(" - tmpfs "), "{mount}");
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    if version >= (6, 4) {
+        assert!(mount.contains("noswap"), "{mount}");
+    }
+}
+
 /// B7.3
 #[test]
 fn a_specification_shows_no_secret() {

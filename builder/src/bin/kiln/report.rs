@@ -7,6 +7,7 @@ use kiln_builder::pipeline::{BuildError, ShellError, Source};
 use kiln_builder::runtime::RuntimeError;
 use kiln_builder::runtime::isolation::IsolationError;
 use kiln_builder::runtime::network::NetworkError;
+use kiln_builder::snapshot::SnapshotError;
 use kiln_builder::step::StepError;
 use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
@@ -282,6 +283,10 @@ fn code(error: &anyhow::Error) -> u8 {
         || find::<RuntimeError>(error).is_some_and(is_sandbox)
         || find::<NetworkError>(error).is_some()
         || find::<GitError>(error).is_some_and(GitError::is_environment)
+        || matches!(
+            find(error),
+            Some(SnapshotError::Refused { .. } | SnapshotError::Attributes(_))
+        )
     {
         return ENVIRONMENT;
     }
@@ -339,6 +344,7 @@ fn is_sandbox(error: &RuntimeError) -> bool {
             | RuntimeError::Setup { .. }
             | RuntimeError::LimitRefused { .. }
             | RuntimeError::Lost
+            | RuntimeError::Level { .. }
             | RuntimeError::Oci { .. }
             | RuntimeError::Unsupported { .. }
             | RuntimeError::Clean { .. }

@@ -143,7 +143,7 @@ impl std::fmt::Display for Denial {
 }
 
 /// Whether this process is under a seccomp filter.
-pub(super) fn has_filter() -> bool {
+pub(in crate::runtime) fn has_filter() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
         .lines()

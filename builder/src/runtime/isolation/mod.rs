@@ -16,6 +16,7 @@ use std::fmt;
 use super::{Ids, Isolation};
 use crate::sys::ids::{self, Map};
 
+pub(super) use error::has_filter;
 pub use error::{Denial, IsolationError};
 
 /// What the user asks for.
@@ -81,9 +82,11 @@ impl fmt::Display for Level {
                 f.write_str(")")
             }
             Isolation::Chroot => {
-                f.write_str("chroot (steps are not isolated from each other")?;
-                reason(f)?;
-                f.write_str(")")
+                f.write_str("chroot")?;
+                if let Some(reason) = &self.reason {
+                    write!(f, " ({reason})")?;
+                }
+                f.write_str(": steps are not isolated from each other or from this container, and have no /proc")
             }
         }
     }

@@ -25,12 +25,37 @@ use std::thread;
 
 use serde::Deserialize;
 
+use crate::container;
 use crate::env::{Output, TestEnv, test_env};
 use crate::people::{Ids, Person};
 use describe::{Base, Show};
 
 /// Cases that are built at once.
 const THREADS: usize = 4;
+
+/// Cases that a container without the right to mount cannot build, and why.
+const NEED_MOUNTS: [(&str, &str); 8] = [
+    ("a15.2-key-of-a-run", "no network namespace"),
+    ("a16.3-created-by", "no network namespace"),
+    ("a8.1-forms", "no /proc"),
+    (
+        "a8.4-what-was-provided-is-not-in-the-layer",
+        "no /proc and /sys",
+    ),
+    (
+        "b2-a-bind-that-is-written-to",
+        "root may write to a copy that should be read-only",
+    ),
+    (
+        "b2-binds-of-the-context",
+        "root may write to a copy that should be read-only",
+    ),
+    (
+        "b2-cache-mounts",
+        "root may write to a directory that should be read-only",
+    ),
+    ("b2-tmpfs", "no limit of size"),
+];
 
 /// How a case is built.
 #[derive(Debug, Default, Deserialize)]
@@ -71,7 +96,7 @@ struct Suite {
 
 #[test]
 fn cases_build_as_expected() {
-    build_all(test_env!().with_busybox());
+    build_all(test_env!().with_busybox(), |_| true);
 }
 
 /// Without overlayfs the very same layers come out (DEMAND 20).
@@ -81,6 +106,7 @@ fn cases_build_as_expected_in_plain_directories() {
         test_env!()
             .with_variable("KILN_SNAPSHOTTER", "plain")
             .with_busybox(),
+        |_| true,
     );
 }
 
@@ -102,10 +128,25 @@ fn is_about_files(case: &Path) -> bool {
 #[test]
 fn cases_build_as_expected_in_a_user_namespace() {
     let person = Person::new(Ids::Many);
-    build_all(test_env!("newuidmap").with_person(person).with_busybox());
+    let env = test_env!("newuidmap").with_person(person).with_busybox();
+    build_all(env, is_about_files);
 }
 
-fn build_all(env: TestEnv) {
+/// The same in a stock container, without the right to mount (DEMAND 1): the cases that run
+/// something.
+#[test]
+fn cases_build_as_expected_in_a_stock_container() {
+    if container::is_inside() {
+        build_all(TestEnv::new().with_busybox(), |case| {
+            let text = fs::read_to_string(case.join("Dockerfile")).unwrap_or_default();
+            let name = case.file_name().unwrap().to_string_lossy();
+            let unlike = |(known, _): &(&str, &str)| *known == name;
+            text.contains("RUN") && !NEED_MOUNTS.iter().any(unlike)
+        });
+    }
+}
+
+fn build_all(env: TestEnv, picked: impl Fn(&Path) -> bool) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/steps");
     env.built(
         "system",
@@ -124,8 +165,7 @@ fn build_all(env: TestEnv) {
     let mut cases: Vec<PathBuf> = fs::read_dir(&root)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir() && path.to_string_lossy().contains(&wanted))
-        .filter(|path| !suite.env.is_rootless() || is_about_files(path))
+        .filter(|path| path.is_dir() && path.to_string_lossy().contains(&wanted) && picked(path))
         .collect();
     cases.sort();
     assert!(!cases.is_empty(), "no cases in {}", root.display());

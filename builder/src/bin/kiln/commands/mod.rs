@@ -27,9 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kiln_builder::runtime::Cancel;
 use kiln_builder::runtime::isolation::{self, Level, Wanted};
-use kiln_builder::snapshot::{Backend, Refused};
+use kiln_builder::runtime::{Cancel, Isolation};
+use kiln_builder::snapshot::{Backend, Refused, SnapshotError};
 use kiln_builder::store::Store;
 use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
@@ -134,10 +134,19 @@ impl Setup {
     /// How layers become file systems here: as asked for, else the first way that works. Unless told
     /// to be quiet, it says why that is not the best one.
     pub(crate) fn backend(&self, store: &Store, quiet: bool) -> anyhow::Result<Backend> {
+        let chroot = self
+            .level
+            .as_ref()
+            .is_some_and(|level| level.isolation == Isolation::Chroot);
+        if chroot && self.snapshotter != Some(Backend::Overlay) {
+            return Ok(Backend::Plain);
+        }
         if let Some(wanted) = self.snapshotter {
-            wanted
-                .attempt(store)?
-                .with_context(|| format!("--snapshotter={wanted} does not work here"))?;
+            let attempt = wanted.attempt(store)?;
+            attempt.map_err(|source| SnapshotError::Refused {
+                backend: wanted,
+                source,
+            })?;
             return Ok(wanted);
         }
         let (backend, refused) = Backend::probe(store)?;

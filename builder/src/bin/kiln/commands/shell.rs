@@ -159,7 +159,9 @@ pub(super) fn in_failed(
         open(store, backend, client, settings, &shell, &none, true)
     };
     match work() {
-        Err(error) if !error.is::<Exited>() => render::err(&format!("no shell: {error:#}")),
+        Err(error) if !error.is::<Exited>() => {
+            render::err(&text::one_line(&format!("no shell: {error:#}")));
+        }
         _ => {}
     }
 }
