@@ -34,8 +34,12 @@ pub(crate) struct Person {
     folder: Arc<TempDir>,
 }
 
-/// Becomes the user: first the folder, then the program.
-const BECOME: &str = "mount --bind \"$0/etc\" /etc && exec setpriv --reuid 4711 --regid 4711 \
+/// Becomes the user: first the folder, then the program. Paths may be covered before that, as a
+/// container does.
+const BECOME: &str = "mount --bind \"$0/etc\" /etc && \
+    if [ -e \"$0/covered\" ]; then \
+        mount --bind /dev/null /proc/interrupts && mount -t tmpfs -o ro none /proc/bus; \
+    fi && exec setpriv --reuid 4711 --regid 4711 \
     --clear-groups -- \"$@\"";
 
 impl Person {
@@ -65,6 +69,12 @@ impl Person {
         Self {
             folder: Arc::new(folder),
         }
+    }
+
+    /// Runs kiln where parts of /proc are covered, as in a container.
+    pub(crate) fn in_container(self) -> Self {
+        fs::write(self.folder.path().join("covered"), "").unwrap();
+        self
     }
 
     /// The program and the first arguments that start kiln as this user.

@@ -307,6 +307,23 @@ fn b5_6_what_denies_user_namespaces_is_named() {
     assert!(report["error"].as_str().unwrap().contains(said), "{report}");
 }
 
+/// The kernel makes no second /proc where a container covers parts of the first: then the step sees
+/// the first one, covered as it is, and can do nothing to the processes in it.
+#[test]
+fn b5_4_in_a_container_proc_stays_covered() {
+    test_env!("newuidmap", "setpriv");
+    for ids in [Ids::Many, Ids::None] {
+        let env = TestEnv::new().with_person(Person::new(ids).in_container());
+        let env = env.with_busybox();
+        let text = "FROM busybox\n\
+            RUN test -z \"$(cat /proc/interrupts)\" && test -z \"$(ls /proc/bus)\" \
+             && test \"$(readlink /proc/self/exe)\" = /bin/busybox && test $$ = 1 \
+             && ! cat /proc/1/environ && ! ls /proc/1/root/ && ! ls /proc/1/fd/ \
+             && chown 5 /tmp && test \"$(stat -c %u /tmp)\" = 5\n";
+        env.dockerfile(text).build("x").success();
+    }
+}
+
 /// Root of a user namespace, as in another builder's: it needs none of its own.
 #[test]
 fn b5_6_root_of_a_namespace_needs_no_other() {

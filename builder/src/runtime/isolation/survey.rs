@@ -128,7 +128,7 @@ pub fn levels() -> Vec<Mechanism> {
         Mechanism::of(
             "subordinate ids",
             ranges,
-            "rootless with a single id: owners are written down beside the files, and steps see their own user as the owner of all files",
+            "rootless with a single id: owners are written down beside the files and users of steps are made up, which makes steps slower",
         ),
         Mechanism::of(
             "chroot",
