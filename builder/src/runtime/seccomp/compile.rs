@@ -1,6 +1,6 @@
 //! From the rules of a profile to a verdict for every number of every calling convention.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use libc::sock_filter;
 
@@ -19,10 +19,10 @@ const ENOSYS: u16 = 38;
 /// # Errors
 /// Rules that contradict each other, and a program that is too long.
 pub(super) fn program(profile: &Profile) -> Result<Vec<sock_filter>, ProfileError> {
-    let table = Table::new();
+    let table = Table::get();
     let mut sections: Vec<Section> = Vec::new();
     for abi in &profile.abis {
-        let numbers = numbers(profile, &table, *abi)?;
+        let numbers = numbers(profile, table, *abi)?;
         match sections.last_mut() {
             Some(last) if *abi == Abi::X32 => last.x32 = Some(numbers),
             _ => sections.push(Section {
@@ -40,6 +40,16 @@ pub(super) fn program(profile: &Profile) -> Result<Vec<sock_filter>, ProfileErro
             limit: LONGEST,
         }),
         _ => Ok(program),
+    }
+}
+
+/// Calls by their numbers, in order.
+#[derive(Default)]
+struct Calls(BTreeMap<u32, Call>);
+
+impl Calls {
+    fn of(&mut self, number: u32) -> &mut Call {
+        self.0.entry(number).or_default()
     }
 }
 
@@ -97,11 +107,11 @@ fn alternatives(conditions: &[Condition]) -> impl Iterator<Item = Vec<Condition>
 }
 
 fn numbers(profile: &Profile, table: &Table, abi: Abi) -> Result<Numbers, ProfileError> {
-    let mut calls: HashMap<u32, Call> = HashMap::new();
+    let mut calls = Calls::default();
     for rule in &profile.rules {
         for name in &rule.names {
             if let Some(number) = table.number(name, abi) {
-                calls.entry(number).or_default().add(name, rule)?;
+                calls.of(number).add(name, rule)?;
             }
             if abi == Abi::X86 {
                 combined(&mut calls, table, name, rule)?;
@@ -115,23 +125,19 @@ fn numbers(profile: &Profile, table: &Table, abi: Abi) -> Result<Numbers, Profil
         true => default,
         false => filter::answer(Action::Errno(ENOSYS)),
     };
-    let calls = calls.into_iter();
+    let calls = calls.0.into_iter();
     let calls = calls.map(|(number, call)| (number, call.verdict(profile.default)));
     Ok(Numbers::new(calls.collect(), default, unknown))
 }
 
 /// Lets a rule hold for the older way of making a call too. Its arguments are behind a pointer there:
 /// a rule that refuses some of them refuses all, one that allows some allows none.
-fn combined(
-    calls: &mut HashMap<u32, Call>,
-    table: &Table,
-    name: &str,
-    rule: &Rule,
-) -> Result<(), ProfileError> {
+fn combined(calls: &mut Calls, table: &Table, name: &str, rule: &Rule) -> Result<(), ProfileError> {
     if !rule.conditions.is_empty() && rule.action.allows() {
         return Ok(());
     }
-    let Some((_, gate, which)) = COMBINED.iter().find(|(part, ..)| *part == name) else {
+    let found = COMBINED.binary_search_by_key(&name, |(part, ..)| part);
+    let Some((_, gate, which)) = found.ok().and_then(|index| COMBINED.get(index)) else {
         return Ok(());
     };
     let Some(number) = table.number(gate, Abi::X86) else {
@@ -149,5 +155,5 @@ fn combined(
         action: rule.action,
         conditions: vec![condition],
     };
-    calls.entry(number).or_default().add(name, &rule)
+    calls.of(number).add(name, &rule)
 }

@@ -296,7 +296,7 @@ impl Profile {
         let abis = document.abis(host)?;
         let flags = flags(document.flags.as_deref())?;
         let (mut rules, mut unknown) = (Vec::new(), Vec::new());
-        let table = Table::new();
+        let table = Table::get();
         for (number, calls) in document.syscalls.into_iter().flatten().enumerate() {
             let place = format!("syscalls[{number}]");
             let Some(rule) = calls.rule(host, &place)? else {

@@ -1,8 +1,12 @@
 //! Names and numbers of system calls, as the table `syscalls.txt` has them.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 const TABLE: &str = include_str!("syscalls.txt");
+
+/// Columns of numbers.
+const COLUMNS: usize = 6;
 
 /// A calling convention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,15 +74,15 @@ impl Abi {
         }
     }
 
-    /// Its column in the table; the name is column 0.
+    /// Its column of numbers in the table.
     fn column(self) -> usize {
         match self {
-            Self::X86_64 => 1,
-            Self::X32 => 2,
-            Self::X86 => 3,
-            Self::Aarch64 => 4,
-            Self::Arm => 5,
-            Self::Riscv64 => 6,
+            Self::X86_64 => 0,
+            Self::X32 => 1,
+            Self::X86 => 2,
+            Self::Aarch64 => 3,
+            Self::Arm => 4,
+            Self::Riscv64 => 5,
         }
     }
 }
@@ -107,16 +111,16 @@ pub(super) const FOREIGN: [&str; 18] = [
 
 /// The table, ready for looking names up.
 #[derive(Debug)]
-pub(super) struct Table(HashMap<&'static str, &'static str>);
+pub(super) struct Table(HashMap<&'static str, [Option<u32>; COLUMNS]>);
 
 impl Table {
-    pub(super) fn new() -> Self {
-        let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
-        Self(
-            lines
-                .filter_map(|line| line.split_once(' '))
-                .collect::<HashMap<_, _>>(),
-        )
+    /// The one there is; it is read when it is first asked for.
+    pub(super) fn get() -> &'static Self {
+        static ONCE: OnceLock<Table> = OnceLock::new();
+        ONCE.get_or_init(|| {
+            let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
+            Self(lines.filter_map(row).collect())
+        })
     }
 
     /// Whether there is a call of that name, on whatever machine.
@@ -126,50 +130,55 @@ impl Table {
 
     /// The number of a call, where the convention has it.
     pub(super) fn number(&self, name: &str, abi: Abi) -> Option<u32> {
-        let fields = self.0.get(name)?;
-        fields
-            .split_ascii_whitespace()
-            .nth(abi.column() - 1)?
-            .parse()
-            .ok()
+        *self.0.get(name)?.get(abi.column())?
     }
 }
 
+fn row(line: &'static str) -> Option<(&'static str, [Option<u32>; COLUMNS])> {
+    let mut fields = line.split_ascii_whitespace();
+    let name = fields.next()?;
+    let mut numbers = [None; COLUMNS];
+    for (number, field) in numbers.iter_mut().zip(fields) {
+        *number = field.parse().ok();
+    }
+    Some((name, numbers))
+}
+
 /// Calls that old programs of 32-bit x86 make through one call for many, whose first argument says
-/// which: the name, the call for many, and that argument.
+/// which: the name, the call for many, and that argument. In the order of names.
 pub(super) const COMBINED: [(&str, &str, u64); 32] = [
-    ("socket", "socketcall", 1),
+    ("accept", "socketcall", 5),
+    ("accept4", "socketcall", 18),
     ("bind", "socketcall", 2),
     ("connect", "socketcall", 3),
-    ("listen", "socketcall", 4),
-    ("accept", "socketcall", 5),
-    ("getsockname", "socketcall", 6),
     ("getpeername", "socketcall", 7),
-    ("socketpair", "socketcall", 8),
-    ("send", "socketcall", 9),
-    ("recv", "socketcall", 10),
-    ("sendto", "socketcall", 11),
-    ("recvfrom", "socketcall", 12),
-    ("shutdown", "socketcall", 13),
-    ("setsockopt", "socketcall", 14),
+    ("getsockname", "socketcall", 6),
     ("getsockopt", "socketcall", 15),
-    ("sendmsg", "socketcall", 16),
-    ("recvmsg", "socketcall", 17),
-    ("accept4", "socketcall", 18),
-    ("recvmmsg", "socketcall", 19),
-    ("sendmmsg", "socketcall", 20),
-    ("semop", "ipc", 1),
-    ("semget", "ipc", 2),
-    ("semctl", "ipc", 3),
-    ("semtimedop", "ipc", 4),
-    ("msgsnd", "ipc", 11),
-    ("msgrcv", "ipc", 12),
-    ("msgget", "ipc", 13),
+    ("listen", "socketcall", 4),
     ("msgctl", "ipc", 14),
+    ("msgget", "ipc", 13),
+    ("msgrcv", "ipc", 12),
+    ("msgsnd", "ipc", 11),
+    ("recv", "socketcall", 10),
+    ("recvfrom", "socketcall", 12),
+    ("recvmmsg", "socketcall", 19),
+    ("recvmsg", "socketcall", 17),
+    ("semctl", "ipc", 3),
+    ("semget", "ipc", 2),
+    ("semop", "ipc", 1),
+    ("semtimedop", "ipc", 4),
+    ("send", "socketcall", 9),
+    ("sendmmsg", "socketcall", 20),
+    ("sendmsg", "socketcall", 16),
+    ("sendto", "socketcall", 11),
+    ("setsockopt", "socketcall", 14),
     ("shmat", "ipc", 21),
+    ("shmctl", "ipc", 24),
     ("shmdt", "ipc", 22),
     ("shmget", "ipc", 23),
-    ("shmctl", "ipc", 24),
+    ("shutdown", "socketcall", 13),
+    ("socket", "socketcall", 1),
+    ("socketpair", "socketcall", 8),
 ];
 
 /// All lines of the table, for tests.

@@ -117,7 +117,9 @@ const DEVICES: [&str; 2] = [
 ];
 
 /// The numbers of cases about files and processes: the others do not depend on who builds.
-const FILES: [&str; 7] = ["a8.", "a9.8-", "a9.9-", "a10.", "a11.", "a12.", "a13."];
+const FILES: [&str; 9] = [
+    "a8.", "a9.8-", "a9.9-", "a10.", "a11.", "a12.", "a13.", "b1.6-", "b2-",
+];
 
 fn is_about_files(case: &Path) -> bool {
     let name = case.file_name().unwrap().to_str().unwrap();
