@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::binfmt::{self, Foreign};
 use super::message::{ExecFailure, Failure, IdKind};
 use crate::sys::users::UserError;
 
@@ -112,6 +113,16 @@ pub enum RuntimeError {
         program: String,
         /// The instruction set that it is for, where the file tells.
         machine: Option<String>,
+    },
+    /// The program is for another architecture, and nothing here runs it (B6.4).
+    #[error("exec `{program}`: exec format error: it is for {machine}, and {cause}")]
+    Foreign {
+        /// The program as it was asked for.
+        program: String,
+        /// The instruction set that it is for.
+        machine: String,
+        /// What is amiss.
+        cause: Foreign,
     },
     /// The program cannot be started for another reason.
     #[error("exec `{program}`")]
@@ -255,6 +266,18 @@ impl From<Failure> for RuntimeError {
 impl From<ExecFailure> for RuntimeError {
     fn from(failure: ExecFailure) -> Self {
         let program = failure.program;
+        if let (libc::ENOEXEC | libc::ENOENT, true, Some(machine)) =
+            (failure.errno, failure.exists, &failure.machine)
+            && let Some(cause) = binfmt::problem(machine)
+            // What nothing is registered for is no matter of a missing interpreter.
+            && (failure.errno == libc::ENOEXEC || matches!(cause, Foreign::NotFixed { .. }))
+        {
+            return Self::Foreign {
+                program,
+                machine: machine.clone(),
+                cause,
+            };
+        }
         match failure.errno {
             libc::ENOENT if failure.exists => Self::NoInterpreter { program },
             libc::ENOENT | libc::ENOTDIR if program.contains('/') => Self::NotFound { program },

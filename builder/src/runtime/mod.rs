@@ -7,7 +7,9 @@
 //! between the processes), `sandbox` (which processes there are), `init` (the step's process, up to
 //! its program). `oci` is the way to another runtime: from the sandbox on, it does the rest.
 
+mod binfmt;
 mod cancel;
+pub mod cgroup;
 mod chroot;
 mod error;
 mod executable;
@@ -37,6 +39,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::event::Stream;
 
+pub use binfmt::Foreign;
 pub use cancel::Cancel;
 pub use error::RuntimeError;
 pub use native::{Attached, Native};

@@ -11,6 +11,7 @@ use super::{Inputs, Stack, StepError, Worker, run};
 use crate::event::Stream;
 use crate::graph::{Graph, Op, RunOp, Vertex};
 use crate::layer::{self, How};
+use crate::runtime::cgroup::Groups;
 use crate::runtime::{Attached, Exit, Files, Mount, Root, Streams};
 use crate::snapshot::{SnapshotError, Writable};
 
@@ -85,18 +86,27 @@ pub fn foreground(
     let mut spec = run::specification(worker, process.op, &mut made, root, &stack, lease.as_ref())?;
     spec.mounts.extend(process.mounts.iter().cloned());
     spec.streams = process.streams;
+    let groups = run::groups(worker, process.op)?;
+    spec.cgroups = groups.as_ref().map(Groups::procs).unwrap_or_default();
     let runtime = &worker.runtime;
-    if matches!(process.streams, Streams::Terminal { .. }) {
-        return Ok(runtime.run_attached(&spec, attached, output, &worker.cancel)?);
-    }
-    let exit = runtime.run_attached(
-        &spec,
-        attached,
-        &mut |stream, bytes| output(stream, &made.mask.push(stream, bytes)),
-        &worker.cancel,
-    );
-    for stream in [Stream::Stdout, Stream::Stderr] {
-        output(stream, &made.mask.finish(stream));
+    let exit = if matches!(process.streams, Streams::Terminal { .. }) {
+        runtime.run_attached(&spec, attached, output, &worker.cancel)
+    } else {
+        let exit = runtime.run_attached(
+            &spec,
+            attached,
+            &mut |stream, bytes| output(stream, &made.mask.push(stream, bytes)),
+            &worker.cancel,
+        );
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            output(stream, &made.mask.finish(stream));
+        }
+        exit
+    };
+    if let Some(kill) = groups.and_then(|groups| groups.finish().memory) {
+        // Whoever watches sees no more than the exit code otherwise.
+        let told = format!("kiln: killed: {kill}\r\n");
+        output(Stream::Stderr, told.as_bytes());
     }
     Ok(exit?)
 }

@@ -34,8 +34,9 @@ use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
+use crate::runtime::cgroup::{CgroupError, MemoryKill};
 use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
-use crate::runtime::{Cancel, Isolation, Native, OciProgram, RuntimeError, Seccomp};
+use crate::runtime::{Cancel, Exit, Isolation, Native, OciProgram, RuntimeError, Seccomp};
 use crate::snapshot::{Active, SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError, TempDir};
 use crate::sys::users::UserError;
@@ -85,6 +86,8 @@ pub struct Settings {
     pub proxies: Vec<(String, String)>,
     /// What the names of extra hosts stand for (`--add-host`).
     pub hosts: Vec<HostEntry>,
+    /// The control group that those of steps are made in (`--cgroup-parent`).
+    pub cgroup_parent: Option<String>,
     /// Whether the default network has to be one of its own (`--network=pasta`).
     pub network: Demand,
     /// Secrets by their ids (`--secret`).
@@ -136,6 +139,21 @@ pub enum StepError {
     /// What a cache mount is to begin with is no directory.
     #[error("a cache mount begins with a directory, and `{0}` is none")]
     CacheSeed(String),
+    /// The kernel killed a process of the step for want of memory, and the step failed.
+    #[error("process \"{command}\" {}killed: {kill}", Ended(*.exit))]
+    Memory {
+        /// The command.
+        command: String,
+        /// How it ended.
+        exit: Exit,
+        /// What the kernel did.
+        kill: MemoryKill,
+        /// Its last lines of output.
+        log: Vec<String>,
+    },
+    /// Its limits cannot be kept.
+    #[error("{0}")]
+    Cgroup(#[from] CgroupError),
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -227,6 +245,22 @@ impl StepError {
                 Some("mount it as a file: target= in the place of env=".to_owned())
             }
             _ => None,
+        }
+    }
+}
+
+/// How a process ended one of whose processes was killed: by that itself, which a shell says with
+/// 137, or because it could not do without.
+struct Ended(Exit);
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Exit::Signal(_) | Exit::Code(137) => f.write_str("was "),
+            Exit::Code(code) => write!(
+                f,
+                "did not complete successfully: exit code: {code}: one of its processes was "
+            ),
         }
     }
 }

@@ -7,6 +7,7 @@ use super::mounts::Mounts;
 use super::{Inputs, StepError, Worker, adopt, opaque};
 use crate::event::{Event, Stream};
 use crate::graph::{Network, RunOp, Security};
+use crate::runtime::cgroup::{Groups, MemoryKill, Report};
 use crate::runtime::network::{self, HostEntry, Lease};
 use crate::runtime::{self, Exit, Files, Isolation, Mount, Privileges, ProcessSpec, Root, Streams};
 use crate::snapshot::{Active, SnapshotId, Writable};
@@ -66,7 +67,9 @@ pub(super) fn execute(
     let step = inputs.id.index();
     let mut mounts = Mounts::make(worker, op, inputs, step)?;
     let lease = lease(worker, op)?;
-    let spec = specification(worker, op, &mut mounts, root, stack, lease.as_ref())?;
+    let mut spec = specification(worker, op, &mut mounts, root, stack, lease.as_ref())?;
+    let groups = groups(worker, op)?;
+    spec.cgroups = groups.as_ref().map(Groups::procs).unwrap_or_default();
     if let Writable::Tree(tree) = &mut writable {
         for place in spec.places() {
             tree.tolerate(place)?;
@@ -92,6 +95,13 @@ pub(super) fn execute(
     for stream in [Stream::Stdout, Stream::Stderr] {
         show(stream, mounts.mask.finish(stream));
     }
+    let report = groups.map(Groups::finish).unwrap_or_default();
+    if let Ok(exit) = exit {
+        for text in remarks(exit, &report) {
+            let step = Some(step);
+            worker.observer.tell(Event::Note { step, text });
+        }
+    }
     let error = match exit {
         Ok(Exit::Code(0)) => {
             return match writable {
@@ -107,16 +117,7 @@ pub(super) fn execute(
                 }
             };
         }
-        Ok(Exit::Code(code)) => StepError::Exit {
-            command: shown(&op.args),
-            code,
-            log: tail.lines(),
-        },
-        Ok(Exit::Signal(signal)) => StepError::Signal {
-            command: shown(&op.args),
-            signal,
-            log: tail.lines(),
-        },
+        Ok(exit) => failure(shown(&op.args), exit, report.memory, tail.lines()),
         Err(error) => error.into(),
     };
     if let (Writable::Tree(tree), false) = (writable, matches!(error, StepError::Cancelled)) {
@@ -124,6 +125,46 @@ pub(super) fn execute(
         drop(worker.snapshots.collect(*tree, stack, active, false));
     }
     Err(error)
+}
+
+/// Why a step failed: what its process says of itself, or what the kernel did to it.
+fn failure(command: String, exit: Exit, kill: Option<MemoryKill>, log: Vec<String>) -> StepError {
+    match (kill, exit) {
+        (Some(kill), exit) => StepError::Memory {
+            command,
+            exit,
+            kill,
+            log,
+        },
+        (None, Exit::Code(code)) => StepError::Exit { command, code, log },
+        (None, Exit::Signal(signal)) => StepError::Signal {
+            command,
+            signal,
+            log,
+        },
+    }
+}
+
+/// What a step's control groups tell and its result does not.
+fn remarks(exit: Exit, report: &Report) -> Vec<String> {
+    let mut remarks = Vec::new();
+    match (exit, &report.memory, report.processes) {
+        (Exit::Code(0), Some(kill), _) => remarks.push(format!(
+            "a process of this step was killed, and the step succeeded all the same: {kill}"
+        )),
+        (Exit::Code(0), ..) => {}
+        (_, _, Some((hits, limit))) => remarks.push(format!(
+            "--pids-limit: {hits} times no process could be started, because there were {limit}"
+        )),
+        _ => {}
+    }
+    remarks
+}
+
+/// The control groups that keep a step's limits.
+pub(super) fn groups(worker: &Worker, op: &RunOp) -> Result<Option<Groups>, StepError> {
+    let parent = worker.settings.cgroup_parent.as_deref();
+    Ok(Groups::make(&op.limits.resources, parent)?)
 }
 
 fn shown(args: &[String]) -> String {

@@ -6,6 +6,7 @@ use std::path::Path;
 use kiln_builder::context::select::SelectError;
 use kiln_builder::pipeline::{BuildError, ShellError};
 use kiln_builder::runtime::RuntimeError;
+use kiln_builder::runtime::cgroup::CgroupError;
 use kiln_builder::runtime::isolation::IsolationError;
 use kiln_builder::snapshot::SnapshotError;
 use kiln_builder::step::StepError;
@@ -44,6 +45,7 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<RuntimeError>(error).and_then(program))
         .or_else(|| find::<StepError>(error).and_then(StepError::hint))
         .or_else(|| find::<AgentError>(error).and_then(AgentError::hint))
+        .or_else(|| find::<CgroupError>(error).and_then(CgroupError::hint))
         .or_else(|| find::<GitError>(error).and_then(GitError::hint))
         .or_else(|| find::<IsolationError>(error).and_then(IsolationError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))
@@ -91,6 +93,10 @@ fn program(error: &RuntimeError) -> Option<String> {
             "give your user a larger range in /etc/subuid and /etc/subgid, and start with a new store"
                 .to_owned(),
         ),
+        RuntimeError::Foreign { machine, .. } => Some(format!(
+            "install qemu-user-static (Debian and Ubuntu; elsewhere the package with qemu's binfmt_misc \
+             handlers), which runs programs for {machine} on this machine"
+        )),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use kiln_builder::pipeline::{BuildError, ShellError, Source};
 use kiln_builder::runtime::RuntimeError;
+use kiln_builder::runtime::cgroup::CgroupError;
 use kiln_builder::runtime::isolation::IsolationError;
 use kiln_builder::runtime::network::NetworkError;
 use kiln_builder::snapshot::SnapshotError;
@@ -190,7 +191,9 @@ fn step(name: &str, place: &(Source, Option<Span>), error: &StepError) {
 
 /// What a failed step printed last.
 pub(crate) fn last_output(name: &str, error: &StepError) {
-    if let StepError::Exit { log, .. } | StepError::Signal { log, .. } = error
+    if let StepError::Exit { log, .. }
+    | StepError::Signal { log, .. }
+    | StepError::Memory { log, .. } = error
         && !log.is_empty()
     {
         render::err(&format!("------\n > {}:", text::one_line(name)));
@@ -282,6 +285,7 @@ fn code(error: &anyhow::Error) -> u8 {
         || find::<ClientError>(error).is_some_and(is_environment)
         || find::<RuntimeError>(error).is_some_and(is_sandbox)
         || find::<NetworkError>(error).is_some()
+        || find::<CgroupError>(error).is_some()
         || find::<GitError>(error).is_some_and(GitError::is_environment)
         || matches!(
             find(error),

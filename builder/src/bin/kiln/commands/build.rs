@@ -178,6 +178,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         proxies: proxies(&options, args.host_ca),
         hosts,
         network: args.sandbox.network.demand,
+        cgroup_parent: args.sandbox.limits.cgroup_parent.clone(),
         seccomp: seccomp(&args.security_opt)?,
         runtime: runtime(args.runtime.as_deref())?,
         time: build_time(epoch),

@@ -88,6 +88,7 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         runtime: runtime(args.runtime.as_deref())?,
         hosts: args.sandbox.hosts()?,
         network: args.sandbox.network.demand,
+        cgroup_parent: args.sandbox.limits.cgroup_parent.clone(),
         ..Settings::default()
     };
     let backend = setup.backend(&store, args.quiet)?;
