@@ -34,13 +34,17 @@ use describe::{Base, Show};
 const THREADS: usize = 4;
 
 /// Cases that a container without the right to mount cannot build, and why.
-const NEED_MOUNTS: [(&str, &str); 8] = [
+const NEED_MOUNTS: [(&str, &str); 9] = [
     ("a15.2-key-of-a-run", "no network namespace"),
     ("a16.3-created-by", "no network namespace"),
     ("a8.1-forms", "no /proc"),
     (
         "a8.4-what-was-provided-is-not-in-the-layer",
         "no /proc and /sys",
+    ),
+    (
+        "b1.6-mount-points-in-a-read-only-bind",
+        "root may write to a copy that should be read-only",
     ),
     (
         "b2-a-bind-that-is-written-to",
