@@ -20,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::GitError;
 use crate::runtime::Cancel;
+use crate::sys::ids;
 
 /// Bytes of an answer that are read.
 const ANSWER: usize = 1 << 20;
@@ -168,7 +169,9 @@ impl<'a> Program<'a> {
             command.env("GIT_CEILING_DIRECTORIES", parent);
         }
         if env::var_os("GIT_SSH_COMMAND").is_none() {
-            command.env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes");
+            let home = env::var("HOME").ok();
+            let home = home.filter(|_| !ids::in_initial_namespace().unwrap_or(true));
+            command.env("GIT_SSH_COMMAND", ssh(home.as_deref()));
         }
         if env::var_os("GIT_SSL_CAINFO").is_none()
             && let Some(bundle) = env::var_os("SSL_CERT_FILE")
@@ -331,6 +334,35 @@ fn kill(child: &Child) {
     }
 }
 
+/// How git starts ssh, which goes by the home of the user that it takes us for: in a user namespace
+/// that is root, and its files are out of reach. `home` is where the files are then.
+fn ssh(home: Option<&str>) -> String {
+    let mut command = "ssh -o BatchMode=yes".to_owned();
+    // git gives the text to a shell, and ssh takes an option apart again.
+    let plain = |text: &&str| {
+        text.starts_with('/')
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
+    };
+    let Some(home) = home.filter(plain) else {
+        return command;
+    };
+    let folder = Path::new(home).join(".ssh");
+    let config = folder.join("config");
+    if config.is_file() {
+        command += &format!(" -F {}", config.display());
+    }
+    command += &format!(" -o UserKnownHostsFile={}/known_hosts", folder.display());
+    for key in ["id_ed25519", "id_ecdsa", "id_rsa"] {
+        let key = folder.join(key);
+        if key.is_file() {
+            command += &format!(" -o IdentityFile={}", key.display());
+        }
+    }
+    command
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -366,6 +398,31 @@ mod tests {
         // the login reaches it, for the one host
         let found = sh.run(&["-c", "env | grep extraHeader"]).unwrap();
         assert!(found.ends_with("=http.https://h/.extraHeader\n"), "{found}");
+    }
+
+    #[test]
+    fn ssh_is_told_where_the_files_of_the_user_are() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().to_str().unwrap();
+        std::fs::create_dir(home.path().join(".ssh")).unwrap();
+        std::fs::write(home.path().join(".ssh/id_ed25519"), "").unwrap();
+        assert_eq!(
+            ssh(Some(path)),
+            format!(
+                "ssh -o BatchMode=yes -o UserKnownHostsFile={path}/.ssh/known_hosts -o \
+                 IdentityFile={path}/.ssh/id_ed25519"
+            )
+        );
+        std::fs::write(home.path().join(".ssh/config"), "").unwrap();
+        assert!(ssh(Some(path)).contains(&format!(" -F {path}/.ssh/config ")));
+        for none in [
+            None,
+            Some("/home/a b"),
+            Some("/x';reboot;'"),
+            Some("relative"),
+        ] {
+            assert_eq!(ssh(none), "ssh -o BatchMode=yes");
+        }
     }
 
     #[test]

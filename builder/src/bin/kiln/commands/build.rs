@@ -65,12 +65,12 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     }
     let level = setup.level()?;
     request.settings.isolation = level.isolation;
-    if level.isolation != Isolation::Root && !args.quiet {
-        render::err(&format!("isolation: {level}"));
-    }
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let backend = setup.backend(&store, args.quiet)?;
     request.backend = backend;
+    if level.isolation != Isolation::Root && !args.quiet {
+        render::err(&format!("isolation: {level}; layers: {backend}"));
+    }
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
     let tags = request.tags.clone();
