@@ -25,7 +25,6 @@ use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImage, BaseImages, LAYOUT, LowerOptions, Plan, Wanted};
-use crate::runtime::network::{Pool, SELF};
 use crate::runtime::{Cancel, RuntimeError};
 use crate::schedule::{CachePolicy, Failure, Schedule};
 use crate::snapshot::{Active, Backend, Snapshots, now};
@@ -275,11 +274,7 @@ pub async fn build(
     };
     let contexts = contexts::open(&store, &plan, main, &named)?;
     let (observer, numbers) = Numbers::of(observer);
-    let networks = Pool::new(
-        request.settings.network,
-        PathBuf::from(SELF),
-        observer.clone(),
-    );
+    let networks = request.settings.networks(observer.clone());
     let worker = Arc::new(Worker {
         snapshots: Snapshots::with(Arc::clone(&store), request.backend),
         store: Arc::clone(&store),

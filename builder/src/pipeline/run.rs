@@ -12,7 +12,6 @@ use kiln_registry::spec::config::ContainerConfig;
 use crate::context::Contexts;
 use crate::event::{Observer, Stream};
 use crate::graph::{Limits, Network, RunOp, Security};
-use crate::runtime::network::{Pool, SELF};
 use crate::runtime::{Attached, Cancel, Exit, Mount, Streams};
 use crate::snapshot::{Backend, Snapshots};
 use crate::step::{self, Foreground, Settings, Stack, StepError, Worker};
@@ -129,7 +128,7 @@ impl Worker {
             images: BTreeMap::new(),
             observer: Observer::silent(),
             cancel: cancel.clone(),
-            networks: Pool::new(settings.network, PathBuf::from(SELF), Observer::silent()),
+            networks: settings.networks(Observer::silent()),
             settings,
             failed: Mutex::default(),
             points: OnceLock::new(),

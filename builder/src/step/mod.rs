@@ -35,7 +35,7 @@ use crate::event::Observer;
 use crate::graph::Op;
 use crate::layer::{PackError, UnpackError};
 use crate::runtime::cgroup::{CgroupError, MemoryKill};
-use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool};
+use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool, SELF};
 use crate::runtime::{Cancel, Exit, Isolation, Native, OciProgram, RuntimeError, Seccomp};
 use crate::snapshot::{Active, SnapshotError, SnapshotId, Snapshots};
 use crate::store::{Store, StoreError, TempDir};
@@ -276,6 +276,16 @@ impl From<RuntimeError> for StepError {
 }
 
 impl Settings {
+    /// Networks for steps with these settings, whose keeper is kiln itself.
+    #[must_use]
+    pub fn networks(&self, observer: Observer) -> Pool {
+        let pool = Pool::new(self.network, PathBuf::from(SELF), observer);
+        match self.isolation {
+            Isolation::Chroot => pool.without("the isolation `chroot` has no other"),
+            Isolation::Root | Isolation::Rootless(_) => pool,
+        }
+    }
+
     /// The runtime core that is asked for.
     #[must_use]
     pub fn core(&self) -> Native {

@@ -58,6 +58,9 @@ pub enum NetworkError {
     /// The program ended with an error.
     #[error("`pasta` refuses: {0}")]
     Refused(String),
+    /// The level of isolation has none.
+    #[error("{0}")]
+    Denied(String),
     /// The program did not get ready.
     #[error("`pasta` is not ready after {0} seconds")]
     Slow(u64),
@@ -113,6 +116,13 @@ impl Pool {
         }))
     }
 
+    /// Lets there be no namespaces, for this reason.
+    #[must_use]
+    pub fn without(self, reason: &str) -> Self {
+        self.0.lock().fallback = Some(reason.to_owned());
+        self
+    }
+
     /// Starts a first namespace, if there is none, without waiting for it: a step will want it soon.
     pub fn warm(&self) {
         let mut state = self.0.lock();
@@ -139,7 +149,10 @@ impl Pool {
         let shared = &self.0;
         let mut state = shared.lock();
         loop {
-            if state.fallback.is_some() {
+            if let Some(reason) = &state.fallback {
+                if shared.demand == Demand::Required {
+                    return Err(NetworkError::Denied(reason.clone()));
+                }
                 shared.tell(&mut state);
                 return Ok(Lease::host());
             }
@@ -345,6 +358,18 @@ mod tests {
             notes[0].starts_with("RUN has the host's network: "),
             "{notes:?}"
         );
+    }
+
+    #[test]
+    fn b3_1_a_level_without_namespaces_has_the_hosts_network() {
+        let (preferred, notes) = pool(Demand::Preferred);
+        let lease = preferred.without("of the level").take().unwrap();
+        assert_eq!(lease.network(), Network::Host);
+        let note = "RUN has the host's network: of the level";
+        assert_eq!(*notes.lock().unwrap(), [note]);
+        let (required, _) = pool(Demand::Required);
+        let error = required.without("of the level").take().unwrap_err();
+        assert_eq!(error.to_string(), "of the level");
     }
 
     #[test]
