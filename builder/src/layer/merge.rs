@@ -115,3 +115,99 @@ impl Merge<'_> {
 pub fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::super::copy::set_opaque;
+    use super::*;
+
+    /// Two layers: a file gone, one replaced by a directory, a directory that hides the one below.
+    fn layers(folder: &Path) -> [std::path::PathBuf; 2] {
+        let [low, top] = ["low", "top"].map(|name| folder.join(name));
+        for path in [
+            "low/dir",
+            "low/hidden",
+            "top/dir",
+            "top/hidden",
+            "top/was-file",
+        ] {
+            fs::create_dir_all(folder.join(path)).unwrap();
+        }
+        for path in ["gone", "was-file", "dir/below", "hidden/below", "first"] {
+            fs::write(low.join(path), path).unwrap();
+        }
+        fs::hard_link(low.join("first"), low.join("second")).unwrap();
+        fs::write(top.join("hidden/above"), "").unwrap();
+        set_opaque(fs::File::open(top.join("hidden")).unwrap().as_fd()).unwrap();
+        let (kind, mode) = (FileType::CharacterDevice, Mode::empty());
+        rustix::fs::mknodat(rustix::fs::CWD, top.join("gone"), kind, mode, 0).unwrap();
+        [low, top]
+    }
+
+    fn merged(how: How) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let [low, top] = layers(folder.path());
+        let into = folder.path().join("into");
+        fs::create_dir(&into).unwrap();
+        merge(&[&low, &top], &into, how).unwrap();
+        (folder, into)
+    }
+
+    fn inode(path: &Path) -> u64 {
+        fs::metadata(path).unwrap().ino()
+    }
+
+    #[test]
+    fn layers_become_what_overlayfs_would_show() {
+        for how in [How::Link, How::Copy, How::Split] {
+            let (_folder, into) = merged(how);
+            let names = walkdir::WalkDir::new(&into)
+                .min_depth(1)
+                .sort_by_file_name();
+            let names: Vec<_> = names
+                .into_iter()
+                .map(|entry| {
+                    let path = entry.unwrap().into_path();
+                    path.strip_prefix(&into).unwrap().display().to_string()
+                })
+                .collect();
+            let expected = [
+                "dir",
+                "dir/below",
+                "first",
+                "hidden",
+                "hidden/above",
+                "second",
+                "was-file",
+            ];
+            assert_eq!(names, expected, "{how:?}");
+            let mut value = [0; 1];
+            let opaque = rustix::fs::getxattr(
+                into.join("hidden"),
+                crate::layer::whiteout::OPAQUE_ATTRIBUTE,
+                &mut value[..],
+            );
+            assert_eq!(opaque, Err(Errno::NODATA), "a tree is no layer");
+        }
+    }
+
+    #[test]
+    fn files_are_linked_copied_or_separate() {
+        let same = |how, shared, linked| {
+            let (folder, into) = merged(how);
+            let first = inode(&into.join("first"));
+            assert_eq!(
+                first == inode(&folder.path().join("low/first")),
+                shared,
+                "{how:?}"
+            );
+            assert_eq!(first == inode(&into.join("second")), linked, "{how:?}");
+        };
+        same(How::Link, true, true);
+        same(How::Copy, false, true);
+        same(How::Split, false, false);
+    }
+}

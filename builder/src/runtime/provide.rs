@@ -15,6 +15,7 @@ use super::message::{Failure, errno};
 use super::mount_points::{self, Kind, MountPoints};
 use super::native::SCRATCH;
 use super::{Mount, ProcessSpec, privileges};
+use crate::layer::{self, How};
 use crate::sys::mount;
 use crate::sys::root::Root;
 
@@ -199,8 +200,7 @@ impl Provider {
                 target,
                 writable,
             } => {
-                let scratch = writable.then(|| work.join(SCRATCH));
-                let root = self.merged(lowers, scratch.as_deref());
+                let root = self.merged(lowers, &work.join(SCRATCH), *writable);
                 let root = root.act(&format!("merge the layers for `{target}`"))?;
                 let mount = view(&root, source, *writable);
                 (mount.map_err(source_failed(source.clone()))?, target)
@@ -231,12 +231,15 @@ impl Provider {
         self.next.to_string()
     }
 
-    /// Merges layers, writable if there is a place for what is written, in this file system.
-    fn merged(&mut self, lowers: &[PathBuf], scratch: Option<&Path>) -> io::Result<Root> {
+    /// Merges layers, in this file system or, where overlayfs cannot, in the folder `scratch`.
+    fn merged(&mut self, lowers: &[PathBuf], scratch: &Path, writable: bool) -> io::Result<Root> {
         let name = self.new_name();
         let lowers = lowers.iter().map(PathBuf::as_path).collect::<Vec<_>>();
-        let mount = match (scratch, lowers.as_slice()) {
-            (Some(scratch), _) => {
+        let mount = match (writable, lowers.as_slice()) {
+            (false, [one]) => mount::clone(rustix::fs::CWD, one)?,
+            (false, _) => mount::overlay(&lowers, None, BASE)
+                .or_else(|_| merged_tree(&lowers, &scratch.join(&name), How::Link))?,
+            (true, _) => {
                 let (upper, work) = (scratch.join(&name), scratch.join(format!("{name}-work")));
                 std::fs::create_dir_all(&upper)?;
                 std::fs::create_dir(&work)?;
@@ -245,10 +248,9 @@ impl Provider {
                     upper: &upper,
                     work: &work,
                 };
-                mount::overlay(&lowers, Some(writable), BASE)?
+                mount::overlay(&lowers, Some(writable), BASE)
+                    .or_else(|_| merged_tree(&lowers, &upper, How::Copy))?
             }
-            (None, [one]) => mount::clone(rustix::fs::CWD, one)?,
-            (None, _) => mount::overlay(&lowers, None, BASE)?,
         };
         self.stand(&mount)?;
         Ok(Root::from_fd(mount))
@@ -296,6 +298,14 @@ impl Prepared {
                 errno: errno(&error),
             })
     }
+}
+
+/// Layers as a plain tree, for where overlayfs cannot be mounted.
+fn merged_tree(lowers: &[&Path], into: &Path, how: How) -> io::Result<OwnedFd> {
+    std::fs::create_dir_all(into)?;
+    let lowest_first: Vec<&Path> = lowers.iter().rev().copied().collect();
+    layer::merge(&lowest_first, into, how).map_err(|error| error.source)?;
+    mount::clone(rustix::fs::CWD, into)
 }
 
 /// The top of an overlay is its upper directory, which therefore looks like the topmost layer's.

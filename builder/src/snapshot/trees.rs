@@ -287,3 +287,161 @@ fn take_longest<T>(
 fn lock<T>(list: &Mutex<Vec<T>>) -> std::sync::MutexGuard<'_, Vec<T>> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::XattrFlags;
+
+    use super::super::{Active, Backend, Snapshots, Writable};
+    use super::*;
+
+    fn snapshots() -> (tempfile::TempDir, Snapshots) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(folder.path()).unwrap());
+        (folder, Snapshots::with(store, Backend::Plain))
+    }
+
+    fn tree(snapshots: &Snapshots, stack: &[SnapshotId]) -> WorkingTree {
+        match snapshots.writable(stack).unwrap() {
+            Writable::Tree(tree) => *tree,
+            Writable::Layers(_) => panic!("no tree"),
+        }
+    }
+
+    /// Runs a change on a tree and gives the layer.
+    fn step(
+        snapshots: &Snapshots,
+        stack: &[SnapshotId],
+        keep: bool,
+        change: impl FnOnce(&Path),
+    ) -> (Active, PathBuf) {
+        let active = snapshots.prepare().unwrap();
+        let tree = tree(snapshots, stack);
+        let path = tree.path();
+        change(&path);
+        snapshots.collect(tree, stack, &active, keep).unwrap();
+        (active, path)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = walkdir::WalkDir::new(folder)
+            .min_depth(1)
+            .sort_by_file_name();
+        let names = entries.into_iter().map(|entry| {
+            let path = entry.unwrap().into_path();
+            path.strip_prefix(folder).unwrap().display().to_string()
+        });
+        names.collect()
+    }
+
+    fn attribute(path: &Path, name: &str) -> bool {
+        rustix::fs::lgetxattr(path, name, &mut [0; 9][..]).is_ok()
+    }
+
+    /// DEMAND 20
+    #[test]
+    fn a_tree_is_carried_from_step_to_step_and_never_shares_what_is_written() {
+        let (_folder, snapshots) = snapshots();
+        let (first, path) = step(&snapshots, &[], true, |tree| {
+            fs::create_dir(tree.join("dir")).unwrap();
+            fs::write(tree.join("dir/file"), "one").unwrap();
+            fs::hard_link(tree.join("dir/file"), tree.join("dir/link")).unwrap();
+        });
+        assert_eq!(names(&first.upper()), ["dir", "dir/file", "dir/link"]);
+        let stack = [snapshots.commit(first).unwrap()];
+        let (second, same) = step(&snapshots, &stack, false, |tree| {
+            fs::write(tree.join("dir/file"), "two").unwrap();
+        });
+        assert_eq!(path, same, "the tree of the step before");
+        // As with overlayfs, the other name keeps what it had.
+        assert_eq!(names(&second.upper()), ["dir", "dir/file"]);
+        let view = snapshots.view(&stack).unwrap().unwrap();
+        assert_eq!(view.read(Path::new("dir/file"), 9).unwrap(), b"one");
+        assert!(!path.exists(), "nobody needs it any more");
+    }
+
+    #[test]
+    fn what_speaks_to_overlayfs_never_comes_out_of_a_step() {
+        for keep in [false, true] {
+            let (_folder, snapshots) = snapshots();
+            let (base, _) = step(&snapshots, &[], false, |tree| {
+                fs::create_dir(tree.join("old")).unwrap();
+                fs::write(tree.join("old/below"), "").unwrap();
+            });
+            let stack = [snapshots.commit(base).unwrap()];
+            let (layer, _) = step(&snapshots, &stack, keep, |tree| {
+                fs::create_dir(tree.join("new")).unwrap();
+                fs::write(tree.join("new/file"), "").unwrap();
+                for path in ["old", "new", "new/file"] {
+                    for name in ["user.overlay.opaque", "user.overlay.redirect", "user.mine"] {
+                        let path = tree.join(path);
+                        rustix::fs::setxattr(path, name, b"y", XattrFlags::empty()).unwrap();
+                    }
+                }
+            });
+            let upper = layer.upper();
+            assert_eq!(names(&upper), ["new", "new/file", "old"]);
+            for path in ["old", "new", "new/file"].map(|path| upper.join(path)) {
+                assert!(attribute(&path, "user.mine"), "{}", path.display());
+                assert!(
+                    !attribute(&path, "user.overlay.opaque"),
+                    "{}",
+                    path.display()
+                );
+                assert!(
+                    !attribute(&path, "user.overlay.redirect"),
+                    "{}",
+                    path.display()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_replaced_is_opaque_and_a_touched_one_is_not() {
+        let (_folder, snapshots) = snapshots();
+        let (base, _) = step(&snapshots, &[], true, |tree| {
+            for name in ["kept", "replaced", "gone"] {
+                fs::create_dir(tree.join(name)).unwrap();
+                fs::write(tree.join(name).join("file"), "").unwrap();
+            }
+        });
+        let stack = [snapshots.commit(base).unwrap()];
+        let (layer, _) = step(&snapshots, &stack, false, |tree| {
+            for name in ["replaced", "gone"] {
+                fs::remove_dir_all(tree.join(name)).unwrap();
+            }
+            fs::create_dir(tree.join("replaced")).unwrap();
+            fs::remove_file(tree.join("kept/file")).unwrap();
+        });
+        let upper = layer.upper();
+        assert_eq!(names(&upper), ["gone", "kept", "kept/file", "replaced"]);
+        assert!(attribute(&upper.join("replaced"), "user.overlay.opaque"));
+        assert!(!attribute(&upper.join("kept"), "user.overlay.opaque"));
+        for path in ["gone", "kept/file"] {
+            let stat = rustix::fs::lstat(upper.join(path)).unwrap();
+            assert!(layer::merge::is_whiteout(&stat), "{path}");
+        }
+    }
+
+    /// What the runtime does in a tree is no change by the step.
+    #[test]
+    fn what_was_moved_away_and_back_is_unchanged() {
+        let (_folder, snapshots) = snapshots();
+        let (base, _) = step(&snapshots, &[], true, |tree| {
+            fs::create_dir(tree.join("etc")).unwrap();
+            fs::write(tree.join("etc/hosts"), "own").unwrap();
+        });
+        let stack = [snapshots.commit(base).unwrap()];
+        let active = snapshots.prepare().unwrap();
+        let mut tree = tree(&snapshots, &stack);
+        tree.tolerate("/etc/hosts").unwrap();
+        let etc = tree.path().join("etc");
+        let time = fs::metadata(&etc).unwrap().modified().unwrap();
+        fs::rename(etc.join("hosts"), etc.join("aside")).unwrap();
+        fs::rename(etc.join("aside"), etc.join("hosts")).unwrap();
+        fs::File::open(&etc).unwrap().set_modified(time).unwrap();
+        snapshots.collect(tree, &stack, &active, false).unwrap();
+        assert!(names(&active.upper()).is_empty());
+    }
+}
