@@ -315,3 +315,24 @@ fn a_step_is_kept_at_every_level() {
         assert!(escaped(&output) >= succeed, "{level}: {output}");
     }
 }
+
+/// A fork bomb stays in the limit that the command line gives, under every runtime.
+#[test]
+fn a_fork_bomb_stays_in_its_limit() {
+    let env = test_env!("crun", "runc").with_busybox();
+    env.dockerfile(
+        "FROM busybox\n\
+         RUN n=0; while test $n -lt 60; do sleep 5551235 & n=$((n+1)); done; echo ALL=$n\n",
+    );
+    let build = || env.build("x").arg("--no-cache");
+    let free = build().success();
+    assert!(free.stderr.contains("ALL=60"), "{free}");
+    for runtime in [&[][..], &["--runtime", "crun"], &["--runtime", "runc"]] {
+        let limited = build().args(["--pids-limit", "40"]);
+        let limited = limited.args(runtime.iter().copied()).run();
+        assert!(!limited.stderr.contains("ALL=60"), "{limited}");
+        assert!(limited.stderr.contains("can't fork"), "{limited}");
+        assert!(!is_running("5551235"));
+    }
+    env.no_traces();
+}

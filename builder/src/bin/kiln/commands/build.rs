@@ -68,8 +68,14 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let backend = setup.backend(&store, args.quiet)?;
     request.backend = backend;
-    if level.isolation != Isolation::Root && !args.quiet {
-        render::err(&format!("isolation: {level}; layers: {backend}"));
+    let line = match level.isolation {
+        Isolation::Root => None,
+        Isolation::Rootless(_) => Some(format!("isolation: {level}; layers: {backend}")),
+        // There is one way only.
+        Isolation::Chroot => Some(format!("isolation: {level}")),
+    };
+    if let Some(line) = line.filter(|_| !args.quiet) {
+        render::err(&line);
     }
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
