@@ -265,6 +265,17 @@ impl std::fmt::Display for Ended {
     }
 }
 
+impl StepError {
+    /// Whether the step's process has run, and failed.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        matches!(
+            self,
+            Self::Exit { .. } | Self::Signal { .. } | Self::Memory { .. }
+        )
+    }
+}
+
 impl From<RuntimeError> for StepError {
     fn from(error: RuntimeError) -> Self {
         if matches!(error, RuntimeError::Cancelled) {
@@ -331,7 +342,7 @@ pub fn execute(
 impl Worker {
     /// Keeps what a process that failed has left until the end of the build, for whoever wants to know why.
     fn keep_failed(&self, step: usize, left: Active, error: &StepError) {
-        if matches!(error, StepError::Exit { .. } | StepError::Signal { .. }) {
+        if error.has_run() {
             let failed = self.failed.lock();
             let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
             failed.insert(step, left);

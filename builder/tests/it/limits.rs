@@ -52,6 +52,9 @@ fn b4_5_a_memory_kill_is_told_with_limit_peak_and_process() {
     assert!(failed.stderr.contains(told), "{failed}");
     assert!(failed.stderr.contains("MiB, process sh\n"), "{failed}");
     assert!(groups(&parent).is_empty(), "{:?}", groups(&parent));
+    // What it left can be looked at, as after any other end.
+    assert!(failed.stderr.contains("shell --failed"), "{failed}");
+    env.kiln(["shell", "--failed", "--", "true"]).success();
 }
 
 #[test]
