@@ -44,7 +44,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 22] = [
+pub(crate) const TESTS: [Peer; 23] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -60,6 +60,7 @@ pub(crate) const TESTS: [Peer; 22] = [
     peer("git", "git"),
     peer("ip", "iproute2"),
     peer("pasta", "passt"),
+    peer("fuse-overlayfs", "fuse-overlayfs"),
     peer("qemu-aarch64-static", "qemu-user-static"),
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),

@@ -56,12 +56,17 @@ pub enum How {
     Take,
 }
 
+/// What all names of a file have in common.
+type Shared = (u64, u64, (i64, u64));
+
 /// Copies files of one tree to one other.
 #[derive(Debug)]
 pub struct Copier {
     how: How,
-    /// Where the first of several hard links went, by device and inode.
-    links: HashMap<(u64, u64), Vec<u8>>,
+    /// Where the first of several hard links went, by what they share: device, inode, and the time of
+    /// the last change. The time tells those apart that only share a number, as in a merged tree where
+    /// one of them was written to.
+    links: HashMap<Shared, Vec<u8>>,
     xattrs: xattr::Reader,
     buffer: Vec<u8>,
 }
@@ -106,7 +111,11 @@ impl Copier {
     ) -> io::Result<()> {
         let name = name_of(path);
         let linked = stat.st_nlink > 1 && self.how != How::Split;
-        let inode = (stat.st_dev, stat.st_ino);
+        let inode = (
+            stat.st_dev,
+            stat.st_ino,
+            (stat.st_ctime, stat.st_ctime_nsec),
+        );
         if linked && let Some(first) = self.links.get(&inode) {
             let directory = open(root, parent_of(first), OFlags::PATH)?;
             let first = name_of(first);

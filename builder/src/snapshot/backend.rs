@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use rustix::mount::MountAttrFlags;
 
+use super::fuse::Mount;
 use crate::store::{Store, StoreError};
 use crate::sys::mount;
 
@@ -18,6 +19,9 @@ pub enum Backend {
     /// Mounted by the kernel's overlayfs.
     #[default]
     Overlay,
+    /// Mounted by the program fuse-overlayfs; what kiln itself reads is plain directories. For an
+    /// ordinary user only.
+    Fuse,
     /// Put together as plain directories: hard links for reading, copies for writing. Needs no right
     /// to mount anything.
     Plain,
@@ -39,7 +43,7 @@ impl Backend {
     /// When the store cannot be written.
     pub fn probe(store: &Store) -> Result<(Self, Vec<Refused>), StoreError> {
         let mut refused = Vec::new();
-        for backend in [Self::Overlay, Self::Plain] {
+        for backend in [Self::Overlay, Self::Fuse, Self::Plain] {
             match backend.attempt(store)? {
                 Ok(()) => return Ok((backend, refused)),
                 Err(reason) => refused.push(Refused { backend, reason }),
@@ -57,6 +61,10 @@ impl Backend {
             Self::Overlay => {
                 let folder = store.temporary()?;
                 Ok(overlay(folder.path()))
+            }
+            Self::Fuse => {
+                let folder = store.temporary()?;
+                Ok(fuse(folder.path()))
             }
             Self::Plain => Ok(Ok(())),
         }
@@ -84,10 +92,25 @@ fn overlay(folder: &Path) -> io::Result<()> {
     fs::create_dir(&file)
 }
 
+/// Merges a layer and writes to the result.
+fn fuse(folder: &Path) -> io::Result<()> {
+    let (layer, place) = (folder.join("layer"), folder.join("fs"));
+    fs::create_dir(&layer)?;
+    fs::create_dir(&place)?;
+    fs::write(layer.join("file"), "")?;
+    let mount = Mount::new(&[layer], folder)?;
+    let file = place.join("file");
+    fs::remove_file(&file)?;
+    fs::create_dir(&file)?;
+    drop(mount);
+    Ok(())
+}
+
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Overlay => "overlay",
+            Self::Fuse => "fuse",
             Self::Plain => "plain",
         })
     }
@@ -95,7 +118,7 @@ impl fmt::Display for Backend {
 
 /// The text is the name of no way.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown snapshotter `{0}`: expected overlay or plain")]
+#[error("unknown snapshotter `{0}`: expected overlay, fuse or plain")]
 pub struct UnknownBackend(String);
 
 impl FromStr for Backend {
@@ -104,6 +127,7 @@ impl FromStr for Backend {
     fn from_str(text: &str) -> Result<Self, UnknownBackend> {
         match text {
             "overlay" => Ok(Self::Overlay),
+            "fuse" => Ok(Self::Fuse),
             "plain" => Ok(Self::Plain),
             _ => Err(UnknownBackend(text.to_owned())),
         }

@@ -6,9 +6,11 @@
 //! writing and left as it was is not in the layer.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
@@ -29,6 +31,9 @@ pub(super) struct Changes<'a> {
     pub(super) tolerated: &'a BTreeSet<Vec<u8>>,
     /// The layers that the tree was made of, topmost first.
     pub(super) layers: &'a [PathBuf],
+    /// Where the tree is a mount: what it received. All else is as it was, even if it looks otherwise:
+    /// a view of the same layers may give their files one more name meanwhile.
+    pub(super) written: Option<&'a Root>,
 }
 
 impl Changes<'_> {
@@ -85,7 +90,7 @@ impl Changes<'_> {
         new: &Entry,
     ) -> Result<bool, TreeError> {
         let Some(old) = old else { return Ok(false) };
-        if old == new {
+        if old == new || self.is_beyond(path)? {
             return Ok(true);
         }
         // What a directory holds shows in its time, and otherwise only in its size.
@@ -111,6 +116,20 @@ impl Changes<'_> {
             return same.map_err(TreeError::new("compare", path));
         }
         Ok(false)
+    }
+
+    /// Whether a mount has received nothing at a path.
+    fn is_beyond(&self, path: &[u8]) -> Result<bool, TreeError> {
+        let Some(written) = self.written else {
+            return Ok(false);
+        };
+        match written.stat(Path::new(OsStr::from_bytes(path)), false) {
+            Ok(_) => Ok(false),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(true),
+                _ => Err(TreeError::new("compare", path)(error)),
+            },
+        }
     }
 
     /// Whether the extended attributes of a file are those that it has in the layers.

@@ -9,6 +9,7 @@
 
 mod backend;
 mod changes;
+mod fuse;
 mod record;
 mod trees;
 
@@ -306,7 +307,7 @@ impl Snapshots {
         let Some(first) = lowers.first() else {
             return Ok(None);
         };
-        if self.backend == Backend::Plain {
+        if self.backend != Backend::Overlay {
             return self.trees.view(&self.store, stack).map(Some);
         }
         let paths: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
@@ -323,7 +324,7 @@ impl Snapshots {
     pub fn view_folder(&self, stack: &[SnapshotId]) -> Result<Option<Folder>, SnapshotError> {
         match self.backend {
             Backend::Overlay => Ok(None),
-            Backend::Plain => self.trees.view_folder(&self.store, stack).map(Some),
+            Backend::Fuse | Backend::Plain => self.trees.view_folder(&self.store, stack).map(Some),
         }
     }
 
@@ -334,6 +335,11 @@ impl Snapshots {
     pub fn writable(&self, stack: &[SnapshotId]) -> Result<Writable, SnapshotError> {
         match self.backend {
             Backend::Overlay => Ok(Writable::Layers(self.lowers(stack)?)),
+            Backend::Fuse => {
+                let lowers = self.lowers(stack)?;
+                let tree = self.trees.take_mounted(&self.store, stack, &lowers)?;
+                Ok(Writable::Tree(Box::new(tree)))
+            }
             Backend::Plain => {
                 let tree = self.trees.take(&self.store, stack)?;
                 Ok(Writable::Tree(Box::new(tree)))

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changes::Changes;
+use super::fuse::Mount;
 use super::record::{self, Record};
 use super::{SnapshotError, io_error};
 use crate::layer::copy::parent_of;
@@ -31,6 +32,8 @@ const KEPT: usize = 4;
 struct Tree {
     /// What it shows, lowest layer first.
     stack: Vec<SnapshotId>,
+    /// Where it is a mount; ends before the folder does.
+    mount: Option<Mount>,
     folder: TempDir,
 }
 
@@ -38,6 +41,7 @@ impl Tree {
     fn new(store: &Store) -> Result<Self, SnapshotError> {
         let tree = Self {
             stack: Vec::new(),
+            mount: None,
             folder: store.temporary()?,
         };
         let path = tree.path();
@@ -157,6 +161,36 @@ impl Trees {
         Ok(working)
     }
 
+    /// The same, mounted from these layers, topmost first, instead of being copied.
+    pub(super) fn take_mounted(
+        &self,
+        store: &Store,
+        stack: &[SnapshotId],
+        lowers: &[PathBuf],
+    ) -> Result<WorkingTree, SnapshotError> {
+        let same = lock(&self.working)
+            .extract_if(.., |working| working.tree.stack == stack)
+            .next();
+        let mut working = match same {
+            Some(working) => working,
+            None => {
+                let mut tree = Tree::new(store)?;
+                let mount = Mount::new(lowers, tree.folder.path());
+                let mount = mount.map_err(io_error("mounting the layers on", &tree.path()))?;
+                tree.mount = Some(mount);
+                tree.stack = stack.to_vec();
+                WorkingTree {
+                    record: Record::of(&tree.open()?)?,
+                    tree,
+                    tolerated: BTreeSet::new(),
+                }
+            }
+        };
+        working.tolerated.clear();
+        working.record.settle();
+        Ok(working)
+    }
+
     /// Writes what a process changed in its tree to the empty folder of a layer with this id.
     /// Keeps the tree, for the steps upon that one, if there are any that need it.
     pub(super) fn collect(
@@ -169,20 +203,23 @@ impl Trees {
     ) -> Result<(), SnapshotError> {
         let tree = working.tree.open()?;
         let after = Record::of(&tree)?;
+        let written = working.tree.mount.as_ref().map(Mount::written);
+        let written = written.transpose();
+        let written = written.map_err(io_error("opening what was written to", &working.path()))?;
         let changes = Changes {
             tree: &tree,
             before: &working.record,
             after: &after,
             tolerated: &working.tolerated,
             layers,
+            written: written.as_ref(),
         };
         let upper = Root::open(upper).map_err(io_error("opening", upper))?;
         changes.write(&upper, if keep { How::Copy } else { How::Take })?;
         if keep {
-            working.record = match split_links(&working.tree, &after)? {
-                true => Record::of(&tree)?,
-                false => after,
-            };
+            // A mount breaks hard links by itself when one is written to.
+            let split = working.tree.mount.is_none() && split_links(&working.tree, &after)?;
+            working.record = if split { Record::of(&tree)? } else { after };
             working.tree.stack.push(id);
             let mut all = lock(&self.working);
             all.push(working);

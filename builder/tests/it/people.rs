@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
 use tempfile::TempDir;
 
 /// User and group id of the user.
@@ -37,6 +37,7 @@ pub(crate) struct Person {
 /// Becomes the user: first the folder, then the program. Paths may be covered before that, as a
 /// container does.
 const BECOME: &str = "mount --bind \"$0/etc\" /etc && \
+    if [ -e \"$0/fuse\" ]; then mount --bind \"$0/fuse\" /dev/fuse; fi && \
     if [ -e \"$0/covered\" ]; then \
         mount --bind /dev/null /proc/interrupts && mount -t tmpfs -o ro none /proc/bus; \
     fi && exec setpriv --reuid 4711 --regid 4711 \
@@ -69,6 +70,16 @@ impl Person {
         Self {
             folder: Arc::new(folder),
         }
+    }
+
+    /// May use FUSE, which distributions allow to everybody.
+    pub(crate) fn with_fuse(self) -> Self {
+        let (path, mode) = (self.folder.path().join("fuse"), Mode::from_raw_mode(0o666));
+        let device = rustix::fs::makedev(10, 229);
+        rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, mode, device).unwrap();
+        // Not what the umask leaves.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        self
     }
 
     /// Runs kiln where parts of /proc are covered, as in a container.

@@ -138,6 +138,20 @@ fn cases_build_as_expected_in_a_user_namespace() {
     build_all(env, is_about_files);
 }
 
+/// And where overlayfs is denied to users, with fuse-overlayfs in its place.
+#[test]
+fn cases_build_as_expected_by_fuse_overlayfs() {
+    let person = Person::new(Ids::Many).with_fuse();
+    let env = test_env!("newuidmap", "fuse-overlayfs");
+    let env = env.with_variable("KILN_SNAPSHOTTER", "fuse");
+    build_all(env.with_person(person).with_busybox(), |case| {
+        let text = fs::read_to_string(case.join("Dockerfile")).unwrap_or_default();
+        // To fuse-overlayfs names like `.wh.x` are deletions: a step cannot see them.
+        let odd = case.ends_with("a12.1-whiteout-names-are-ordinary");
+        is_about_files(case) && text.contains("RUN") && !odd
+    });
+}
+
 /// The same in a stock container, without the right to mount (DEMAND 1): the cases that run
 /// something.
 #[test]

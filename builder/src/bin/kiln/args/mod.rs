@@ -49,8 +49,9 @@ pub(crate) struct Cli {
     )]
     pub(crate) insecure: Vec<String>,
 
-    /// How layers become file systems: overlay mounts them, plain makes directories of hard links and
-    /// copies, which needs no right to mount [default: the first that works]
+    /// How layers become file systems: overlay mounts them, fuse lets fuse-overlayfs do that (for who
+    /// is not root), plain makes directories of hard links and copies, which needs no right to mount
+    /// [default: the first that works]
     #[arg(
         long,
         global = true,

@@ -15,11 +15,16 @@ use crate::render::{self, text};
 use crate::report::Reported;
 
 /// The ways to make file systems of layers, best first; and what it costs when one is denied.
-const BACKENDS: [(Backend, &str, &str); 2] = [
+const BACKENDS: [(Backend, &str, &str); 3] = [
     (
         Backend::Overlay,
         "overlayfs",
-        "layers become plain directories, which are copied for each chain of steps",
+        "layers are mounted by fuse-overlayfs, or become plain directories",
+    ),
+    (
+        Backend::Fuse,
+        "fuse-overlayfs",
+        "without overlayfs layers become plain directories, which are copied for each chain of steps",
     ),
     (Backend::Plain, "plain copies", "nothing can be built"),
 ];
