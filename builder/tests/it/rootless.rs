@@ -268,6 +268,29 @@ fn b4_4_an_interrupt_leaves_nothing() {
     }
 }
 
+/// The program that serves the root of a step ends with kiln, too, however that ends.
+#[test]
+fn b5_6_fuse_overlayfs_ends_with_a_killed_kiln() {
+    let env = test_env!("newuidmap", "setpriv", "fuse-overlayfs");
+    let env = env.with_variable("KILN_SNAPSHOTTER", "fuse");
+    let env = env.with_person(Person::new(Ids::Many).with_fuse());
+    let env = env.with_busybox();
+    env.dockerfile("FROM busybox\nRUN sleep 77788\n");
+    let mut child = env.build("x").spawn();
+    let processes = wait_until("the step", || {
+        let all = descendants(child.id());
+        let runs = |argument: &str| all.iter().any(|process| process.has_argument(argument));
+        (runs("77788") && runs("fuse-overlayfs")).then_some(all)
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("the end of all processes", || {
+        processes.iter().all(|one| !one.is_alive()).then_some(())
+    });
+    env.built("x", "FROM busybox\nRUN true\n");
+    env.no_traces();
+}
+
 /// Runs a program as an ordinary user in a user namespace in which no other can be made. The shell
 /// in it is started twice: only the second time it is root there.
 const DENY: &str = "mkfifo gate; \
