@@ -1,20 +1,32 @@
-//! The builds that need nothing but base images, by an ordinary user: what comes out is what root
-//! builds (B5.6).
+//! The builds that need nothing but base images, at each level: by an ordinary user, and by root
+//! without the right to mount. What comes out is what root builds (B5.6, DEMAND 1).
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::image::Image;
-use super::{compare, copy};
+use super::website::Website;
+use super::{archive_plugins, compare, copy};
 use crate::env::{TestEnv, bases, test_env};
 use crate::people::{Ids, Person};
 
-fn build(env: &TestEnv, case: &str, mirror: &str) -> Image {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/builds");
-    copy(&source.join(case), &env.context());
+/// The folder with the files of a build.
+fn folder(case: &str) -> PathBuf {
+    let builds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/builds");
+    builds.join(case)
+}
+
+fn build(env: &TestEnv, case: &str, mirror: &str, arg: Option<&str>) -> Image {
+    copy(&folder(case), &env.context());
+    let mut args = vec!["build", "-q", "-t", case];
+    if let Some(arg) = arg {
+        archive_plugins(&env.context());
+        args.extend(["--build-arg", arg]);
+    }
+    args.push("context");
     env.give_context();
-    let build = env.kiln(["build", "-q", "-t", case, "context"]);
-    build.env("KILN_MIRRORS", mirror).success();
+    env.kiln(args).env("KILN_MIRRORS", mirror).success();
     let archive = env.path("image.tar");
     env.kiln(["save", case, "-o"]).arg(&archive).success();
     Image::read(&archive, &env.path("unpacked"))
@@ -23,11 +35,21 @@ fn build(env: &TestEnv, case: &str, mirror: &str) -> Image {
 fn same_at_all_levels(case: &str) {
     let root = test_env!("newuidmap", "setpriv");
     let mirror = format!("docker.io=http://{}", bases!());
+    // One build fetches a file.
+    let website = fs::read(folder(case).join("words.txt")).map(Website::start);
+    let arg = website.map(|website| {
+        (
+            format!("WORDS_URL=http://{}/words.txt", website.address),
+            website,
+        )
+    });
+    let arg = arg.as_ref().ok().map(|(arg, _)| arg.as_str());
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
-    let expected = build(&root, case, &mirror);
-    for ids in [Ids::Many, Ids::None] {
-        let env = TestEnv::new().with_person(Person::new(ids));
-        compare::assert_same(&build(&env, case, &mirror), &expected, since);
+    let expected = build(&root, case, &mirror, arg);
+    let user = |ids| TestEnv::new().with_person(Person::new(ids));
+    let chroot = TestEnv::new().with_variable("KILN_ISOLATION", "chroot");
+    for env in [user(Ids::Many), user(Ids::None), chroot] {
+        compare::assert_same(&build(&env, case, &mirror, arg), &expected, since);
     }
 }
 
@@ -39,4 +61,9 @@ fn b5_6_users_own_what_they_run_whoever_builds() {
 #[test]
 fn b5_6_static_is_one_program_whoever_builds() {
     same_at_all_levels("static");
+}
+
+#[test]
+fn b5_6_service_is_one_base_whoever_builds() {
+    same_at_all_levels("service");
 }
