@@ -9,7 +9,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::spec::DiffId;
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, Observer};
+use crate::event::{Event, Observer, masked};
 use crate::graph::{Graph, MountOp, Op, RunOp, VertexId};
 use crate::runtime::Seccomp;
 use crate::runtime::network::HostEntry;
@@ -255,7 +255,8 @@ impl Step {
             _ => BTreeMap::new(),
         };
         Self {
-            name: vertex.name.clone(),
+            // A password in an address is of no use for a shell.
+            name: masked(&vertex.name),
             number: numbers.number(id.index()),
             inputs: vertex.inputs.iter().map(|input| input.index()).collect(),
             done: result.is_some(),

@@ -27,16 +27,21 @@ pub struct Map {
     pub groups: Vec<Span>,
 }
 
+/// The map of the host's own namespace.
+const WHOLE: &str = "0 0 4294967295";
+
 impl Map {
-    /// The map of this process's namespace.
+    /// The map of this process's namespace. Without /proc kiln cannot have entered one: then every
+    /// id is there.
     ///
     /// # Errors
     /// When /proc cannot be read, or says what the kernel never says.
     pub fn current() -> io::Result<Self> {
-        Self::parse(
-            &std::fs::read_to_string("/proc/self/uid_map")?,
-            &std::fs::read_to_string("/proc/self/gid_map")?,
-        )
+        let read = |file| match std::fs::read_to_string(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(WHOLE.to_owned()),
+            text => text,
+        };
+        Self::parse(&read("/proc/self/uid_map")?, &read("/proc/self/gid_map")?)
     }
 
     /// Reads maps in the form of /proc.
@@ -110,12 +115,15 @@ impl fmt::Display for Span {
     }
 }
 
-/// Whether this process is in the host's own user namespace.
+/// Whether this process is in the host's own user namespace, as it is where there is no /proc.
 ///
 /// # Errors
 /// When /proc cannot be read.
 pub fn in_initial_namespace() -> io::Result<bool> {
-    Ok(std::fs::metadata("/proc/self/ns/user")?.ino() == INITIAL)
+    match std::fs::metadata("/proc/self/ns/user") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        namespace => Ok(namespace?.ino() == INITIAL),
+    }
 }
 
 fn spans(text: &str) -> io::Result<Vec<Span>> {

@@ -12,7 +12,7 @@ use crate::traces::{descendants, wait_until};
 fn ask(address: &str, port: u16, file: &str) -> String {
     let hear = format!("timeout 5 nc -w 3 {address} {port} </dev/null >/{file} 2>/dev/null");
     format!(
-        "for try in 1 2 3; do {hear}; test -s /{file} && break; done; test -s /{file} || echo failed >/{file}\n"
+        "for try in 1 2 3 4 5 6; do {hear}; test -s /{file} && break; done; test -s /{file} || echo failed >/{file}\n"
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::resolver::{FORWARDER, FORWARDER_6};
+use super::resolver::{self, FORWARDER, FORWARDER_6};
 use crate::sys::ids;
 
 /// Where it is looked for besides `PATH`, which a build need not have.
@@ -27,6 +27,8 @@ pub(super) fn find() -> Option<PathBuf> {
 ///   stay free to mean the host.
 /// - As root it would change to `nobody`, who may not enter the namespace. It gives up its
 ///   capabilities and its view of the file system all the same.
+/// - The forwarder is there where the namespace asks it, and only there: pasta would also put its
+///   address on the answers of a resolver that was asked directly.
 pub(super) fn arguments(namespace: &str) -> Vec<String> {
     let mut arguments: Vec<&str> = vec!["--config-net", "--quiet", "--netns", namespace];
     arguments.extend(["--ns-ifname", "eth0", "--no-map-gw"]);
@@ -36,7 +38,9 @@ pub(super) fn arguments(namespace: &str) -> Vec<String> {
     arguments.extend(["--address", "10.0.2.100", "--netmask", "24"]);
     arguments.extend(["--gateway", "10.0.2.2"]);
     arguments.extend(["--address", "fd00:6b69:6c6e::100", "--gateway", "fe80::1"]);
-    arguments.extend(["--dns-forward", FORWARDER, "--dns-forward", FORWARDER_6]);
+    if resolver::is_forwarded(Path::new("/")) {
+        arguments.extend(["--dns-forward", FORWARDER, "--dns-forward", FORWARDER_6]);
+    }
     if matches!(ids::in_initial_namespace(), Ok(true)) {
         arguments.extend(["--runas", "0:0"]);
     }

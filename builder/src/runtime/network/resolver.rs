@@ -45,6 +45,12 @@ pub fn resolv_conf(host: &Path, view: View) -> String {
     }
 }
 
+/// Whether a sandbox with a network of its own asks the forwarder, by the host's files.
+pub(super) fn is_forwarded(host: &Path) -> bool {
+    let text = resolv_conf(host, View::Own);
+    servers(&text).any(|server| [FORWARDER, FORWARDER_6].contains(&server))
+}
+
 fn servers(text: &str) -> impl Iterator<Item = &str> {
     text.lines().filter_map(server)
 }
@@ -95,6 +101,15 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         host
+    }
+
+    #[test]
+    fn b6_2_the_forwarder_is_for_resolvers_on_the_loopback_only() {
+        let forwarded = |text| is_forwarded(host(&[("etc/resolv.conf", text)]).path());
+        assert!(forwarded("nameserver 127.0.0.1\n"));
+        assert!(forwarded("nameserver ::1\n"));
+        assert!(!forwarded("nameserver 127.0.0.1\nnameserver 10.0.0.1\n"));
+        assert!(!forwarded("nameserver 10.0.0.1\n"));
     }
 
     #[test]

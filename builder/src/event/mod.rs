@@ -1,8 +1,12 @@
 //! What a build or transfer tells whoever watches it.
 
+mod mask;
+
 use std::sync::Arc;
 
 use kiln_registry::digest::Digest;
+
+pub use mask::masked;
 
 /// Which of a process's streams some output came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
