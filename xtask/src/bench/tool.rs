@@ -151,7 +151,12 @@ impl Tool {
                 command.args(["--storage-driver", "overlay"]);
                 command
             }
-            Self::Docker(_) => Command::new("docker"),
+            Self::Docker(_) => {
+                let mut command = Command::new("docker");
+                // Older ones have the classic builder by default.
+                command.env("DOCKER_BUILDKIT", "1");
+                command
+            }
         }
     }
 }
