@@ -103,6 +103,16 @@ impl Session {
         self.child.as_ref().unwrap().id()
     }
 
+    /// Waits until a program with this argument has the terminal.
+    fn wait_for_foreground(&self, argument: &str) {
+        wait_until(&format!("{argument} in the foreground"), || {
+            let all = descendants(self.id());
+            all.iter()
+                .any(|process| process.has_argument(argument) && process.is_in_foreground())
+                .then_some(())
+        });
+    }
+
     fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.id().try_into().unwrap()).unwrap();
         rustix::process::kill_process(id, signal).unwrap();
@@ -111,10 +121,16 @@ impl Session {
     /// Waits for kiln's end: its exit code, and what was shown last. The terminal is as it was.
     pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let mut child = self.child.take().unwrap();
-        let code = wait_until("kiln's end", || {
+        let started = Instant::now();
+        let code = loop {
             self.read_what_is_there();
-            child.try_wait().unwrap()
-        });
+            if let Some(code) = child.try_wait().unwrap() {
+                break code;
+            }
+            let seen = &self.seen;
+            assert!(started.elapsed() < PATIENCE, "no end, saw {seen:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        };
         self.read_what_is_there();
         let after = rustix::termios::tcgetattr(&self.terminal).unwrap();
         assert_eq!(
@@ -164,18 +180,20 @@ fn a_shell_in_a_terminal_has_size_job_control_and_an_exit_code() {
     session.expect("/dev/pts/0\r\n30 100\r\nxterm\r\nc\r\n/ # ");
     // Ctrl-C ends the program in the foreground, not the shell.
     session.type_("sleep 77777\n");
-    wait_until("the sleep", || runs(&session, "77777"));
+    session.wait_for_foreground("77777");
     session.type_("\x03");
     session.expect("^C\r\n/ # ");
     session.type_("echo code $?\n");
     session.expect("code 130\r\n/ # ");
     // Ctrl-Z stops it, and it goes on.
     session.type_("sleep 88888\n");
-    wait_until("the sleep", || runs(&session, "88888"));
+    session.wait_for_foreground("88888");
     session.type_("\x1a");
     session.expect("Stopped");
     session.type_("fg\n");
     session.expect("fg\r\nsleep 88888\r\n");
+    // The shell says so before it gives the terminal away.
+    session.wait_for_foreground("88888");
     session.type_("\x03");
     session.expect("/ # ");
     resize(session.screen.as_fd(), 50, 120);
@@ -187,13 +205,6 @@ fn a_shell_in_a_terminal_has_size_job_control_and_an_exit_code() {
     assert_eq!(session.end().0, Some(5));
     assert!(!processes.iter().any(|process| process.is_alive()));
     env.no_traces();
-}
-
-fn runs(session: &Session, argument: &str) -> Option<()> {
-    let all = descendants(session.id());
-    all.iter()
-        .any(|process| process.has_argument(argument))
-        .then_some(())
 }
 
 #[test]

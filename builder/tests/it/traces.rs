@@ -114,7 +114,12 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn is_alive(self) -> bool {
-        stat(self.id).is_some_and(|(_, started, dead)| started == self.started && !dead)
+        stat(self.id).is_some_and(|stat| stat.started == self.started && !stat.dead)
+    }
+
+    /// Whether it runs, and what is typed in its terminal is for it.
+    pub(crate) fn is_in_foreground(self) -> bool {
+        stat(self.id).is_some_and(|stat| stat.foreground && !stat.stopped && !stat.dead)
     }
 
     pub(crate) fn kill(self) {
@@ -133,35 +138,51 @@ impl Process {
 /// All processes that a process has started, and those that these have started.
 pub(crate) fn descendants(ancestor: u32) -> Vec<Process> {
     let ids = files(Path::new("/proc"));
-    let all: BTreeMap<u32, (u32, u64)> = ids
+    let all: BTreeMap<u32, Stat> = ids
         .iter()
         .filter_map(|name| name.parse().ok())
-        .filter_map(|id| stat(id).map(|(parent, started, _)| (id, (parent, started))))
+        .filter_map(|id| Some((id, stat(id)?)))
         .collect();
     let below = |mut id: u32| {
-        while let Some(&(parent, _)) = all.get(&id) {
-            if parent == ancestor {
+        while let Some(stat) = all.get(&id) {
+            if stat.parent == ancestor {
                 return true;
             }
-            id = parent;
+            id = stat.parent;
         }
         false
     };
     let found = all.iter().filter(|(id, _)| below(**id));
     found
-        .map(|(&id, &(_, started))| Process { id, started })
+        .map(|(&id, stat)| Process {
+            id,
+            started: stat.started,
+        })
         .collect()
 }
 
-/// Parent and start time of a process, and whether it only waits to be reaped.
-fn stat(id: u32) -> Option<(u32, u64, bool)> {
+/// What `/proc/ID/stat` tells of a process.
+struct Stat {
+    parent: u32,
+    started: u64,
+    /// Its group is the one in the foreground of its terminal.
+    foreground: bool,
+    stopped: bool,
+    /// It only waits to be reaped.
+    dead: bool,
+}
+
+fn stat(id: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // the name, in parentheses, may hold anything
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    Some((
-        fields.get(1)?.parse().ok()?,
-        fields.get(19)?.parse().ok()?,
-        matches!(fields.first(), Some(&("Z" | "X"))),
-    ))
+    let state = *fields.first()?;
+    Some(Stat {
+        parent: fields.get(1)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+        foreground: fields.get(2)? == fields.get(5)?,
+        stopped: state == "T",
+        dead: matches!(state, "Z" | "X"),
+    })
 }
