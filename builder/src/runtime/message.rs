@@ -43,8 +43,11 @@ pub(super) enum Message {
     Points(Points),
     /// The step's program was not started.
     Failed(Failure),
-    /// The step's process ended, and with it all others.
+    /// The step's process ended.
     Ended(Exit),
+    /// The step's process ended, nothing that could touch its files is left, and kiln's own
+    /// processes around it are about to end too.
+    Over(Exit),
 }
 
 /// Why the step's program was not started. System errors travel as numbers.

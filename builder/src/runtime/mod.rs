@@ -3,7 +3,7 @@
 //! `native` is kiln's own implementation: kiln starts itself anew with a hidden argument
 //! ([`INIT_ARGUMENT`], looked at first in `main`), and that single-threaded process enters the
 //! namespaces, builds the root and becomes, or waits for, the process of the step. Read in this
-//! order: `native` (the builder's side), `server` (where sandboxes come from), `message` (what passes
+//! order: `native` (the builder's side), `supply` and `server` (where sandboxes come from), `message` (what passes
 //! between the processes), `sandbox` (which processes there are), `init` (the step's process, up to
 //! its program). `oci` is the way to another runtime: from the sandbox on, it does the rest.
 
@@ -30,6 +30,7 @@ mod sandbox;
 mod seccomp;
 mod server;
 mod single;
+mod supply;
 mod terminal;
 
 use std::path::{Path, PathBuf};

@@ -7,18 +7,18 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::chroot::{self, COVERED, Covers};
 use super::feed::{self, Feed};
 use super::message::{self, Frames, Message};
 use super::mount_points::{self, Points};
-use super::server::{Ends, Server};
+use super::server::Kind;
+use super::supply::{Supply, Waiting};
 use super::{
     Cancel, Exit, Isolation, Order, Orders, ProcessSpec, Root, RuntimeError, Stream, Streams, oci,
     terminal,
@@ -50,15 +50,17 @@ pub struct Attached<'a> {
 
 /// The native runtime core. Clones share the process that their sandboxes come from, which is
 /// started with the first of them.
+///
+/// While a step runs, the processes of the next one's sandbox are made, so that it has only to be told
+/// what to run.
 #[derive(Clone, Debug)]
 pub struct Native(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    executable: PathBuf,
+    supply: Supply,
     /// What runs the process in the sandbox, where that is not kiln.
     runtime: Option<oci::Program>,
-    server: Mutex<Option<Server>>,
 }
 
 impl Default for Native {
@@ -75,9 +77,8 @@ impl Native {
     #[must_use]
     pub fn new(executable: PathBuf) -> Self {
         Self(Arc::new(Shared {
-            executable,
+            supply: Supply::new(executable),
             runtime: None,
-            server: Mutex::default(),
         }))
     }
 
@@ -85,9 +86,8 @@ impl Native {
     #[must_use]
     pub fn with_runtime(&self, runtime: oci::Program) -> Self {
         Self(Arc::new(Shared {
-            executable: self.0.executable.clone(),
+            supply: self.0.supply.another(),
             runtime: Some(runtime),
-            server: Mutex::default(),
         }))
     }
 
@@ -101,23 +101,10 @@ impl Native {
         container.map(Some).map_err(RuntimeError::Start)
     }
 
-    /// Starts a sandbox with these ends. A server that somebody killed is started anew.
-    fn split(&self, ends: &Ends) -> io::Result<()> {
-        let lock = self.0.server.lock();
-        let mut server = lock.unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = &*server {
-            match running.split(ends) {
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-                result => return result,
-            }
-        }
-        let started = server.insert(Server::start(&self.0.executable)?);
-        started.split(ends)
-    }
-
     /// Runs a process to its end and hands over what it prints, as it comes. Blocks meanwhile.
-    /// When it returns, all processes of the sandbox are gone, whatever the result; only when the
-    /// sandbox was killed from outside ([`RuntimeError::Lost`]) the kernel may still be at it.
+    /// When it returns, all processes of the step are gone, whatever the result; only when the
+    /// sandbox was killed from outside ([`RuntimeError::Lost`]) the kernel may still be at it. Those of
+    /// the sandbox around them are gone when the runtime core is dropped.
     ///
     /// [`Root::work`] is used for scratch and empty again afterwards; the writable directory of
     /// [`Root::files`] holds what the process changed, in the form of overlayfs where it is one, and
@@ -165,8 +152,13 @@ impl Native {
         for note in covers.iter().flat_map(|covers| &covers.notes) {
             output(Stream::Stderr, format!("note: {note}\n").as_bytes());
         }
-        let mut sandbox = Sandbox::start(self, attached).map_err(RuntimeError::Start)?;
-        let supervised = sandbox.supervise(spec, container.as_ref(), output, cancel);
+        let kind = Kind::of(spec.isolation);
+        let waiting = self.0.supply.take(kind).map_err(RuntimeError::Start)?;
+        let mut sandbox = Sandbox::new(waiting, attached);
+        let supervised = sandbox.order(spec, container.as_ref()).and_then(|()| {
+            self.0.supply.refill(kind);
+            sandbox.supervise(output, cancel)
+        });
         let ended = sandbox.end(output);
         if let Some(container) = &container {
             container.clean(spec);
@@ -233,6 +225,8 @@ struct Sandbox<'a> {
     process: Option<OwnedFd>,
     points: Points,
     result: Option<Result<Exit, RuntimeError>>,
+    /// The step is gone whole; kiln's own processes need not be waited for.
+    over: bool,
 }
 
 struct Output {
@@ -241,26 +235,15 @@ struct Output {
 }
 
 impl<'a> Sandbox<'a> {
-    fn start(native: &Native, attached: Attached<'a>) -> io::Result<Self> {
-        let (control, theirs) = UnixStream::pair()?;
-        let (stdout, their_stdout) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let (stderr, their_stderr) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        for pipe in [&stdout, &stderr] {
-            rustix::io::ioctl_fionbio(pipe, true)?;
-        }
-        native.split(&Ends {
-            control: theirs.into(),
-            stdout: their_stdout,
-            stderr: their_stderr,
-        })?;
+    fn new(waiting: Waiting, attached: Attached<'a>) -> Self {
         let output = |stream, pipe| Output { stream, pipe };
-        Ok(Self {
-            control,
+        Self {
+            control: waiting.control,
             frames: Frames::default(),
             received: VecDeque::new(),
             outputs: [
-                output(Stream::Stdout, Some(stdout)),
-                output(Stream::Stderr, Some(stderr)),
+                output(Stream::Stdout, Some(waiting.stdout)),
+                output(Stream::Stderr, Some(waiting.stderr)),
                 output(Stream::Stdout, None),
             ],
             feed: Feed::from(attached.input),
@@ -269,17 +252,12 @@ impl<'a> Sandbox<'a> {
             process: None,
             points: Points::default(),
             result: None,
-        })
+            over: false,
+        }
     }
 
-    /// Hands over the specification and listens until the sandbox closes its socket.
-    fn supervise(
-        &mut self,
-        spec: &ProcessSpec,
-        container: Option<&oci::Container>,
-        output: &mut dyn FnMut(Stream, &[u8]),
-        cancel: &Cancel,
-    ) -> io::Result<()> {
+    /// Hands over what is to be run.
+    fn order(&mut self, spec: &ProcessSpec, container: Option<&oci::Container>) -> io::Result<()> {
         let order = message::Order {
             spec: spec.clone(),
             container: container.cloned(),
@@ -291,6 +269,15 @@ impl<'a> Sandbox<'a> {
             // Without a source the end is there at once.
             self.feed.sink = self.feed.source.is_some().then_some(ours);
         }
+        Ok(())
+    }
+
+    /// Listens until the step is over or the sandbox closes its socket.
+    fn supervise(
+        &mut self,
+        output: &mut dyn FnMut(Stream, &[u8]),
+        cancel: &Cancel,
+    ) -> io::Result<()> {
         loop {
             let ready = self.wait(cancel)?;
             if ready.cancelled {
@@ -352,7 +339,7 @@ impl<'a> Sandbox<'a> {
         })
     }
 
-    /// Reads what the sandbox says. Tells whether there may be more.
+    /// Reads what the sandbox says. Tells whether more is to be waited for.
     fn listen(&mut self) -> io::Result<bool> {
         let mut buffer = [0; 4096];
         let length = match message::read_with(&self.control, &mut buffer, &mut self.received) {
@@ -377,9 +364,13 @@ impl<'a> Sandbox<'a> {
                 Message::Ended(exit) => {
                     self.result.get_or_insert(Ok(exit));
                 }
+                Message::Over(exit) => {
+                    self.result.get_or_insert(Ok(exit));
+                    self.over = true;
+                }
             }
         }
-        Ok(length > 0)
+        Ok(length > 0 && !self.over)
     }
 
     /// Shows what the process writes to its terminal, and types what kiln reads.
@@ -422,7 +413,7 @@ impl<'a> Sandbox<'a> {
         // The keeper takes that as the order to kill. It ends after everything else has, and with
         // it the last one that holds the socket.
         drop(self.control.shutdown(Shutdown::Write));
-        while self.listen()? {}
+        while !self.over && self.listen()? {}
         for left in &mut self.outputs {
             while left.forward(output)? {}
         }

@@ -10,7 +10,8 @@
 //! When the step's first process ends, the kernel ends its namespace. When kiln ends, however it
 //! ends, the keeper sees its socket close and kills the outer init, and with that everything below
 //! dies: a process cannot leave a namespace, while a death signal is lost by the first program
-//! with a set-user-id bit. When the keeper is killed, the outer init, which never changes its user
+//! with a set-user-id bit. None of them knows what is run but the last, which waits to be told and may
+//! be there long before. When the keeper is killed, the outer init, which never changes its user
 //! nor its program, gets a death signal.
 
 use std::io;
@@ -29,9 +30,9 @@ use rustix::thread::UnshareFlags;
 
 use super::init::Given;
 use super::message::{self, Failure, Message, Order, errno};
-use super::server::{self, Ends};
+use super::server::{self, Ends, Kind};
 use super::single::Registrar;
-use super::{Exit, Ids, Isolation, ProcessSpec, Streams, chroot, init, oci};
+use super::{Exit, Streams, chroot, init, oci};
 use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
@@ -43,16 +44,18 @@ pub fn sandbox_main() -> ExitCode {
     if let Some(owners) = std::env::args_os().nth(2) {
         owner::open_table(Path::new(&owners));
     }
-    let done = server::serve(rustix::stdio::stdin()).and_then(|ends| {
-        let Some(ends) = ends else {
+    let done = server::serve(rustix::stdio::stdin()).and_then(|split| {
+        let Some((kind, ends)) = split else {
             return Ok(());
         };
         let mut control = take_ends(ends)?;
-        let order: Order = message::receive(&mut control)?;
-        let input = receive_input(&order.spec, &control)?;
-        let kept = match order.spec.isolation {
-            Isolation::Chroot => chroot::keep(&order.spec, &mut control, input),
-            Isolation::Root | Isolation::Rootless(_) => keep(&order, &mut control, input),
+        let kept = match kind {
+            Kind::Chroot => receive_order(&mut control)
+                .and_then(|(order, input)| chroot::keep(&order.spec, &mut control, input)),
+            Kind::Namespaces => keep(&mut control, None),
+            Kind::Single => {
+                Registrar::start().and_then(|registrar| keep(&mut control, Some(registrar)))
+            }
         };
         kept.or_else(|error| report(&mut control, "start the sandbox", &error))
     });
@@ -63,15 +66,17 @@ pub fn sandbox_main() -> ExitCode {
     }
 }
 
-/// The end of a pipe that the step reads from, where it reads what kiln does.
-fn receive_input(spec: &ProcessSpec, control: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    if spec.streams != Streams::Input {
-        return Ok(None);
+/// Waits for what is to be run, and for the end of a pipe that the step reads from, where it reads
+/// what kiln does.
+fn receive_order(control: &mut UnixStream) -> io::Result<(Order, Option<OwnedFd>)> {
+    let order: Order = message::receive(control)?;
+    if order.spec.streams != Streams::Input {
+        return Ok((order, None));
     }
     let mut received = Vec::new();
     message::read_with(control, &mut [0], &mut received)?;
     let input = received.pop().ok_or(io::ErrorKind::UnexpectedEof)?;
-    Ok(Some(input))
+    Ok((order, Some(input)))
 }
 
 fn report(control: &mut UnixStream, act: &str, error: &io::Error) -> io::Result<()> {
@@ -100,29 +105,20 @@ fn take_ends(ends: Ends) -> io::Result<UnixStream> {
 }
 
 /// The keeper: lives in the host's namespaces until the sandbox is gone.
-fn keep(order: &Order, control: &mut UnixStream, input: Option<OwnedFd>) -> io::Result<()> {
+fn keep(control: &mut UnixStream, registrar: Option<Registrar>) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // What runs below shall neither read nor trace what its ancestors hold.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     lower_protection()?;
-    let registrar = match order.spec.isolation {
-        Isolation::Rootless(Ids::Single) => Some(Registrar::start()?),
-        _ => None,
-    };
     let keeper = pidfd_open(getpid(), PidfdFlags::empty())?;
     process::new_namespaces(UnshareFlags::NEWPID)?;
     let (given, registrar) = match registrar {
         Some(Registrar { process, socket }) => (Some(socket), Some(process)),
         None => (None, None),
     };
-    let given = Given {
-        input,
-        registrar: given,
-    };
     let watched = match process::fork()? {
-        Side::Child => return outer_init(order, control, &keeper, given),
+        Side::Child => return outer_init(control, &keeper, given),
         Side::Parent(outer) => {
-            // Else the builder would never see that nobody reads any more.
             drop(given);
             watch(control.as_fd(), outer)
         }
@@ -150,7 +146,8 @@ fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
     let sandbox = pidfd_open(outer, PidfdFlags::empty())?;
     loop {
         let mut fds = [
-            PollFd::new(&control, PollFlags::IN),
+            // What comes there is for the step.
+            PollFd::new(&control, PollFlags::RDHUP),
             PollFd::new(&sandbox, PollFlags::IN),
         ];
         match rustix::event::poll(&mut fds, None) {
@@ -166,10 +163,9 @@ fn watch(control: BorrowedFd<'_>, outer: Pid) -> io::Result<()> {
 
 /// PID 1 of the namespace around the step's.
 fn outer_init(
-    order: &Order,
     control: &mut UnixStream,
     keeper: &OwnedFd,
-    given: Given,
+    registrar: Option<OwnedFd>,
 ) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The keeper may have died before that line, when there was no signal to get yet.
@@ -180,17 +176,23 @@ fn outer_init(
     process::new_namespaces(UnshareFlags::NEWPID)?;
     match process::fork()? {
         Side::Child => {
-            let spec = &order.spec;
-            if let Some(container) = &order.container {
-                return oci::run(spec, container, control, given.input.as_ref());
+            let (Order { spec, container }, input) = receive_order(control)?;
+            if let Some(container) = container {
+                return oci::run(&spec, &container, control, input.as_ref());
             }
-            let failure = init::run(spec, control, &given);
+            let failure = init::run(&spec, control, &Given { input, registrar });
             message::send(control, &Message::Failed(failure))
         }
         Side::Parent(step) => {
-            drop(given);
+            let made_up = registrar.is_some();
+            drop(registrar);
             let exit = wait(step)?;
-            message::send(control, &Message::Ended(exit))
+            let said = match made_up {
+                // The registrar may still write down an owner that a killed process has changed.
+                true => Message::Ended(exit),
+                false => Message::Over(exit),
+            };
+            message::send(control, &said)
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Starting a program as large as kiln takes longer than all that a sandbox does, so it is started
 //! once: this process waits, with a single thread and hardly any memory of its own, and splits for
-//! each sandbox. A message to it is three descriptors: the new sandbox's control socket, and what
-//! its standard output and error are. It ends when kiln does, because its own socket closes then.
+//! each sandbox. A message to it is a byte, the [`Kind`], and three descriptors: the new sandbox's
+//! control socket, and what its standard output and error are. It ends when kiln does, because its own
+//! socket closes then.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -21,12 +22,47 @@ use rustix::net::{
 use rustix::process::WaitOptions;
 
 use super::message::{self, Failure, Message};
-use super::{INIT_ARGUMENT, executable, seccomp};
+use super::{INIT_ARGUMENT, Ids, Isolation, executable, seccomp};
 use crate::sys::owner;
 use crate::sys::process::{self, Side};
 
 /// Descriptors in a message: control socket, standard output, standard error.
 const DESCRIPTORS: usize = 3;
+
+/// What processes a sandbox is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A keeper, and the step in namespaces of its own.
+    Namespaces,
+    /// The same with a registrar, which makes users up.
+    Single,
+    /// A keeper, and the step beside it.
+    Chroot,
+}
+
+impl Kind {
+    /// The processes for a level of isolation.
+    pub(super) fn of(isolation: Isolation) -> Self {
+        match isolation {
+            Isolation::Root | Isolation::Rootless(Ids::Range) => Self::Namespaces,
+            Isolation::Rootless(Ids::Single) => Self::Single,
+            Isolation::Chroot => Self::Chroot,
+        }
+    }
+
+    fn byte(self) -> u8 {
+        match self {
+            Self::Namespaces => b'n',
+            Self::Single => b's',
+            Self::Chroot => b'c',
+        }
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        let kinds = [Self::Namespaces, Self::Single, Self::Chroot];
+        kinds.into_iter().find(|kind| kind.byte() == byte)
+    }
+}
 
 /// The descriptors of a new sandbox, its own ends.
 pub(super) struct Ends {
@@ -65,18 +101,23 @@ impl Server {
         Ok(Self { child, socket })
     }
 
-    /// Has it split off a sandbox with these ends.
+    /// Has it split off a sandbox of a kind with these ends.
     ///
     /// # Errors
     /// `EPIPE` or `ECONNRESET` when the server is gone.
-    pub(super) fn split(&self, ends: &Ends) -> io::Result<()> {
+    pub(super) fn split(&self, kind: Kind, ends: &Ends) -> io::Result<()> {
         let descriptors = [&ends.control, &ends.stdout, &ends.stderr].map(AsFd::as_fd);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         loop {
-            let byte = [IoSlice::new(b"+")];
-            match sendmsg(&self.socket, &byte, &mut ancillary, SendFlags::NOSIGNAL) {
+            let byte = [kind.byte()];
+            match sendmsg(
+                &self.socket,
+                &[IoSlice::new(&byte)],
+                &mut ancillary,
+                SendFlags::NOSIGNAL,
+            ) {
                 Err(Errno::INTR) => {}
                 result => return Ok(result.map(drop)?),
             }
@@ -93,17 +134,19 @@ impl Drop for Server {
 }
 
 /// Waits for orders on a socket and splits for each one. Returns in the new process, with its
-/// ends; in the server itself `None` when the builder is gone.
-pub(super) fn serve(socket: BorrowedFd<'_>) -> io::Result<Option<Ends>> {
+/// ends; in the server itself `None` when the builder is gone, and all sandboxes with it.
+pub(super) fn serve(socket: BorrowedFd<'_>) -> io::Result<Option<(Kind, Ends)>> {
     // What every sandbox needs and takes time to make is made before there are any.
     seccomp::prepare();
     loop {
-        let Some(ends) = receive(socket)? else {
+        let Some((kind, ends)) = receive(socket)? else {
+            // Each has seen its own socket close, or is at its end.
+            reap(WaitOptions::empty());
             return Ok(None);
         };
-        reap();
+        reap(WaitOptions::NOHANG);
         match process::fork() {
-            Ok(Side::Child) => return Ok(Some(ends)),
+            Ok(Side::Child) => return Ok(Some((kind, ends))),
             Ok(Side::Parent(_)) => {}
             Err(error) => {
                 let failure = Failure::Setup {
@@ -118,12 +161,12 @@ pub(super) fn serve(socket: BorrowedFd<'_>) -> io::Result<Option<Ends>> {
     }
 }
 
-/// Forgets sandboxes that have ended since the last order.
-fn reap() {
-    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+/// Forgets sandboxes that have ended, or waits for the end of all.
+fn reap(options: WaitOptions) {
+    while let Ok(Some(_)) | Err(Errno::INTR) = rustix::process::wait(options) {}
 }
 
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Ends>> {
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Kind, Ends)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
@@ -143,11 +186,13 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Ends>> {
             descriptors.extend(rights);
         }
     }
-    let [control, stdout, stderr] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors)
-        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    Ok(Some(Ends {
+    let ends = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).ok();
+    let [control, stdout, stderr] = ends.ok_or(io::ErrorKind::InvalidData)?;
+    let kind = Kind::from_byte(byte[0]).ok_or(io::ErrorKind::InvalidData)?;
+    let ends = Ends {
         control,
         stdout,
         stderr,
-    }))
+    };
+    Ok(Some((kind, ends)))
 }

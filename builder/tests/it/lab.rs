@@ -112,18 +112,21 @@ impl Machine {
         wait.recv().unwrap();
     }
 
-    /// Says the same to everyone who connects.
+    /// Says the same to everyone who connects and asks.
     pub(crate) fn tcp(&self, address: &'static str, words: &'static str) {
         self.serve(
             move || TcpListener::bind(address).unwrap(),
             move |listener| {
                 for stream in listener.incoming() {
-                    // who hangs up early does not matter
-                    drop(stream.and_then(|mut stream| {
-                        stream.write_all(words.as_bytes())?;
-                        stream.shutdown(std::net::Shutdown::Write)?;
-                        stream.read_to_end(&mut Vec::new())
-                    }));
+                    // Who hangs up early does not matter, and who never does is in nobody's way.
+                    thread::spawn(move || {
+                        stream.and_then(|mut stream| {
+                            stream.read_exact(&mut [0])?;
+                            stream.write_all(words.as_bytes())?;
+                            stream.shutdown(std::net::Shutdown::Write)?;
+                            stream.read_to_end(&mut Vec::new())
+                        })
+                    });
                 }
             },
         );

@@ -59,7 +59,7 @@ pub(in crate::runtime) fn keep(
             let ended = watch(control, step)?;
             kill_all()?;
             ended.map_or(Ok(()), |ended| {
-                message::send(control, &Message::Ended(ended))
+                message::send(control, &Message::Over(ended))
             })
         }
     }

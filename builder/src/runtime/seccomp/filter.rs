@@ -118,18 +118,57 @@ pub(super) fn program(sections: &[Section]) -> Vec<sock_filter> {
     program
 }
 
+/// So many ranges are told apart one after the other rather than by halves: the kernel translates
+/// each program anew, for each step, and a row of tests is about half as long.
+const ROW: usize = 16;
+
 /// Finds the verdict for the loaded number plus `offset`.
 fn search(ranges: &[(u32, Verdict)], offset: u32) -> Vec<sock_filter> {
-    match ranges {
-        [] => vec![statement(RETURN, KILL_PROCESS)],
-        [(_, verdict)] => leaf(verdict),
-        _ => {
-            let (low, high) = ranges.split_at(ranges.len() / 2);
-            let start = high.first().map_or(0, |(start, _)| *start);
-            let (low, high) = (search(low, offset), search(high, offset));
-            branch(JUMP_GREATER_EQUAL, start + offset, high, low)
-        }
+    if ranges.is_empty() {
+        return vec![statement(RETURN, KILL_PROCESS)];
     }
+    if let Some(row) = row(ranges, offset) {
+        return row;
+    }
+    let (low, high) = ranges.split_at(ranges.len() / 2);
+    let start = high.first().map_or(0, |(start, _)| *start);
+    let (low, high) = (search(low, offset), search(high, offset));
+    branch(JUMP_GREATER_EQUAL, start + offset, high, low)
+}
+
+/// Compares with the starts of all ranges, the highest first; equal verdicts are reached by several
+/// tests. `None` for more ranges than [`ROW`], or when a test would not reach its verdict.
+fn row(ranges: &[(u32, Verdict)], offset: u32) -> Option<Vec<sock_filter>> {
+    let [(_, lowest), tested @ ..] = ranges else {
+        return None;
+    };
+    if tested.is_empty() {
+        return Some(leaf(lowest));
+    }
+    // The lowest verdict is where the tests end.
+    let mut verdicts = leaf(lowest);
+    let mut places = vec![(lowest, 0)];
+    let mut targets = Vec::new();
+    for (start, verdict) in tested.iter().rev() {
+        let known = places.iter().find(|(placed, _)| *placed == verdict);
+        let place = known.map(|(_, place)| *place).unwrap_or_else(|| {
+            let place = verdicts.len();
+            verdicts.extend(leaf(verdict));
+            places.push((verdict, place));
+            place
+        });
+        targets.push((start + offset, place));
+    }
+    let count = targets.len();
+    let tests = targets.into_iter().enumerate();
+    let tests = tests.map(|(index, (start, place))| {
+        let skip = u8::try_from(count - index - 1 + place).ok()?;
+        Some(jump(JUMP_GREATER_EQUAL, start, skip, 0))
+    });
+    let tests: Option<Vec<_>> = tests.collect();
+    let mut program = tests.filter(|_| ranges.len() <= ROW)?;
+    program.extend(verdicts);
+    Some(program)
 }
 
 /// Goes to `yes` or `no`, each of which ends in a verdict.

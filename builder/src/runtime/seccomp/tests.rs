@@ -138,7 +138,7 @@ fn the_default_allows_what_it_lists() {
     let table = Table::get();
     for abi in ABIS {
         let program = default_program(abi);
-        assert!(program.len() < 2000, "{}", program.len());
+        assert!(program.len() < 1000, "{}", program.len());
         let profile = Profile::parse(DEFAULT, &host(machine(abi))).unwrap();
         let mut listed = HashSet::new();
         for rule in &profile.rules {
