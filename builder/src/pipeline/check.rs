@@ -8,10 +8,9 @@ use kiln_grammar::diagnostic::Diagnostic;
 use kiln_grammar::lint;
 use kiln_registry::reference::Reference;
 
-use super::{
-    BuildError, DockerfileFrom, Source, lint_settings, open_folder, read_dockerfile,
-    read_ignore_file, stored,
-};
+use super::files::{open_folder, read_dockerfile, read_ignore_file};
+use super::resolve::stored;
+use super::{BuildError, DockerfileFrom, Source, lint_settings};
 use crate::lower::{self, BaseImages, LowerOptions};
 use crate::store::{Store, StoreError};
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kiln_grammar::dockerignore::IgnoreFile;
 use kiln_registry::digest::Digest;
 
-use super::{BuildError, open_folder, read_ignore_file};
+use super::BuildError;
+use super::files::{open_folder, read_ignore_file};
 use crate::context::{Contexts, Tree};
 use crate::graph::{Op, Vertex};
 use crate::lower::{ContextSource, LowerOptions, NamedContext, Plan};

@@ -1,7 +1,7 @@
 //! The record of a build: enough of its steps to open a shell in any of them later.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_grammar::mount::Sharing;
@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Observer, masked};
 use crate::graph::{Graph, MountOp, Op, RunOp, VertexId};
+use crate::lower::Plan;
 use crate::runtime::Seccomp;
 use crate::runtime::network::HostEntry;
-use crate::schedule::Schedule;
-use crate::snapshot::SnapshotId;
+use crate::schedule::{Failure, Schedule};
+use crate::snapshot::{Active, SnapshotId};
 use crate::step::secrets::SecretSource;
-use crate::step::{Settings, Stack};
+use crate::step::{Settings, Stack, StepError, Worker};
 
 /// Version of the record's form; one of another version is no record.
 const VERSION: u32 = 1;
@@ -296,6 +297,60 @@ fn left_out(mount: &MountOp) -> (String, u8) {
             (id.clone(), number)
         }
         _ => (String::new(), 0),
+    }
+}
+
+/// Keeps what a shell in a step needs later.
+pub(super) struct Keep<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) plan: &'a Plan,
+    pub(super) schedule: &'a Schedule,
+    pub(super) numbers: &'a Numbers,
+    pub(super) secrets: &'a [SecretSource],
+}
+
+impl Keep<'_> {
+    /// Records how a build ended; one that was cancelled leaves the record of the build before. Says
+    /// whether what a failed process had changed is kept: that costs a rename. Nothing of it makes a
+    /// build fail.
+    pub(super) fn record(&self, failure: Option<&Failure>) -> bool {
+        if matches!(failure, Some(failure) if matches!(failure.error, StepError::Cancelled)) {
+            return false;
+        }
+        let left = failure.and_then(|failure| {
+            let failed = self.worker.failed.lock();
+            let mut failed = failed.unwrap_or_else(PoisonError::into_inner);
+            failed.remove(&failure.vertex.index())
+        });
+        let files = left.as_ref().map(Active::upper);
+        let name = files.as_deref().and_then(Path::file_name);
+        let failed = failure.map(|failure| Failed {
+            step: failure.vertex.index(),
+            changes: name.map(|name| name.to_string_lossy().into_owned()),
+        });
+        let kept = files.is_some();
+        let record = Record::new(
+            &self.plan.graph,
+            self.schedule,
+            self.numbers,
+            self.secrets,
+            &self.worker.settings,
+            failed,
+        );
+        match self
+            .worker
+            .store
+            .set_last(&record.encode(), files.as_deref())
+        {
+            Ok(()) => kept,
+            Err(error) => {
+                self.worker.observer.tell(Event::Note {
+                    step: None,
+                    text: format!("no shell can be opened in the steps of this build: {error}"),
+                });
+                false
+            }
+        }
     }
 }
 

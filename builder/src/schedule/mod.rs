@@ -2,6 +2,8 @@
 //! each vertex first; what is missing runs as soon as its inputs are there, independent vertices
 //! at the same time.
 
+mod define;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,12 +16,13 @@ use kiln_registry::spec::DiffId;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::cache::{CacheKey, content_key, definition_key};
+use crate::cache::{CacheKey, content_key};
 use crate::event::Event;
 use crate::graph::{GitOp, Graph, ImageOp, Network, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{self, Inputs, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
+use define::{Defined, reads_root};
 
 /// A step that failed, and which vertex it was.
 #[derive(Debug, thiserror::Error)]
@@ -62,17 +65,6 @@ pub struct Schedule {
 
 /// A layer whose digest and tar size are being computed.
 type Seal = JoinHandle<Result<(DiffId, u64), StepError>>;
-
-/// What is known of a vertex before anything runs.
-#[derive(Clone, Debug)]
-struct Defined {
-    /// Names its layer.
-    key: CacheKey,
-    /// Names its layer and those below, for what stands on it. They differ with `--link` only.
-    stack: CacheKey,
-    /// The files it copies, where they are known already, and their digest.
-    selected: Option<(Arc<Selections>, Digest)>,
-}
 
 impl std::fmt::Debug for Schedule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -176,82 +168,6 @@ impl Schedule {
         Ok(Finished {
             root: self.finished(root),
             layers,
-        })
-    }
-
-    /// Computes the definition keys of all that the root needs. URLs and git repositories are
-    /// fetched here: what they give is part of the definition (A15.4).
-    async fn define(&mut self, root: VertexId) -> Result<(), Failure> {
-        let needed = self.needed(root);
-        let fetches: Vec<_> = needed
-            .iter()
-            .copied()
-            .filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_) | Op::Git(_)))
-            .collect();
-        self.compute(&fetches).await?;
-        for id in needed {
-            let defined = self
-                .define_one(id)
-                .await
-                .map_err(|error| Failure { vertex: id, error })?;
-            self.defined.insert(id, defined);
-        }
-        Ok(())
-    }
-
-    fn needed(&self, root: VertexId) -> BTreeSet<VertexId> {
-        let mut needed = BTreeSet::from([root]);
-        // Inputs have smaller ids, so one pass from the last to the first sees all.
-        for id in self.graph.ids().rev() {
-            if needed.contains(&id) {
-                needed.extend(self.graph.vertex(id).inputs.iter().copied());
-            }
-        }
-        needed
-    }
-
-    async fn define_one(&self, id: VertexId) -> Result<Defined, StepError> {
-        let vertex = self.graph.vertex(id);
-        let keys: Vec<CacheKey> = vertex
-            .inputs
-            .iter()
-            .map(|input| self.defined[input].stack)
-            .collect();
-        let local = |input: &VertexId| {
-            let op = &self.graph.vertex(*input).op;
-            matches!(op, Op::Context(_) | Op::Fetch(_) | Op::Git(_))
-        };
-        // Not the address, but what came from it.
-        if let Op::Fetch(_) | Op::Git(_) = &vertex.op {
-            let key = content_key(vertex, &self.finished(id).identity(), None);
-            return Ok(Defined {
-                key,
-                stack: key,
-                selected: None,
-            });
-        }
-        // What is selected in local files stands for them; other inputs have keys.
-        let (inputs, selected) = match &vertex.op {
-            Op::Copy(_) if vertex.inputs[1..].iter().all(local) => {
-                let stacks = vertex.inputs[1..]
-                    .iter()
-                    .map(|input| self.finished(*input))
-                    .collect();
-                (&keys[..1], Some(self.select(id, stacks).await?))
-            }
-            _ => (&keys[..], None),
-        };
-        let digest = selected.as_ref().map(|(_, digest)| digest);
-        let stack = definition_key(vertex, inputs, digest);
-        let key = if reads_root(vertex) {
-            stack
-        } else {
-            definition_key(vertex, &inputs[1..], digest)
-        };
-        Ok(Defined {
-            key,
-            stack,
-            selected,
         })
     }
 
@@ -469,21 +385,6 @@ impl Schedule {
         .await
     }
 
-    /// Which files a `COPY` selects in its inputs, and their digest.
-    async fn select(
-        &self,
-        id: VertexId,
-        inputs: Vec<Stack>,
-    ) -> Result<(Arc<Selections>, Digest), StepError> {
-        let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
-        blocking(move || {
-            let selections = Selections::of(&worker, &graph, id, &inputs)?;
-            let digest = selections.digest()?;
-            Ok((Arc::new(selections), digest))
-        })
-        .await
-    }
-
     /// The inputs of a vertex, by index, that are a copy on nothing, with the digest of what they copy.
     fn copied(&self, vertex: &Vertex) -> BTreeMap<usize, Digest> {
         let copied = |(index, input): (usize, &VertexId)| {
@@ -618,11 +519,6 @@ impl Schedule {
                 })
             });
     }
-}
-
-/// Whether the result of a vertex depends on its first input (A11.9).
-fn reads_root(vertex: &Vertex) -> bool {
-    !matches!(&vertex.op, Op::Copy(op) if !op.reads_root())
 }
 
 /// Runs work that blocks on a thread for such work.
