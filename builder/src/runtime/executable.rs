@@ -1,18 +1,39 @@
-//! The program file of the sandbox, in a form that a step cannot write to.
+//! Kiln as a helper of its own: a process with another task, on the other end of a socket.
 //!
-//! A step can make kiln's process show up as `/proc/self/exe` (its program may even be that path)
+//! The program file of the sandbox is opened in a form that a step cannot write to. A step can make kiln's process show up as `/proc/self/exe` (its program may even be that path)
 //! and, once kiln has ended, open the file behind it for writing. That is how a container
 //! overwrote its runtime in CVE-2019-5736. So the sandbox is not started from the file itself.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mount::MountAttrFlags;
 
 use crate::sys::mount;
+
+/// A command that starts kiln with a hidden argument, and the other end of the socket that is its
+/// standard input. It ends when that one is closed.
+pub(super) fn helper(program: &Path, argument: &str) -> io::Result<(Command, UnixStream)> {
+    let (socket, theirs) = UnixStream::pair()?;
+    let mut command = Command::new(program);
+    command
+        .arg0("kiln")
+        .arg(argument)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C is the builder's to judge.
+        .process_group(0);
+    Ok((command, socket))
+}
 
 /// Opens a program for execution through a read-only mount of its own, or, where the kernel refuses
 /// that, as a sealed copy in memory.
@@ -39,8 +60,6 @@ fn copy(path: &Path) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     #[test]

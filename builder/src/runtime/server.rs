@@ -10,9 +10,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -85,19 +84,9 @@ impl Server {
     /// Starts it.
     pub(super) fn start(executable: &Path) -> io::Result<Self> {
         let program = executable::open_sealed(executable)?;
-        let (socket, theirs) = UnixStream::pair()?;
-        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
-            .arg0("kiln")
-            .arg(INIT_ARGUMENT)
-            .args(owner::table())
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C is the builder's to judge.
-            .process_group(0)
-            .spawn()?;
+        let path = format!("/proc/self/fd/{}", program.as_raw_fd());
+        let (mut command, socket) = executable::helper(Path::new(&path), INIT_ARGUMENT)?;
+        let child = command.args(owner::table()).spawn()?;
         Ok(Self { child, socket })
     }
 

@@ -13,7 +13,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{Termios, Winsize};
 
 use crate::env::{TestEnv, test_env};
-use crate::traces::{descendants, wait_until};
+use crate::traces::{Process, descendants, wait_until};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -171,6 +171,12 @@ fn resize(screen: impl std::os::fd::AsFd, rows: u16, columns: u16) {
     rustix::termios::tcsetwinsize(screen, size).unwrap();
 }
 
+fn all_end(processes: &[Process]) {
+    wait_until("the end of its processes", || {
+        (!processes.iter().any(|process| process.is_alive())).then_some(())
+    });
+}
+
 #[test]
 fn a_shell_in_a_terminal_has_size_job_control_and_an_exit_code() {
     let env = test_env!("setsid").with_busybox();
@@ -282,9 +288,7 @@ fn a_killed_session_leaves_the_terminal_as_it_was() {
         }
         let code = if signals.len() == 2 { 143 } else { 129 };
         assert_eq!(session.end().0, Some(code));
-        wait_until("the end of its processes", || {
-            (!processes.iter().any(|process| process.is_alive())).then_some(())
-        });
+        all_end(&processes);
         env.no_traces();
     }
 }
@@ -306,8 +310,6 @@ fn nothing_outlives_a_terminal_that_is_closed() {
     let mut child = session.child.take().unwrap();
     drop(session);
     wait_until("kiln's end", || child.try_wait().unwrap());
-    wait_until("the end of its processes", || {
-        (!processes.iter().any(|process| process.is_alive())).then_some(())
-    });
+    all_end(&processes);
     env.no_traces();
 }

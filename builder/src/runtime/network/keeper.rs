@@ -14,7 +14,6 @@ use std::io::{self, Read, Seek, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -30,6 +29,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabiliti
 use serde::{Deserialize, Serialize};
 
 use super::{NETWORK_ARGUMENT, NetworkError, pasta};
+use crate::runtime::executable;
 use crate::runtime::message::{self, errno};
 use crate::sys::loopback;
 use crate::sys::process::{self, Side};
@@ -61,19 +61,9 @@ pub(super) struct Namespace {
 impl Namespace {
     /// Starts the keeper, and waits until the namespace is ready.
     pub(super) fn start(executable: &Path, pasta: &Path) -> Result<Self, NetworkError> {
-        let (control, theirs) = UnixStream::pair().map_err(NetworkError::Keeper)?;
-        let keeper = Command::new(executable)
-            .arg0("kiln")
-            .arg(NETWORK_ARGUMENT)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C is the builder's to judge.
-            .process_group(0)
-            .spawn()
-            .map_err(NetworkError::Keeper)?;
+        let (mut command, control) =
+            executable::helper(executable, NETWORK_ARGUMENT).map_err(NetworkError::Keeper)?;
+        let keeper = command.spawn().map_err(NetworkError::Keeper)?;
         // From here on, dropping it ends the keeper.
         let mut namespace = Self {
             keeper,
