@@ -1,5 +1,5 @@
-//! The builds that need nothing but base images, at each level: by an ordinary user, and by root
-//! without the right to mount. What comes out is what root builds (B5.6, DEMAND 1).
+//! The builds at each level: by an ordinary user with subordinate ids and without, and by root without
+//! the right to mount. What comes out is what root builds (B5.6, DEMAND 1).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,12 @@ use std::time::SystemTime;
 
 use super::image::Image;
 use super::website::Website;
-use super::{archive_plugins, compare, copy};
+use super::{NETWORK, archive_plugins, compare, copy};
 use crate::env::{TestEnv, bases, test_env};
 use crate::people::{Ids, Person};
+
+/// The builds whose steps fetch packages.
+const FETCHES: [&str; 3] = ["flask", "node-site", "debian-nginx"];
 
 /// The folder with the files of a build.
 fn folder(case: &str) -> PathBuf {
@@ -24,9 +27,13 @@ fn build(env: &TestEnv, case: &str, mirror: &str, arg: Option<&str>) -> Image {
         archive_plugins(&env.context());
         args.extend(["--build-arg", arg]);
     }
+    if FETCHES.contains(&case) {
+        args.push("--host-ca");
+    }
     args.push("context");
     env.give_context();
-    env.kiln(args).env("KILN_MIRRORS", mirror).success();
+    let build = env.kiln(args).env("KILN_MIRRORS", mirror);
+    build.inherit(&NETWORK).success();
     let archive = env.path("image.tar");
     env.kiln(["save", case, "-o"]).arg(&archive).success();
     Image::read(&archive, &env.path("unpacked"))
@@ -66,4 +73,19 @@ fn b5_6_static_is_one_program_whoever_builds() {
 #[test]
 fn b5_6_service_is_one_base_whoever_builds() {
     same_at_all_levels("service");
+}
+
+#[test]
+fn b5_6_flask_serves_its_guest_book_whoever_builds() {
+    same_at_all_levels("flask");
+}
+
+#[test]
+fn b5_6_node_site_has_the_pages_whoever_builds() {
+    same_at_all_levels("node-site");
+}
+
+#[test]
+fn b5_6_debian_nginx_serves_on_its_port_whoever_builds() {
+    same_at_all_levels("debian-nginx");
 }
