@@ -7,7 +7,9 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
-use tokio::io::AsyncRead;
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::mpsc;
 
 use crate::digest::{Digest, Mismatch};
 use crate::spec::Descriptor;
@@ -67,6 +69,23 @@ pub trait BlobSource: Send + Sync + fmt::Debug {
     ) -> BoxFuture<'a, Result<BlobReader, BlobError>>;
 }
 
+/// A single blob in memory: every blob that is asked for is this one.
+#[derive(Clone, Debug)]
+pub struct InMemory(pub Vec<u8>);
+
+impl BlobSource for InMemory {
+    fn open<'a>(
+        &'a self,
+        _: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = self.0.get(start..).unwrap_or_default().to_vec();
+        let reader: BlobReader = Box::new(std::io::Cursor::new(rest));
+        Box::pin(std::future::ready(Ok(reader)))
+    }
+}
+
 /// A place that blobs and manifests can be written to.
 pub trait BlobSink: Send + Sync + fmt::Debug {
     /// Puts a blob. Nothing is visible in the sink before size and digest were verified. The
@@ -108,4 +127,41 @@ pub enum Step {
     Retry(u64, String),
     /// It is done.
     Done(Put),
+}
+
+/// Bytes moved at once.
+const CHUNK: usize = 256 * 1024;
+
+/// Moves a blob from its source into a channel, until all of it came or nobody wants more.
+pub(crate) async fn pump(
+    mut reader: BlobReader,
+    sender: mpsc::Sender<Bytes>,
+    blob: &Descriptor,
+    progress: &Progress,
+) -> Result<(), BlobError> {
+    let mut moved = 0;
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        match reader.read_buf(&mut chunk).await {
+            Ok(0) => return Ok(()),
+            Ok(count) => moved += count as u64,
+            Err(error) => return Err(source_error(blob, error)),
+        }
+        if sender.send(chunk.into()).await.is_err() {
+            return Ok(());
+        }
+        progress(blob, Step::Bytes(moved));
+    }
+}
+
+/// A failure to read the source; a mismatch that it found stays one.
+fn source_error(blob: &Descriptor, error: std::io::Error) -> BlobError {
+    let mismatch = error.get_ref().and_then(|source| source.downcast_ref());
+    match mismatch.cloned() {
+        Some(mismatch) => BlobError::Mismatch(mismatch),
+        None => BlobError::Io {
+            action: format!("cannot read {}", blob.digest),
+            source: error,
+        },
+    }
 }

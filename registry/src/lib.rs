@@ -3,7 +3,8 @@
 //! [`mod@reference`] names images, [`digest`] and [`spec`] say what they are. A place that an image can
 //! be at is a [`blob::BlobSource`], a [`blob::BlobSink`], or both: a repository of a registry
 //! ([`client`], with [`credentials`]), an OCI layout ([`layout`]), an archive ([`archive`]), or the
-//! builder's own store. [`transfer::copy`] moves an image from one to another.
+//! builder's own store. [`transfer::copy`] moves an image from one to another, [`copy`] all of what
+//! a registry, layout or archive has of it.
 //!
 //! Nothing here prints; the environment is read by [`credentials`] and by the client's proxy and
 //! certificate set-up only.
@@ -12,6 +13,7 @@
 pub mod archive;
 pub mod blob;
 pub mod client;
+pub mod copy;
 pub mod credentials;
 pub mod digest;
 pub mod layout;

@@ -310,20 +310,9 @@ impl ArchivedManifest {
     #[must_use]
     pub fn synthesise(&self, layers: Vec<Descriptor>) -> Manifest {
         let config = &self.config;
-        Manifest {
-            schema_version: 2,
-            media_type: Some(media_type::OCI_MANIFEST.to_owned()),
-            artifact_type: None,
-            config: Descriptor::new(
-                media_type::OCI_CONFIG,
-                config.digest,
-                config.bytes.len() as u64,
-            ),
-            layers,
-            subject: None,
-            annotations: std::collections::BTreeMap::new(),
-            extra: serde_json::Map::new(),
-        }
+        let size = config.bytes.len() as u64;
+        let config = Descriptor::new(media_type::OCI_CONFIG, config.digest, size);
+        Manifest::new(config, layers)
     }
 }
 

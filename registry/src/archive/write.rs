@@ -125,9 +125,49 @@ impl<W: Write> ArchiveWriter<W> {
         root: &Descriptor,
         names: &[Reference],
     ) -> Result<Vec<Descriptor>, ArchiveError> {
-        let label = names
-            .first()
-            .map_or_else(|| root.digest.to_string(), Reference::familiar);
+        let tagged: Vec<Reference> = names
+            .iter()
+            .filter(|name| name.tag.is_some() || name.digest.is_none())
+            .cloned()
+            .map(Reference::with_default_tag)
+            .collect();
+        let label = names.first().map(Reference::familiar);
+        let left_out = self.add_root(root, label, &tagged)?;
+        self.list(root, &tagged);
+        Ok(left_out)
+    }
+
+    /// Lists an image under a bare word, often a tag, as OCI layouts do; docker's list has it
+    /// without a name. Without a word it is as [`ArchiveWriter::add_image`] without names.
+    ///
+    /// # Errors
+    /// As [`ArchiveWriter::add_image`].
+    pub fn add_bare(
+        &mut self,
+        root: &Descriptor,
+        word: Option<&str>,
+    ) -> Result<Vec<Descriptor>, ArchiveError> {
+        let left_out = self.add_root(root, word.map(str::to_owned), &[])?;
+        let Some(word) = word else {
+            self.list(root, &[]);
+            return Ok(left_out);
+        };
+        let mut entry = listed(root);
+        entry
+            .annotations
+            .insert(REF_NAME.to_owned(), word.to_owned());
+        self.push(entry);
+        Ok(left_out)
+    }
+
+    /// Checks that all of an image was added, and puts it on docker's list.
+    fn add_root(
+        &mut self,
+        root: &Descriptor,
+        label: Option<String>,
+        names: &[Reference],
+    ) -> Result<Vec<Descriptor>, ArchiveError> {
+        let label = label.unwrap_or_else(|| root.digest.to_string());
         let mut left_out = Vec::new();
         let mut there = Vec::new();
         self.check(root, &label, &mut there, &mut left_out)?;
@@ -135,14 +175,7 @@ impl<W: Write> ArchiveWriter<W> {
             let what = "every manifest".to_owned();
             return Err(missing(root.digest, what, &label));
         };
-        let tagged: Vec<Reference> = names
-            .iter()
-            .filter(|name| name.tag.is_some() || name.digest.is_none())
-            .cloned()
-            .map(Reference::with_default_tag)
-            .collect();
-        self.list(root, &tagged);
-        self.list_for_docker(shown.digest, &tagged);
+        self.list_for_docker(shown.digest, names);
         Ok(left_out)
     }
 
@@ -155,15 +188,7 @@ impl<W: Write> ArchiveWriter<W> {
             let error = std::io::Error::other("an earlier failure left it incomplete");
             return Err(ArchiveError::io("cannot finish the archive")(error));
         }
-        let index = Index {
-            schema_version: 2,
-            media_type: Some(media_type::OCI_INDEX.to_owned()),
-            artifact_type: None,
-            manifests: std::mem::take(&mut self.index),
-            subject: None,
-            annotations: BTreeMap::new(),
-            extra: serde_json::Map::new(),
-        };
+        let index = Index::new(media_type::OCI_INDEX, std::mem::take(&mut self.index));
         self.document("index.json", &index)?;
         let docker = std::mem::take(&mut self.docker);
         self.document("manifest.json", &docker)?;
@@ -214,8 +239,7 @@ impl<W: Write> ArchiveWriter<W> {
 
     /// Lists an image in `index.json`, once for each name.
     fn list(&mut self, root: &Descriptor, names: &[Reference]) {
-        let mut entry = Descriptor::new(root.media_type.clone(), root.digest, root.size);
-        entry.platform.clone_from(&root.platform);
+        let entry = listed(root);
         let entries: Vec<_> = names
             .iter()
             .map(|name| {
@@ -232,10 +256,12 @@ impl<W: Write> ArchiveWriter<W> {
         } else {
             entries
         };
-        for entry in entries {
-            if !self.index.contains(&entry) {
-                self.index.push(entry);
-            }
+        entries.into_iter().for_each(|entry| self.push(entry));
+    }
+
+    fn push(&mut self, entry: Descriptor) {
+        if !self.index.contains(&entry) {
+            self.index.push(entry);
         }
     }
 
@@ -244,6 +270,10 @@ impl<W: Write> ArchiveWriter<W> {
         let Some(manifest) = self.manifests.get(&manifest) else {
             return;
         };
+        // An artifact is no image to docker.
+        if !media_type::is_config(&manifest.value.config.media_type) {
+            return;
+        }
         let layers = &manifest.value.layers;
         let top = layers.last().unwrap_or(&manifest.value.config).digest.hex();
         let image = DockerImage {
@@ -326,6 +356,14 @@ impl<W: Write> ArchiveWriter<W> {
     }
 }
 
+/// The entry of an image in `index.json`, without a name.
+fn listed(root: &Descriptor) -> Descriptor {
+    let mut entry = Descriptor::new(root.media_type.clone(), root.digest, root.size);
+    entry.platform.clone_from(&root.platform);
+    entry.artifact_type.clone_from(&root.artifact_type);
+    entry
+}
+
 fn cannot_write(name: &str) -> impl FnOnce(std::io::Error) -> ArchiveError {
     ArchiveError::io(format!("cannot write `{name}` to the archive"))
 }
@@ -352,15 +390,7 @@ fn missing(digest: Digest, what: String, image: &str) -> ArchiveError {
 
 /// The manifest that docker's own list shows of several: it knows no platforms there.
 fn for_docker(there: &[Descriptor]) -> Option<&Descriptor> {
-    let index = Index {
-        schema_version: 2,
-        media_type: None,
-        artifact_type: None,
-        manifests: there.to_vec(),
-        subject: None,
-        annotations: BTreeMap::new(),
-        extra: serde_json::Map::new(),
-    };
+    let index = Index::new(media_type::OCI_INDEX, there.to_vec());
     let best = choose(&Platform::host(), &index).map(|best| best.digest);
     let runnable = |descriptor: &&Descriptor| {
         !descriptor

@@ -118,6 +118,13 @@ impl Scopes {
         scopes
     }
 
+    /// Deleting from a repository, and what that takes where tags cannot be deleted.
+    pub(super) fn delete(repository: &str) -> Self {
+        let mut scopes = Self::push(repository);
+        scopes.add(&format!("repository:{repository}:delete"));
+        scopes
+    }
+
     /// Adds scopes separated by blanks, as challenges write them.
     pub(super) fn add(&mut self, text: &str) {
         for scope in text.split_whitespace() {

@@ -180,6 +180,38 @@ pub enum ClientError {
         /// How the registry refused.
         source: Box<Self>,
     },
+    /// The registry deletes nothing (D9.2).
+    #[error("`{repository}` does not let anything be deleted")]
+    NoDeletion {
+        /// The repository.
+        repository: String,
+        /// How the registry refused.
+        source: Box<Self>,
+    },
+    /// A list is longer than is accepted.
+    #[error("`{url}` has more than {limit} {what}")]
+    TooMany {
+        /// The list.
+        url: String,
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// The tag for a list of referrers names something else (D8.2).
+    #[error("{digest}, where the list of referrers should be, is of type `{media_type}`")]
+    NotAList {
+        /// What is there.
+        digest: String,
+        /// Its media type.
+        media_type: String,
+    },
+    /// Others changed a list of referrers all the time (D8.2).
+    #[error("the list of referrers `{list}` is changed by others all the time")]
+    ListBusy {
+        /// The list.
+        list: String,
+    },
     /// A configured address is no URL.
     #[error("`{0}` is no valid registry address")]
     Address(String),
@@ -386,7 +418,9 @@ impl ClientError {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Refused(refusal) => Some(refusal.status),
-            Self::Token { source, .. } | Self::TagTaken { source, .. } => source.status(),
+            Self::Token { source, .. }
+            | Self::TagTaken { source, .. }
+            | Self::NoDeletion { source, .. } => source.status(),
             _ => None,
         }
     }
@@ -396,7 +430,9 @@ impl ClientError {
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Refused(refusal) => refusal.code.as_deref(),
-            Self::Token { source, .. } | Self::TagTaken { source, .. } => source.code(),
+            Self::Token { source, .. }
+            | Self::TagTaken { source, .. }
+            | Self::NoDeletion { source, .. } => source.code(),
             _ => None,
         }
     }

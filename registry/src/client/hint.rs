@@ -20,6 +20,13 @@ impl ClientError {
             Self::Schema1 { .. } => Some(
                 "pull it with an old docker and push it again, or rebuild it, as a docker v2 or OCI image".to_owned(),
             ),
+            Self::NotAnImage { reference, .. } => Some(format!(
+                "an artifact is fetched as it is with: kiln copy docker://{reference} oci:FOLDER"
+            )),
+            Self::NoDeletion { .. } => Some(
+                "deletion is off, or the registry has its own way for it; docker's registry allows it with REGISTRY_STORAGE_DELETE_ENABLED=true".to_owned(),
+            ),
+            Self::ListBusy { .. } => Some("run the command again".to_owned()),
             Self::NoPlatform { .. } => Some("choose one of them with `--platform`".to_owned()),
             Self::Downgrade { .. } => Some(
                 "the registry seems to stand behind a proxy that does not tell it about https (X-Forwarded-Proto)".to_owned(),

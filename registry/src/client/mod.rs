@@ -6,14 +6,19 @@
 
 mod auth;
 mod challenge;
+mod document;
 mod error;
 mod fetch;
 mod hint;
 mod mount;
+mod paging;
 mod pull;
 mod push;
+mod referrers;
 mod resolve;
 mod retry;
+mod search;
+mod tags;
 mod tls;
 mod transport;
 mod upload;
@@ -25,9 +30,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use document::Found;
 pub use error::{ClientError, Refusal, is_library_error};
 pub use fetch::{Body, redacted};
+pub use referrers::referrer;
 pub use resolve::Resolved;
+pub use search::{Hit, SEARCH_HOST};
+pub use tags::Untagged;
 
 use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put};
 use crate::credentials::{Keychain, Login};

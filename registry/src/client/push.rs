@@ -223,7 +223,7 @@ pub(super) async fn put_manifest(
             expected: descriptor.digest,
             actual,
         }),
-        _ => Ok(()),
+        _ => repository.list_referrer(&answer, descriptor, bytes).await,
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Client, Notice, Repository};
 use crate::blob::{BlobError, BlobSource as _};
 use crate::digest::{Digest, Mismatch};
 use crate::reference::Reference;
-use crate::spec::media_type::{OCI_INDEX, OCI_MANIFEST, is_index, is_manifest};
+use crate::spec::media_type::{OCI_INDEX, OCI_MANIFEST, is_config, is_index, is_manifest};
 use crate::spec::platform::choose;
 use crate::spec::{Descriptor, ImageConfig, Index, Manifest, Platform, Raw};
 
@@ -93,7 +93,8 @@ impl Client {
         let mut index = None;
         for _ in 0..DEPTH {
             if document.is_image {
-                let manifest = document.parse("image manifest")?;
+                let manifest: Raw<Manifest> = document.parse("image manifest")?;
+                refuse_artifact(&manifest.value, reference)?;
                 return Ok(Resolved {
                     reference: reference.clone(),
                     index,
@@ -186,7 +187,7 @@ pub(super) struct Fetched {
 
 impl Repository {
     /// Fetches what a reference names: the tag's digest first, then the content by that (D5.1).
-    async fn find(&self, reference: &Reference) -> Result<Fetched, ClientError> {
+    pub(super) async fn find(&self, reference: &Reference) -> Result<Fetched, ClientError> {
         if let Some(digest) = reference.digest {
             return self.manifest(&digest.to_string(), Some(digest)).await;
         }
@@ -298,7 +299,7 @@ impl Repository {
         Ok(digest.map(|digest| Descriptor::new(media_type, digest, size.unwrap_or(0))))
     }
 
-    async fn manifest_at(
+    pub(super) async fn manifest_at(
         &self,
         place: &Endpoint,
         name: &str,
@@ -335,6 +336,21 @@ impl Repository {
     }
 }
 
+impl Fetched {
+    /// What the document is: by its header, else by its own word, else by its form (D5.2).
+    pub(super) fn media_type(&self) -> Result<String, ClientError> {
+        Ok(self.outline()?.media_type(self.content_type.as_deref()))
+    }
+
+    fn outline(&self) -> Result<Outline, ClientError> {
+        serde_json::from_slice(&self.bytes).map_err(|source| ClientError::Document {
+            url: redact(&self.url),
+            what: "manifest",
+            source,
+        })
+    }
+}
+
 /// A document whose type is known.
 struct Document {
     url: String,
@@ -362,18 +378,13 @@ struct Outline {
 impl Document {
     /// Finds out what a document is: by its header, else by its own word, else by its form (D5.2).
     fn check(fetched: Fetched, reference: &Reference) -> Result<Self, ClientError> {
+        let outline = fetched.outline()?;
         let Fetched {
             url,
             content_type,
             bytes,
         } = fetched;
         let url = redact(&url);
-        let outline: Outline =
-            serde_json::from_slice(&bytes).map_err(|source| ClientError::Document {
-                url: url.clone(),
-                what: "manifest",
-                source,
-            })?;
         let media_type = outline.media_type(content_type.as_deref());
         let index = is_index(&media_type);
         // One document that can be read as two different images is a trap.
@@ -426,6 +437,19 @@ impl Outline {
             .or_else(|| self.media_type.clone())
             .unwrap_or_else(guess)
     }
+}
+
+/// Refuses what has the form of an image and another purpose: charts, signatures, policies (D5.6).
+fn refuse_artifact(manifest: &Manifest, reference: &Reference) -> Result<(), ClientError> {
+    let config = manifest.config.media_type.as_str();
+    // The first pushes of docker's schema 2 did not say what their configs are.
+    if is_config(config) || config == "application/octet-stream" {
+        return Ok(());
+    }
+    Err(ClientError::NotAnImage {
+        reference: reference.to_string(),
+        media_type: clean(config, 100),
+    })
 }
 
 /// The platforms of an index, for people.

@@ -69,7 +69,7 @@ fn retry_after(error: &ClientError) -> Option<Duration> {
 }
 
 /// A duration between nothing and `most`, so that many clients do not come back at once.
-fn full_jitter(most: Duration) -> Duration {
+pub(super) fn full_jitter(most: Duration) -> Duration {
     // The standard library seeds this hasher at random; nothing here needs a better source.
     let random = RandomState::new().build_hasher().finish();
     let permille = u32::try_from(random % 1000).unwrap_or(500);

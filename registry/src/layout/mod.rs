@@ -14,10 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
-use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, Step};
+use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, pump};
 use crate::digest::{Digest, Mismatch, Verifier};
 use crate::reference::Reference;
 use crate::section::Section;
@@ -29,8 +28,6 @@ const MARKER: &str = "oci-layout";
 const INDEX: &str = "index.json";
 /// Bytes of a document accepted.
 const MAX_DOCUMENT: u64 = 8 << 20;
-/// Bytes moved at once.
-const CHUNK: usize = 256 * 1024;
 /// Chunks that may wait for the disk.
 const CHUNKS_WAITING: usize = 4;
 
@@ -349,30 +346,17 @@ impl Layout {
         if self.has(blob) {
             return Ok(Put::Existed);
         }
-        let mut reader = source.open(blob, 0).await?;
+        let reader = source.open(blob, 0).await?;
         let (sender, receiver) = mpsc::channel(CHUNKS_WAITING);
         let (layout, descriptor) = (self.clone(), blob.clone());
         let writer = tokio::task::spawn_blocking(move || layout.receive(&descriptor, receiver));
-        let mut moved = 0;
-        let read = loop {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            match reader.read_buf(&mut chunk).await {
-                Ok(0) => break Ok(()),
-                Ok(count) => moved += count as u64,
-                Err(error) => break Err(error),
-            }
-            if sender.send(chunk.into()).await.is_err() {
-                break Ok(());
-            }
-            progress(blob, Step::Bytes(moved));
-        };
-        drop(sender);
+        let read = pump(reader, sender, blob, progress).await;
         let written = writer.await.map_err(|error| BlobError::Io {
             action: format!("cannot write {}", blob.digest),
             source: io::Error::other(error),
         })?;
         // The source's failure is why the blob is too short.
-        read.map_err(|error| source_error(blob, error))?;
+        read?;
         written.map(|()| Put::Sent)
     }
 }
@@ -488,15 +472,7 @@ fn annotations(name: &str) -> Vec<(String, String)> {
 }
 
 fn empty_index() -> Index {
-    Index {
-        schema_version: 2,
-        media_type: Some(media_type::OCI_INDEX.to_owned()),
-        artifact_type: None,
-        manifests: Vec::new(),
-        subject: None,
-        annotations: std::collections::BTreeMap::new(),
-        extra: serde_json::Map::new(),
-    }
+    Index::new(media_type::OCI_INDEX, Vec::new())
 }
 
 fn label(image: &Descriptor) -> String {
@@ -548,18 +524,6 @@ fn blob_error(error: LayoutError) -> BlobError {
     BlobError::Io {
         action: "cannot list the image in the layout".to_owned(),
         source: io::Error::other(error),
-    }
-}
-
-/// A failure to read the source; a mismatch that it found stays one.
-fn source_error(blob: &Descriptor, error: io::Error) -> BlobError {
-    let mismatch = error.get_ref().and_then(|source| source.downcast_ref());
-    match mismatch.cloned() {
-        Some(mismatch) => BlobError::Mismatch(mismatch),
-        None => BlobError::Io {
-            action: format!("cannot read {}", blob.digest),
-            source: error,
-        },
     }
 }
 

@@ -6,6 +6,7 @@ mod auth;
 mod distribution;
 mod env;
 mod faults;
+mod lists;
 mod pull;
 mod push;
 mod server;
