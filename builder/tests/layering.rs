@@ -32,6 +32,7 @@ const REGISTRY: Order = &[
     &["layout", "archive", "credentials"],
     &["client"],
     &["transfer"],
+    &["copy"],
     &["server"],
     &["testing"],
 ];

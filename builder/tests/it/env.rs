@@ -234,7 +234,12 @@ impl TestEnv {
     }
 
     pub(crate) fn registry(&self) -> Registry {
-        Registry::start(&self.path("registry"), None)
+        Registry::start(&self.path("registry"), None, true)
+    }
+
+    /// A registry that deletes nothing.
+    pub(crate) fn registry_without_deletion(&self) -> Registry {
+        Registry::start(&self.path("registry"), None, false)
     }
 
     /// A registry that lets only one user in.
@@ -242,7 +247,7 @@ impl TestEnv {
         let made = self.program("htpasswd", ["-Bbn", user, password]).success();
         let file = self.path("htpasswd");
         fs::write(&file, made.stdout).unwrap();
-        Registry::start(&self.path("private-registry"), Some(&file))
+        Registry::start(&self.path("private-registry"), Some(&file), true)
     }
 }
 
@@ -401,7 +406,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    fn start(folder: &Path, htpasswd: Option<&Path>) -> Self {
+    fn start(folder: &Path, htpasswd: Option<&Path>, deletes: bool) -> Self {
         fs::create_dir_all(folder).unwrap();
         let address = format!("127.0.0.1:{}", free_port());
         let auth = htpasswd.map_or_else(String::new, |file| {
@@ -413,7 +418,7 @@ impl Registry {
         let config = format!(
             "version: 0.1\n\
              log: {{level: info}}\n\
-             storage: {{filesystem: {{rootdirectory: '{}'}}, delete: {{enabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: '{}'}}, delete: {{enabled: {deletes}}}}}\n\
              http: {{addr: '{address}'}}\n{auth}",
             folder.display()
         );

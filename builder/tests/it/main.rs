@@ -37,6 +37,7 @@ mod mounts;
 mod named_contexts;
 mod network;
 mod push_pull;
+mod remote;
 mod rootless;
 mod security;
 mod shell;

@@ -22,6 +22,7 @@ struct Shared {
     /// The value of `Authorization` without which nothing is given.
     authorization: Option<String>,
     asked: Mutex<Vec<String>>,
+    queries: Mutex<Vec<String>>,
     ended: AtomicBool,
 }
 
@@ -43,6 +44,7 @@ impl Web {
             folder,
             authorization: authorization.map(str::to_owned),
             asked: Mutex::default(),
+            queries: Mutex::default(),
             ended: AtomicBool::new(false),
         });
         let inner = Arc::clone(&shared);
@@ -79,6 +81,11 @@ impl Web {
     /// The paths that were asked for.
     pub(crate) fn asked(&self) -> Vec<String> {
         self.shared.asked.lock().unwrap().clone()
+    }
+
+    /// What stood behind the paths that were asked for.
+    pub(crate) fn queries(&self) -> Vec<String> {
+        self.shared.queries.lock().unwrap().clone()
     }
 }
 
@@ -145,6 +152,7 @@ fn answer(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<()> {
     let request = Request::read(stream)?;
     let path = request.path.as_str();
     shared.asked.lock().unwrap().push(path.to_owned());
+    shared.queries.lock().unwrap().push(request.query.clone());
     let file = match path {
         "/" => "index",
         path => path.trim_start_matches('/'),

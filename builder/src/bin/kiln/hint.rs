@@ -16,6 +16,7 @@ use kiln_builder::step::git::GitError;
 use kiln_builder::store::StoreError;
 use kiln_registry::archive::ArchiveError;
 use kiln_registry::client::ClientError;
+use kiln_registry::copy::CopyError as TransferError;
 
 use crate::report::{NotPushed, find};
 
@@ -50,6 +51,7 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<IsolationError>(error).and_then(IsolationError::hint))
         .or_else(|| find::<StoreError>(error).and_then(StoreError::hint))
         .or_else(|| find::<SnapshotError>(error).and_then(SnapshotError::hint))
+        .or_else(|| find::<TransferError>(error).and_then(TransferError::hint))
         .or_else(|| find::<ClientError>(error).and_then(|client| client_hint(error, client)))
 }
 

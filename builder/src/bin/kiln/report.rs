@@ -16,6 +16,7 @@ use kiln_grammar::diagnostic::{Diagnostic, Severity};
 use kiln_grammar::source::Span;
 use kiln_registry::blob::BlobError;
 use kiln_registry::client::ClientError;
+use kiln_registry::copy::CopyError;
 
 use crate::hint;
 use crate::render::excerpt::Excerpts;
@@ -292,6 +293,9 @@ fn code(error: &anyhow::Error) -> u8 {
             Some(SnapshotError::Refused { .. } | SnapshotError::Attributes(_))
         )
     {
+        return ENVIRONMENT;
+    }
+    if let Some(CopyError::File { .. }) = find(error) {
         return ENVIRONMENT;
     }
     match find::<BlobError>(error) {

@@ -5,6 +5,7 @@
 )]
 
 mod legacy;
+mod remote;
 mod run;
 mod sandbox;
 
@@ -14,6 +15,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kiln_builder::snapshot::Backend;
 
 pub(crate) use legacy::LegacyArgs;
+pub(crate) use remote::{CopyArgs, ListFormat, ReferrersArgs, RmRemoteArgs, SearchArgs, TagsArgs};
 pub(crate) use run::{OnFail, PullPolicy, RunArgs, ShellArgs};
 pub(crate) use sandbox::{SandboxArgs, names};
 
@@ -122,6 +124,16 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from an archive
     Load(LoadArgs),
+    /// Copy images between registries, layouts and archives as they are, past the store
+    Copy(CopyArgs),
+    /// List the tags of a repository in its registry
+    Tags(TagsArgs),
+    /// Delete tags and manifests in a registry
+    RmRemote(RmRemoteArgs),
+    /// Show what refers to an image in its registry: signatures, attestations
+    Referrers(ReferrersArgs),
+    /// Search Docker Hub for repositories
+    Search(SearchArgs),
     /// Show what this machine allows, and what that means for builds
     Doctor(DoctorArgs),
     /// Answer questions about the languages that kiln reads, one JSON object a line

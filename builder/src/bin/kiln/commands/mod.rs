@@ -3,6 +3,7 @@
 mod build;
 mod call;
 mod check;
+mod copy;
 mod debug;
 mod doctor;
 mod fix;
@@ -13,12 +14,16 @@ mod inspect;
 mod load;
 mod pull;
 mod push;
+mod referrers;
+mod rm_remote;
 mod rmi;
 mod run;
 mod save;
+mod search;
 mod security;
 mod shell;
 mod tag;
+mod tags;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -203,9 +208,15 @@ fn need(command: &Command) -> Need {
         Command::Build(args) if matches!(call::of(args), Ok(None)) => Need::Steps,
         Command::Run(_) | Command::Shell(_) => Need::Steps,
         // The doctor enters by itself, to say what it finds on the way.
-        Command::Build(_) | Command::Check(_) | Command::Doctor(_) | Command::Debug(_) => {
-            Need::Nothing
-        }
+        Command::Build(_)
+        | Command::Check(_)
+        | Command::Doctor(_)
+        | Command::Debug(_)
+        | Command::Copy(_)
+        | Command::Tags(_)
+        | Command::RmRemote(_)
+        | Command::Referrers(_)
+        | Command::Search(_) => Need::Nothing,
         Command::Images(_)
         | Command::Tag(_)
         | Command::Rmi(_)
@@ -234,8 +245,20 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(setup, &args),
         Command::Save(args) => save::run(setup, &args),
         Command::Load(args) => load::run(setup, &args),
+        Command::Copy(args) => copy::run(setup, &args),
+        Command::Tags(args) => tags::run(setup, &args),
+        Command::RmRemote(args) => rm_remote::run(setup, &args),
+        Command::Referrers(args) => referrers::run(setup, &args),
+        Command::Search(args) => search::run(setup, &args),
         Command::Doctor(args) => doctor::run(setup, &args),
         Command::Debug(command) => debug::run(&command),
+    }
+}
+
+/// Shows what registries wanted to be known, each text once (D6.2).
+pub(crate) fn show_warnings(client: &Client, quiet: bool) {
+    for warning in client.warnings().iter().filter(|_| !quiet) {
+        render::err(&format!("warning: {warning}"));
     }
 }
 

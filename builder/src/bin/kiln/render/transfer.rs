@@ -26,6 +26,12 @@ pub(crate) const PUSH: Words = Words {
     existed: "Layer already exists",
 };
 
+/// Words of `copy`.
+pub(crate) const COPY: Words = Words {
+    done: "Copied",
+    existed: "Already exists",
+};
+
 /// The observer of a transfer.
 pub(crate) fn observer(words: Words, quiet: bool) -> Observer {
     if quiet {
