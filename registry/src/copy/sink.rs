@@ -19,7 +19,7 @@ pub struct Sink {
 
 #[derive(Debug)]
 enum Kind {
-    Registry(Client, Reference, Repository),
+    Registry(Client, Reference, Box<Repository>),
     Layout(Layout),
     Archive(ArchiveSink),
 }
@@ -32,7 +32,7 @@ impl Sink {
     pub fn open(place: &Place, client: &Client) -> Result<Self, CopyError> {
         let kind = match place {
             Place::Registry(reference) => {
-                let repository = client.repository(reference);
+                let repository = Box::new(client.repository(reference));
                 Kind::Registry(client.clone(), reference.clone(), repository)
             }
             Place::Layout { path, .. } => Kind::Layout(Layout::create(path)?),
@@ -62,7 +62,7 @@ impl Sink {
 
     pub(super) fn blobs(&self) -> &dyn BlobSink {
         match &self.kind {
-            Kind::Registry(_, _, repository) => repository,
+            Kind::Registry(_, _, repository) => &**repository,
             Kind::Layout(layout) => layout,
             Kind::Archive(archive) => archive,
         }

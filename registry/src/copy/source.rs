@@ -22,7 +22,7 @@ pub struct Source {
 
 #[derive(Debug)]
 enum Kind {
-    Registry(Client, Reference, Repository),
+    Registry(Client, Reference, Box<Repository>),
     Layout(Layout),
     Archive(Box<ArchiveSource>),
 }
@@ -48,7 +48,7 @@ impl Source {
     pub fn open(place: &Place, client: &Client, temporary: &Path) -> Result<Self, CopyError> {
         let kind = match place {
             Place::Registry(reference) => {
-                let repository = client.repository(reference);
+                let repository = Box::new(client.repository(reference));
                 Kind::Registry(client.clone(), reference.clone(), repository)
             }
             Place::Layout { path, .. } => Kind::Layout(Layout::open(path)?),
@@ -66,7 +66,7 @@ impl Source {
     #[must_use]
     pub fn blobs(&self) -> &dyn BlobSource {
         match &self.kind {
-            Kind::Registry(_, _, repository) => repository,
+            Kind::Registry(_, _, repository) => &**repository,
             Kind::Layout(layout) => layout,
             Kind::Archive(archive) => &**archive,
         }
@@ -95,7 +95,7 @@ impl Source {
             }
             // What has no name may only refer to what has one.
             let candidates = if named.is_empty() { listed } else { named };
-            return self.only(candidates);
+            return self.only(&candidates);
         };
         let found = listed.iter().find(|image| image.is_called(&name)).cloned();
         found
@@ -103,9 +103,9 @@ impl Source {
             .ok_or_else(|| self.none(format!("has no image `{name}`"), &listed))
     }
 
-    fn only(&self, candidates: Vec<Image>) -> Result<Vec<Image>, CopyError> {
+    fn only(&self, candidates: &[Image]) -> Result<Vec<Image>, CopyError> {
         let Some(first) = candidates.first() else {
-            return Err(self.none("holds no image".to_owned(), &candidates));
+            return Err(self.none("holds no image".to_owned(), candidates));
         };
         let same = |image: &Image| image.descriptor.digest == first.descriptor.digest;
         if candidates.iter().all(same) {
@@ -113,7 +113,7 @@ impl Source {
         }
         Err(self.none(
             "holds several images, one must be named".to_owned(),
-            &candidates,
+            candidates,
         ))
     }
 

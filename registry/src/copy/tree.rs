@@ -27,7 +27,7 @@ const DEPTH: usize = 4;
 #[derive(Debug)]
 pub(super) enum Node {
     /// A manifest, with the blobs that it names.
-    Manifest(Raw<Manifest>, Descriptor),
+    Manifest(Box<Raw<Manifest>>, Descriptor),
     /// An index, after everything that it lists.
     Index(Vec<u8>, Descriptor),
     /// What an index lists besides manifests; build caches do.
@@ -91,7 +91,7 @@ impl Tree {
                 });
             }
             if manifest {
-                let manifest = parse(bytes, descriptor, "image manifest")?;
+                let manifest = Box::new(parse(bytes, descriptor, "image manifest")?);
                 self.nodes
                     .push(Node::Manifest(manifest, descriptor.clone()));
                 return Ok(());

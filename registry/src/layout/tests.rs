@@ -1,6 +1,9 @@
 use std::sync::Mutex;
 
+use tokio::io::AsyncReadExt as _;
+
 use super::*;
+use crate::blob::Step;
 use crate::spec::{Manifest, Raw};
 
 /// A source of any blob: its content, whatever the descriptor says.
