@@ -101,7 +101,7 @@ pub trait BlobSink: Send + Sync + fmt::Debug {
     ) -> BoxFuture<'a, Result<Put, BlobError>>;
 
     /// Puts a manifest or index, bytes unchanged, after everything it refers to; under its digest
-    /// or, when given, under a tag.
+    /// or, when given, under a tag. [`Put::Existed`] says that it was there already.
     ///
     /// # Errors
     /// [`BlobError`] when the sink refuses it.
@@ -110,7 +110,7 @@ pub trait BlobSink: Send + Sync + fmt::Debug {
         descriptor: &'a Descriptor,
         bytes: &'a [u8],
         tag: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<(), BlobError>>;
+    ) -> BoxFuture<'a, Result<Put, BlobError>>;
 }
 
 /// Called with what happens to each blob.
@@ -121,6 +121,8 @@ pub type Progress = dyn Fn(&Descriptor, Step) + Send + Sync;
 pub enum Step {
     /// Its turn has come.
     Start,
+    /// It goes on where an earlier process ended: so many of its bytes are there.
+    Resumed(u64),
     /// So many of its bytes are there by now.
     Bytes(u64),
     /// It failed and is tried again, after a wait in milliseconds, for this reason.

@@ -7,11 +7,17 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use crate::blob::{BlobError, BlobSink, BlobSource, BoxFuture, Progress, Put, Step};
 use crate::spec::{Descriptor, Manifest, Raw};
 
+/// How often blobs are looked at when a registry takes a manifest for one without its blobs: the
+/// second time it is asked which it has, the third time all that it may lack are sent.
+const ROUNDS: u32 = 3;
+
 /// What became of the blobs of an image: its layers, each digest once, and its config.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Copied {
     /// The blobs, in the order in which they were done.
     pub blobs: Vec<(Descriptor, Put)>,
+    /// What became of the manifest.
+    pub manifest: Option<Put>,
 }
 
 /// Copies an image: its layers, up to `jobs` at once, then its config, then the manifest, under
@@ -31,17 +37,20 @@ pub async fn copy(
     jobs: usize,
     progress: &Progress,
 ) -> Result<Copied, BlobError> {
-    let copied = copy_blobs(&manifest.value, source, sink, jobs, progress).await?;
-    match sink.put_manifest(descriptor, &manifest.bytes, tag).await {
-        Ok(()) => Ok(copied),
-        // A registry may say that it has a blob and find out only now that it has not: it is asked
-        // once more, and then believed less.
-        Err(BlobError::Client(error)) if error.is_blob_unknown() => {
-            let copied = copy_blobs(&manifest.value, source, sink, jobs, progress).await?;
-            sink.put_manifest(descriptor, &manifest.bytes, tag).await?;
-            Ok(copied)
+    let mut round = 0;
+    loop {
+        round += 1;
+        let mut copied = copy_blobs(&manifest.value, source, sink, jobs, progress).await?;
+        match sink.put_manifest(descriptor, &manifest.bytes, tag).await {
+            Ok(put) => {
+                copied.manifest = Some(put);
+                return Ok(copied);
+            }
+            // A registry may say that it has a blob and find out only now that it has not: it is
+            // asked once more, and then believed less.
+            Err(BlobError::Client(error)) if error.is_blob_unknown() && round < ROUNDS => {}
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
     }
 }
 
@@ -66,7 +75,10 @@ async fn copy_blobs(
         .try_collect()
         .await?;
     blobs.push(copy_blob(&manifest.config, source, sink, progress).await?);
-    Ok(Copied { blobs })
+    Ok(Copied {
+        blobs,
+        manifest: None,
+    })
 }
 
 async fn copy_blob(

@@ -85,6 +85,8 @@ pub enum Event {
 pub enum BlobState {
     /// Its turn has come.
     Started,
+    /// It goes on where an earlier process ended: so many bytes are there.
+    Resumed(u64),
     /// So many bytes are there.
     Bytes(u64),
     /// Its bytes arrived, or were sent.

@@ -193,6 +193,7 @@ pub fn blob_event(blob: &Descriptor, step: kiln_registry::blob::Step) -> Event {
     use kiln_registry::blob::{Put, Step};
     let state = match step {
         Step::Start => BlobState::Started,
+        Step::Resumed(count) => BlobState::Resumed(count),
         Step::Bytes(count) => BlobState::Bytes(count),
         Step::Retry(wait, reason) => BlobState::Retry { wait, reason },
         Step::Done(Put::Sent) => BlobState::Done,

@@ -4,18 +4,15 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use kiln_registry::blob::{
-    BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, Step,
-};
+use kiln_registry::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put};
 use kiln_registry::digest::{Digest, Hasher, Verifier};
 use kiln_registry::spec::Descriptor;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
-use tokio::sync::mpsc;
+use tokio::io::AsyncSeekExt as _;
 
 use super::{Store, StoreError, TempDir};
 
 /// Bytes read at once when a blob is copied.
-const CHUNK: usize = 256 * 1024;
+pub(super) const CHUNK: usize = 256 * 1024;
 
 /// A blob being written; it gets its name with [`BlobWriter::commit`].
 #[derive(Debug)]
@@ -173,25 +170,6 @@ impl BlobWriter {
         Ok((digest, size))
     }
 
-    /// Writes what arrives and publishes it if, at the end, it is what was announced.
-    fn receive(
-        mut self,
-        mut chunks: mpsc::Receiver<Vec<u8>>,
-        digest: Digest,
-        size: u64,
-        target: &Path,
-    ) -> Result<(), StoreError> {
-        let mut verifier = Verifier::new(digest, size);
-        while let Some(chunk) = chunks.blocking_recv() {
-            verifier.update(&chunk)?;
-            self.file
-                .write_all(&chunk)
-                .map_err(StoreError::io("writing", &self.path))?;
-        }
-        verifier.finish()?;
-        self.publish(target)
-    }
-
     fn publish(self, target: &Path) -> Result<(), StoreError> {
         self.file
             .sync_data()
@@ -200,12 +178,12 @@ impl BlobWriter {
     }
 }
 
-fn io_error(action: String) -> impl FnOnce(io::Error) -> BlobError {
+pub(super) fn io_error(action: String) -> impl FnOnce(io::Error) -> BlobError {
     move |source| BlobError::Io { action, source }
 }
 
 /// A store's error as an end of a transfer reports it.
-fn blob_error(error: StoreError) -> BlobError {
+pub(super) fn blob_error(error: StoreError) -> BlobError {
     match error {
         StoreError::Io {
             action,
@@ -256,47 +234,7 @@ impl BlobSink for Store {
         source: &'a dyn BlobSource,
         progress: &'a Progress,
     ) -> BoxFuture<'a, Result<Put, BlobError>> {
-        Box::pin(async move {
-            if self.has_blob(&blob.digest) {
-                return Ok(Put::Existed);
-            }
-            let mut reader = source.open(blob, 0).await?;
-            let writer = self.new_blob().map_err(blob_error)?;
-            // Hashing and writing run beside the network, on a thread that may block.
-            let (sender, receiver) = mpsc::channel::<Vec<u8>>(4);
-            let (digest, size, target) = (blob.digest, blob.size, self.blob_path(&blob.digest));
-            let sink = tokio::task::spawn_blocking(move || {
-                writer.receive(receiver, digest, size, &target)
-            });
-            let mut seen = 0;
-            loop {
-                let mut chunk = Vec::with_capacity(CHUNK);
-                let count = reader
-                    .read_buf(&mut chunk)
-                    .await
-                    .map_err(io_error(format!("reading {}", blob.digest)));
-                seen += match count {
-                    Ok(0) => break,
-                    Ok(count) => count as u64,
-                    Err(error) => {
-                        // The writer sees less than was announced and publishes nothing.
-                        drop(sender);
-                        drop(sink.await);
-                        return Err(error);
-                    }
-                };
-                progress(blob, Step::Bytes(seen));
-                if sender.send(chunk).await.is_err() {
-                    break; // The writer stopped; its own error says why.
-                }
-            }
-            drop(sender);
-            let written = sink
-                .await
-                .map_err(|error| io_error("writing a blob".to_owned())(io::Error::other(error)))?;
-            written.map_err(blob_error)?;
-            Ok(Put::Sent)
-        })
+        Box::pin(self.receive(blob, source, progress))
     }
 
     fn put_manifest<'a>(
@@ -304,14 +242,17 @@ impl BlobSink for Store {
         descriptor: &'a Descriptor,
         bytes: &'a [u8],
         _tag: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<(), BlobError>> {
+    ) -> BoxFuture<'a, Result<Put, BlobError>> {
         // Tags of the store are names in its database, given when the whole image is there.
         Box::pin(async move {
             let mut verifier = Verifier::new(descriptor.digest, descriptor.size);
             verifier.update(bytes)?;
             verifier.finish()?;
+            if self.has_blob(&descriptor.digest) {
+                return Ok(Put::Existed);
+            }
             self.write_blob(bytes).map_err(blob_error)?;
-            Ok(())
+            Ok(Put::Sent)
         })
     }
 }

@@ -5,6 +5,8 @@
 //! ROOT/ids                 whose files the snapshots are, where not every id is the host's own
 //! ROOT/owners              owners of links in snapshots, where the disk cannot hold them (`sys::owner`)
 //! ROOT/blobs/sha256/HEX    manifests, configs and layers as pulled, loaded or pushed
+//! ROOT/partial/HEX         a blob that is not whole yet, see `partial`
+//! ROOT/partial/upload-HEX  where a blob is being uploaded to; readable by its owner only
 //! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
 //! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
 //! ROOT/cache/              stat caches of build contexts
@@ -29,6 +31,7 @@ mod last;
 mod layers;
 mod lock;
 mod mounts;
+mod partial;
 mod schema;
 mod sweep;
 mod version;
@@ -211,7 +214,15 @@ impl Store {
     /// [`StoreError`] when it cannot be made or opened, or is of another version.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let fresh = !root.exists();
-        for folder in ["", "blobs/sha256", "snapshots", "cache", "locks", "tmp"] {
+        for folder in [
+            "",
+            "blobs/sha256",
+            "partial",
+            "snapshots",
+            "cache",
+            "locks",
+            "tmp",
+        ] {
             let path = root.join(folder);
             fs::create_dir_all(&path).map_err(StoreError::io("making the folder", &path))?;
         }
@@ -236,6 +247,7 @@ impl Store {
             claimed: OnceLock::new(),
         };
         lock::clean_temporary(&store.root);
+        partial::clean(&store.root);
         store.settle_snapshots()?;
         Ok(store)
     }

@@ -18,6 +18,7 @@ mod referrers;
 mod resolve;
 mod retry;
 mod search;
+mod session;
 mod tags;
 mod tls;
 mod transport;
@@ -44,6 +45,7 @@ use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::spec::Descriptor;
 use mount::Seen;
+use session::Sessions;
 use transport::{Endpoint, Transport, lock};
 
 /// The host behind the name `docker.io`.
@@ -127,6 +129,9 @@ pub struct ClientOptions {
     pub patience: Duration,
     /// A request without a byte moving for this long has failed.
     pub stall: Duration,
+    /// A folder where unfinished uploads are remembered, so that the next process goes on with
+    /// them (D7.2); made when first wanted.
+    pub uploads: Option<PathBuf>,
     /// Who is told about retries, mirrors and warnings.
     pub observer: Observer,
 }
@@ -144,6 +149,7 @@ impl Default for ClientOptions {
             retry_delay: Duration::from_secs(1),
             patience: Duration::from_secs(600),
             stall: Duration::from_secs(60),
+            uploads: None,
             observer: Observer::default(),
         }
     }
@@ -173,6 +179,7 @@ struct Shared {
     transport: Transport,
     mirrors: Vec<Mirror>,
     seen: Seen,
+    sessions: Sessions,
 }
 
 impl Client {
@@ -199,6 +206,7 @@ impl Client {
                 transport: Transport::new(wire, policy, auth, options.observer),
                 mirrors: options.mirrors,
                 seen: Seen::default(),
+                sessions: Sessions::new(options.uploads),
             }),
         }
     }
@@ -217,7 +225,7 @@ impl Client {
                 .map(|mirror| Endpoint::mirror(mirror, repository))
                 .collect(),
             origin: Endpoint::origin(registry, repository),
-            distrusted: Arc::default(),
+            doubt: Arc::default(),
         }
     }
 
@@ -252,13 +260,25 @@ pub struct Repository {
     repository: String,
     mirrors: Vec<Endpoint>,
     origin: Endpoint,
-    /// Blobs that the registry said to have, and then did not know.
-    distrusted: Arc<Mutex<HashSet<Digest>>>,
+    doubt: Arc<Mutex<Doubt>>,
+}
+
+/// What speaks against a registry's word.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// Blobs that it said to have, and then did not know.
+    blobs: HashSet<Digest>,
+    /// How often it refused a manifest for a blob that it did not know.
+    rounds: u32,
 }
 
 impl Repository {
     fn transport(&self) -> &Transport {
         &self.shared.transport
+    }
+
+    fn sessions(&self) -> &Sessions {
+        &self.shared.sessions
     }
 
     /// Where to read from, in order.
@@ -271,7 +291,7 @@ impl Repository {
     }
 
     fn distrusts(&self, blob: Digest) -> bool {
-        lock(&self.distrusted).contains(&blob)
+        lock(&self.doubt).blobs.contains(&blob)
     }
 }
 
@@ -339,7 +359,7 @@ impl BlobSink for Repository {
         descriptor: &'a Descriptor,
         bytes: &'a [u8],
         tag: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<(), BlobError>> {
+    ) -> BoxFuture<'a, Result<Put, BlobError>> {
         Box::pin(async move { Ok(push::put_manifest(self, descriptor, bytes, tag).await?) })
     }
 }

@@ -6,8 +6,9 @@ use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use super::Repository;
 use super::challenge::Scopes;
 use super::error::{ClientError, redact};
+use super::session::Session;
 use super::transport::lock;
-use super::upload::{Session, Upload};
+use super::upload::Upload;
 use super::wire::Request;
 use crate::blob::{BlobError, BlobSource, Progress, Put};
 use crate::digest::Digest;
@@ -41,7 +42,7 @@ async fn put_here(
     if !distrusted && repository.has(blob).await? {
         return Ok(Put::Existed);
     }
-    let session = if distrusted {
+    let opened = if distrusted {
         None
     } else {
         match repository.mount(blob).await {
@@ -49,13 +50,10 @@ async fn put_here(
             Mounted::Not(session) => session,
         }
     };
-    let session = match session {
-        Some(session) => session,
-        None => repository.begin().await?,
-    };
-    Upload::new(repository, blob, source, progress)
-        .run(session)
-        .await?;
+    let (registry, name) = (&repository.registry, &repository.repository);
+    let memory = repository.sessions().memory(registry, name, blob).await;
+    let upload = Upload::new(repository, blob, source, progress, memory);
+    upload.run(opened).await?;
     Ok(Put::Sent)
 }
 
@@ -141,8 +139,8 @@ impl Repository {
     }
 
     /// Gives an upload up. Registries tidy up by themselves, so that failing here is no matter.
-    async fn cancel(&self, session: Session) {
-        let request = Request::new(Method::DELETE, session.into_location());
+    pub(super) async fn cancel(&self, session: Session) {
+        let request = Request::new(Method::DELETE, session.location);
         let scopes = Scopes::push(&self.repository);
         drop(
             self.transport()
@@ -151,19 +149,25 @@ impl Repository {
         );
     }
 
-    /// Distrusts the registry's word about the blobs that a manifest refers to, so that the next
-    /// `put` sends them whatever it says.
-    fn distrust(&self, error: &ClientError, bytes: &[u8]) {
+    /// Distrusts the registry's word about the blobs that it named when it refused a manifest, so
+    /// that the next `put` sends them whatever it says; about all that the manifest refers to, when
+    /// it named none and has been asked once more already.
+    async fn distrust(&self, error: &ClientError, bytes: &[u8]) {
         let named = match error {
-            ClientError::Refused(refusal) => refusal.digests.clone(),
-            _ => Vec::new(),
+            ClientError::Refused(refusal) => refusal.digests.as_slice(),
+            _ => &[],
         };
-        let mut distrusted = lock(&self.distrusted);
-        if named.is_empty() {
-            distrusted.extend(references(bytes));
-        } else {
-            distrusted.extend(named);
-        }
+        let round = {
+            let mut doubt = lock(&self.doubt);
+            doubt.rounds += 1;
+            doubt.blobs.extend(named);
+            if doubt.rounds > 1 && named.is_empty() {
+                doubt.blobs.extend(references(bytes));
+            }
+            doubt.rounds
+        };
+        // Some registries see what they have just stored a moment later only.
+        tokio::time::sleep(self.transport().policy.delay * round).await;
     }
 }
 
@@ -178,13 +182,43 @@ fn references(bytes: &[u8]) -> Vec<Digest> {
         .unwrap_or_default()
 }
 
-/// Puts a manifest, and sees that the registry has stored just that (D7.3).
+/// Puts a manifest, and sees that the registry has stored just that (D7.3). One that its tag names
+/// already is not put again: the tag may be one that cannot be moved.
 pub(super) async fn put_manifest(
     repository: &Repository,
     descriptor: &Descriptor,
     bytes: &[u8],
     tag: Option<&str>,
-) -> Result<(), ClientError> {
+) -> Result<Put, ClientError> {
+    if let Some(tag) = tag
+        && matches!(repository.stored(tag).await, Ok(Some(digest)) if digest == descriptor.digest)
+    {
+        return Ok(Put::Existed);
+    }
+    let put = put_once(repository, descriptor, bytes, tag).await?;
+    if put == Put::Existed {
+        return Ok(put);
+    }
+    // What counts is what others will find.
+    let digest = descriptor.digest.to_string();
+    let name = tag.unwrap_or(&digest);
+    match repository.reread(name).await? {
+        Some(actual) if actual != descriptor.digest => Err(ClientError::StoredDigest {
+            url: format!("{repository}:{name}"),
+            expected: descriptor.digest,
+            actual,
+        }),
+        _ => Ok(put),
+    }
+}
+
+/// Puts a manifest, and believes the registry's answer.
+pub(super) async fn put_once(
+    repository: &Repository,
+    descriptor: &Descriptor,
+    bytes: &[u8],
+    tag: Option<&str>,
+) -> Result<Put, ClientError> {
     let digest = descriptor.digest.to_string();
     let name = tag.unwrap_or(&digest);
     let transport = repository.transport();
@@ -206,24 +240,42 @@ pub(super) async fn put_manifest(
         Ok(answer) => answer,
         Err(error) => return after_refusal(repository, descriptor, bytes, tag, error).await,
     };
-    let stored = match answer
-        .header(CONTENT_DIGEST)
-        .and_then(|text| text.parse().ok())
-    {
-        Some(stored) => Some(stored),
-        // Not every registry says what it stored; then it is asked.
-        None => repository
-            .head_at(&repository.origin, name)
-            .await?
-            .map(|found| found.digest),
-    };
-    match stored {
+    let said = answer.header(CONTENT_DIGEST);
+    match said.and_then(|text| text.parse().ok()) {
         Some(actual) if actual != descriptor.digest => Err(ClientError::StoredDigest {
             url: redact(&request.url),
             expected: descriptor.digest,
             actual,
         }),
-        _ => repository.list_referrer(&answer, descriptor, bytes).await,
+        _ => {
+            let listed = repository.list_referrer(&answer, descriptor, bytes).await;
+            listed.map(|()| Put::Sent)
+        }
+    }
+}
+
+impl Repository {
+    /// The digest of a manifest that the registry itself has now; `None` when it does not tell.
+    async fn stored(&self, name: &str) -> Result<Option<Digest>, ClientError> {
+        let scopes = Scopes::push(&self.repository);
+        let found = self.head_with(&self.origin, name, &scopes).await?;
+        Ok(found.map(|found| found.digest))
+    }
+
+    /// Looks at a manifest that has just been put, for as long as the registry takes to see it.
+    /// Who may write but not read is not asked for more.
+    async fn reread(&self, name: &str) -> Result<Option<Digest>, ClientError> {
+        let policy = self.transport().policy;
+        for round in 1..=policy.retries {
+            match self.stored(name).await {
+                Err(error) if error.is_not_found() => {
+                    tokio::time::sleep(policy.delay.saturating_mul(round)).await;
+                }
+                Err(error) if matches!(error.status(), Some(400..=499)) => return Ok(None),
+                found => return found,
+            }
+        }
+        self.stored(name).await
     }
 }
 
@@ -234,24 +286,24 @@ async fn after_refusal(
     bytes: &[u8],
     tag: Option<&str>,
     error: ClientError,
-) -> Result<(), ClientError> {
+) -> Result<Put, ClientError> {
     if error.is_blob_unknown() {
-        repository.distrust(&error, bytes);
+        repository.distrust(&error, bytes).await;
         return Err(error);
     }
     let (Some(tag), Some(400 | 403 | 405 | 409 | 412)) = (tag, error.status()) else {
         return Err(error);
     };
-    let Ok(Some(found)) = repository.head_at(&repository.origin, tag).await else {
+    let Ok(Some(existing)) = repository.stored(tag).await else {
         return Err(error);
     };
-    if found.digest == descriptor.digest {
-        return Ok(());
+    if existing == descriptor.digest {
+        return Ok(Put::Existed);
     }
     if says_immutable(&error) {
         return Err(ClientError::TagTaken {
             tag: format!("{repository}:{tag}"),
-            existing: found.digest,
+            existing,
             pushed: descriptor.digest,
             source: Box::new(error),
         });

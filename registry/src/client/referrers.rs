@@ -150,7 +150,8 @@ impl Repository {
             })?;
             let size = written.bytes.len() as u64;
             let descriptor = Descriptor::new(OCI_INDEX, written.digest, size);
-            push::put_manifest(self, &descriptor, &written.bytes, Some(&tag)).await?;
+            // Others may change it at the same time, which the next round sees.
+            push::put_once(self, &descriptor, &written.bytes, Some(&tag)).await?;
             sleep(full_jitter(pause * 2_u32.pow(attempt))).await;
         }
         // Each round wrote the list; only its last state was not looked at.

@@ -272,14 +272,14 @@ impl Repository {
         place: &Endpoint,
         method: Method,
         name: &str,
+        scopes: &Scopes,
     ) -> Result<Answer, ClientError> {
         let url = self.transport().url(place, &["manifests", name]).await?;
         let mut request = Request::new(method, url);
         request
             .headers
             .insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
-        let scopes = Scopes::pull(&place.repository);
-        self.transport().call(place, &scopes, &request).await
+        self.transport().call(place, scopes, &request).await
     }
 
     /// Digest, size and type of a manifest from its HEAD; `None` when the answer lacks the digest.
@@ -288,7 +288,18 @@ impl Repository {
         place: &Endpoint,
         name: &str,
     ) -> Result<Option<Descriptor>, ClientError> {
-        let answer = self.ask(place, Method::HEAD, name).await?;
+        let scopes = Scopes::pull(&place.repository);
+        self.head_with(place, name, &scopes).await
+    }
+
+    /// The same, with the rights of another kind of work, which need no token of their own then.
+    pub(super) async fn head_with(
+        &self,
+        place: &Endpoint,
+        name: &str,
+        scopes: &Scopes,
+    ) -> Result<Option<Descriptor>, ClientError> {
+        let answer = self.ask(place, Method::HEAD, name, scopes).await?;
         let digest = answer
             .header(CONTENT_DIGEST)
             .and_then(|text| text.parse().ok());
@@ -305,7 +316,8 @@ impl Repository {
         name: &str,
         expected: Option<Digest>,
     ) -> Result<Fetched, ClientError> {
-        let answer = self.ask(place, Method::GET, name).await?;
+        let scopes = Scopes::pull(&place.repository);
+        let answer = self.ask(place, Method::GET, name, &scopes).await?;
         let content_type = answer.header(CONTENT_TYPE).map(str::to_owned);
         let announced = answer
             .header(CONTENT_DIGEST)

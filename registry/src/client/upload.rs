@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, future, stream};
 use reqwest::header::{
-    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE,
 };
 use reqwest::{Body, Method, Url};
 use tokio::io::AsyncReadExt as _;
@@ -20,6 +20,7 @@ use super::Repository;
 use super::challenge::Scopes;
 use super::error::ClientError;
 use super::retry::Backoff;
+use super::session::{Memory, Session};
 use super::transport::{Answer, lock};
 use super::wire::{Counter, Outgoing, PATIENCE, Request, Watch, location};
 use crate::blob::{BlobError, BlobSource, Progress, Step};
@@ -36,36 +37,6 @@ const CHUNK: u64 = 32 << 20;
 /// No chunk is made smaller.
 const SMALLEST_CHUNK: u64 = 256 << 10;
 
-const CHUNK_MIN_LENGTH: HeaderName = HeaderName::from_static("oci-chunk-min-length");
-
-/// An upload that a registry has opened.
-#[derive(Debug)]
-pub(super) struct Session {
-    /// Where to send to; each answer gives a new one.
-    location: Url,
-    /// The smallest chunk that the registry takes, bytes.
-    smallest: u64,
-}
-
-impl Session {
-    /// The session that an answer opened.
-    pub(super) fn opened(answer: &Answer) -> Result<Self, ClientError> {
-        let headers = answer.response.headers();
-        let smallest = answer
-            .header(CHUNK_MIN_LENGTH)
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0);
-        Ok(Self {
-            location: location(&answer.method, &answer.url, headers)?,
-            smallest,
-        })
-    }
-
-    pub(super) fn into_location(self) -> Url {
-        self.location
-    }
-}
-
 /// How the bytes are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -81,6 +52,8 @@ pub(super) struct Upload<'a> {
     blob: &'a Descriptor,
     source: &'a dyn BlobSource,
     progress: &'a Progress,
+    /// Where the upload is remembered for the next process.
+    memory: Memory,
     scopes: Scopes,
     mode: Mode,
     /// Bytes that the registry has.
@@ -115,14 +88,21 @@ impl<'a> Upload<'a> {
         blob: &'a Descriptor,
         source: &'a dyn BlobSource,
         progress: &'a Progress,
+        memory: Memory,
     ) -> Self {
+        let forgetful = repository.sessions().is_forgetful(&repository.registry);
+        let mode = match forgetful && blob.size > CHUNK {
+            true => Mode::Chunks(CHUNK),
+            false => Mode::Whole,
+        };
         Self {
             repository,
             blob,
             source,
             progress,
+            memory,
             scopes: Scopes::push(&repository.repository),
-            mode: Mode::Whole,
+            mode,
             offset: 0,
             resumed: false,
             renewed: false,
@@ -132,27 +112,81 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// Sends the blob until the registry has it and has found its digest right.
-    pub(super) async fn run(mut self, mut session: Session) -> Result<(), BlobError> {
+    /// Sends the blob until the registry has it and has found its digest right; to the upload that
+    /// an earlier process left, else to the one that has been opened, if there is one.
+    pub(super) async fn run(mut self, opened: Option<Session>) -> Result<(), BlobError> {
+        let mut session = self.first(opened).await?;
+        let result = self.send_all(&mut session).await;
+        match &result {
+            // The next process goes on from here.
+            Err(BlobError::Client(error))
+                if error.is_transient() || error.status() == Some(401) => {}
+            Err(_) => {
+                self.memory.forget().await;
+                self.repository.cancel(session).await;
+            }
+            Ok(()) => self.memory.forget().await,
+        }
+        result
+    }
+
+    /// The upload to begin with.
+    async fn first(&mut self, opened: Option<Session>) -> Result<Session, ClientError> {
+        if let Some((mut session, chunk)) = self.memory.load().await
+            && self.locate(&mut session).await?
+            && self.offset > 0
+        {
+            if let Some(unused) = opened {
+                self.repository.cancel(unused).await;
+            }
+            self.mode = chunk.map_or(self.mode, Mode::Chunks);
+            (self.progress)(self.blob, Step::Resumed(self.offset));
+            return Ok(session);
+        }
+        let session = match opened {
+            Some(session) => session,
+            None => self.repository.begin().await?,
+        };
+        self.remember(&session).await;
+        Ok(session)
+    }
+
+    async fn remember(&self, session: &Session) {
+        let chunk = match self.mode {
+            Mode::Whole => None,
+            Mode::Chunks(size) => Some(size),
+        };
+        self.memory.save(session, chunk).await;
+    }
+
+    async fn send_all(&mut self, session: &mut Session) -> Result<(), BlobError> {
         loop {
-            let error = match self.send(&mut session).await {
+            let error = match self.send(session).await {
                 Ok(()) => return Ok(()),
                 Err(Failure::Source(error)) => return Err(error),
                 Err(Failure::Client(error)) => error,
             };
-            let found = match self.after(error, &session).await? {
-                Next::Resume => self.locate(&mut session).await?,
+            let broke = error.status().is_none();
+            let found = match self.after(error, session).await? {
+                Next::Resume => self.locate(session).await?,
                 Next::Restart => false,
             };
-            if !found {
-                // The registry may have the blob, and only its answer was lost.
-                if !self.repository.distrusts(self.blob.digest)
-                    && self.repository.has(self.blob).await?
-                {
-                    return Ok(());
-                }
-                session = self.restart().await?;
+            if found {
+                continue;
             }
+            // The registry may have the blob, and only its answer was lost.
+            if !self.repository.distrusts(self.blob.digest)
+                && self.repository.has(self.blob).await?
+            {
+                return Ok(());
+            }
+            if broke {
+                // It keeps nothing of a request that broke: shorter ones lose less.
+                let sessions = self.repository.sessions();
+                sessions.found_forgetful(&self.repository.registry);
+                self.mode = self.smaller(session).unwrap_or(self.mode);
+            }
+            *session = self.restart().await?;
         }
     }
 
@@ -187,6 +221,7 @@ impl<'a> Upload<'a> {
         let answer = self.request(Method::PATCH, url, size, true).await?;
         let next = location(&answer.method, &answer.url, answer.response.headers());
         session.location = next.map_err(Failure::Client)?;
+        self.remember(session).await;
         let taken = answer.header(RANGE).and_then(received);
         let taken = taken.unwrap_or(self.offset + size).min(self.offset + size);
         if taken <= self.offset {
@@ -227,6 +262,10 @@ impl<'a> Upload<'a> {
             let range = format!("{}-{}", self.offset, (self.offset + size).saturating_sub(1));
             let value = HeaderValue::from_str(&range).ok();
             headers.extend(value.map(|value| (CONTENT_RANGE, value)));
+        }
+        if self.mode != Mode::Whole {
+            // What cuts connections short, by bytes or by time, counts anew for each chunk.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let counter = Counter::default();
         let broken = Arc::new(Mutex::new(None));
@@ -364,7 +403,9 @@ impl<'a> Upload<'a> {
     async fn restart(&mut self) -> Result<Session, ClientError> {
         self.offset = 0;
         (self.progress)(self.blob, Step::Bytes(0));
-        self.repository.begin().await
+        let session = self.repository.begin().await?;
+        self.remember(&session).await;
+        Ok(session)
     }
 
     /// Asks the registry how much it has (D7.2); false when the session is of no more use.
@@ -385,6 +426,7 @@ impl<'a> Upload<'a> {
         }
         if let Ok(next) = location(&answer.method, &answer.url, answer.response.headers()) {
             session.location = next;
+            self.remember(session).await;
         }
         self.offset = offset;
         self.resumed |= offset > 0;

@@ -175,10 +175,10 @@ impl BlobSink for ArchiveSink {
         descriptor: &'a Descriptor,
         bytes: &'a [u8],
         _: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<(), BlobError>> {
+    ) -> BoxFuture<'a, Result<Put, BlobError>> {
         let (descriptor, bytes) = (descriptor.clone(), bytes.to_vec());
         let added = self.with(move |writer| writer.add_manifest(&descriptor, &bytes));
-        Box::pin(async move { added.await.map(drop) })
+        Box::pin(async move { added.await.map(|_| Put::Sent) })
     }
 }
 

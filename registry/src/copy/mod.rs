@@ -272,7 +272,9 @@ impl Task<'_> {
                 transfer::copy(manifest, descriptor, source, sink, tag, jobs, self.progress)
                     .await?;
             }
-            Node::Index(bytes, descriptor) => sink.put_manifest(descriptor, bytes, tag).await?,
+            Node::Index(bytes, descriptor) => {
+                sink.put_manifest(descriptor, bytes, tag).await?;
+            }
             Node::Blob(blob) => {
                 self.source.remember(blob.digest);
                 sink.put(blob, source, self.progress).await?;

@@ -113,7 +113,10 @@ impl Sink {
     ) -> Result<(), CopyError> {
         match &self.kind {
             Kind::Registry(_, _, repository) => match self.tag(name) {
-                Some(tag) => Ok(repository.put_manifest(root, bytes, Some(tag)).await?),
+                Some(tag) => {
+                    repository.put_manifest(root, bytes, Some(tag)).await?;
+                    Ok(())
+                }
                 None => Ok(()),
             },
             Kind::Layout(layout) => {

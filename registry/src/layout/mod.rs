@@ -392,21 +392,24 @@ impl BlobSink for Layout {
         descriptor: &'a Descriptor,
         bytes: &'a [u8],
         tag: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<(), BlobError>> {
+    ) -> BoxFuture<'a, Result<Put, BlobError>> {
         let (layout, descriptor) = (self.clone(), descriptor.clone());
         let (bytes, tag) = (bytes.to_vec(), tag.map(str::to_owned));
         Box::pin(blocking(move || {
-            if !layout.has(&descriptor) {
+            let put = if layout.has(&descriptor) {
+                Put::Existed
+            } else {
                 let (sender, receiver) = mpsc::channel(1);
                 // There is room for one.
                 sender.try_send(bytes.into()).ok();
                 drop(sender);
                 layout.receive(&descriptor, receiver)?;
+                Put::Sent
+            };
+            if let Some(tag) = tag {
+                layout.list(&descriptor, Some(&tag)).map_err(blob_error)?;
             }
-            match tag {
-                Some(tag) => layout.list(&descriptor, Some(&tag)).map_err(blob_error),
-                None => Ok(()),
-            }
+            Ok(put)
         }))
     }
 }

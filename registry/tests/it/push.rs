@@ -1,10 +1,13 @@
-use kiln_registry::blob::{BlobSink as _, Put};
-use kiln_registry::client::ClientError;
+use std::sync::{Arc, Mutex};
+
+use kiln_registry::blob::{BlobSink as _, Put, Step};
+use kiln_registry::client::{Client, ClientError, ClientOptions};
 use kiln_registry::digest::Digest;
+use kiln_registry::spec::Descriptor;
 use kiln_registry::spec::media_type::OCI_MANIFEST;
 use kiln_registry::transfer;
 
-use crate::env::{Image, bytes, chain, client, linux, reference, silent};
+use crate::env::{Image, bytes, chain, client, linux, options, reference, silent};
 use crate::server::{Fault, Reply, Server, error};
 
 async fn push(server: &Server, image: &Image, name: &str) -> Result<transfer::Copied, String> {
@@ -44,7 +47,13 @@ async fn d7_3_blobs_then_config_then_manifest() {
     assert_eq!(copied.blobs.len(), 4);
     assert!(copied.blobs.iter().all(|(_, put)| *put == Put::Sent));
     assert_eq!(copied.blobs[3].0, image.manifest.value.config);
-    assert_eq!(server.requests().last().unwrap(), "PUT /v2/a/b/manifests/1");
+    assert_eq!(copied.manifest, Some(Put::Sent));
+    // What counts is what others will find: it is looked at.
+    let requests = server.requests();
+    assert_eq!(
+        requests[requests.len() - 2..],
+        ["PUT /v2/a/b/manifests/1", "HEAD /v2/a/b/manifests/1"]
+    );
     assert_eq!(server.count("PATCH", ""), 0);
     // Everything is there now.
     let copied = push(&server, &image, "a/b:2").await.unwrap();
@@ -148,6 +157,96 @@ async fn d7_2_a_session_that_is_gone_is_opened_again() {
     assert_pushed(&server, &image, "a/1");
 }
 
+/// A client that gives up at once, and remembers its uploads in a folder.
+fn hasty(folder: &std::path::Path) -> Client {
+    Client::new(ClientOptions {
+        retries: 0,
+        uploads: Some(folder.join("partial")),
+        ..options()
+    })
+}
+
+#[tokio::test]
+async fn d7_2_the_next_process_goes_on_with_an_upload() {
+    let (server, folder) = (Server::start().await, tempfile::tempdir().unwrap());
+    let image = Image::new(&[bytes(3_000_000, 1)]);
+    let layer = &image.manifest.value.layers[0];
+    let name = reference(&server.address, "a");
+    server.fault("PUT", "/uploads/", Fault::TakeThenClose(1_000_000));
+    server.fault("PATCH", "/uploads/", Fault::TakeThenClose(1_500_000));
+    for _ in 0..2 {
+        let repository = hasty(folder.path()).repository(&name);
+        repository.put(layer, &image, &silent).await.unwrap_err();
+    }
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let noted = steps.clone();
+    let note = move |_: &Descriptor, step| noted.lock().unwrap().push(step);
+    let repository = hasty(folder.path()).repository(&name);
+    repository.put(layer, &image, &note).await.unwrap();
+    assert_eq!(server.state.lock().unwrap().blobs.len(), 1);
+    assert!(steps.lock().unwrap().contains(&Step::Resumed(2_500_000)));
+    let log = server.log();
+    let sent: usize = log.iter().map(|asked| asked.body.len()).sum();
+    assert_eq!((sent, server.count("POST", "")), (3_000_000, 1));
+    // Nothing is left of it.
+    let left = std::fs::read_dir(folder.path().join("partial")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+#[tokio::test]
+async fn d7_2_an_upload_that_the_registry_forgot_starts_anew() {
+    let (server, folder) = (Server::start().await, tempfile::tempdir().unwrap());
+    let image = Image::new(&[bytes(3_000_000, 1)]);
+    let layer = &image.manifest.value.layers[0];
+    let name = reference(&server.address, "a");
+    server.fault("PUT", "/uploads/", Fault::TakeThenClose(1_000_000));
+    let repository = hasty(folder.path()).repository(&name);
+    repository.put(layer, &image, &silent).await.unwrap_err();
+    server.state.lock().unwrap().uploads.clear();
+    let repository = hasty(folder.path()).repository(&name);
+    repository.put(layer, &image, &silent).await.unwrap();
+    assert_eq!(server.state.lock().unwrap().blobs.len(), 1);
+    assert_eq!(server.count("POST", ""), 2);
+    let left = std::fs::read_dir(folder.path().join("partial")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+/// An upload that cannot be finished is taken back.
+#[tokio::test]
+async fn d7_2_an_upload_that_is_given_up_is_deleted() {
+    let (server, folder) = (Server::start().await, tempfile::tempdir().unwrap());
+    let image = Image::new(&[bytes(3_000_000, 1)]);
+    let layer = &image.manifest.value.layers[0];
+    let name = reference(&server.address, "a");
+    server.fault("PUT", "/uploads/", Fault::Say(error(403, "DENIED")));
+    let repository = hasty(folder.path()).repository(&name);
+    repository.put(layer, &image, &silent).await.unwrap_err();
+    assert_eq!(server.count("DELETE", "/uploads/"), 1);
+    assert!(server.state.lock().unwrap().uploads.is_empty());
+}
+
+/// Registries that keep nothing of a broken request get chunks, each on a connection of its own.
+#[tokio::test]
+async fn demand_6_a_registry_that_forgets_broken_uploads_gets_chunks() {
+    let server = Server::start().await;
+    let image = Image::new(&[bytes(40_000_000, 1)]);
+    server.fault("PUT", "/uploads/", Fault::TakeThenClose(1000));
+    server.fault(
+        "GET",
+        "/uploads/",
+        Fault::Say(error(404, "BLOB_UPLOAD_INVALID")),
+    );
+    push(&server, &image, "a:1").await.unwrap();
+    assert_pushed(&server, &image, "a/1");
+    let log = server.log();
+    let chunks: Vec<_> = log
+        .iter()
+        .filter(|asked| asked.method == "PATCH")
+        .map(|asked| (asked.body.len(), asked.header("connection")))
+        .collect();
+    assert_eq!(chunks, [(20_000_000, Some("close")); 2]);
+}
+
 #[tokio::test]
 async fn d7_2_too_large_is_sent_in_chunks() {
     let server = Server::start().await;
@@ -215,6 +314,59 @@ async fn killer_15_a_registry_that_does_not_know_its_blob_gets_it_again() {
     assert_eq!(server.count("PUT", "/manifests/"), 2);
 }
 
+/// The registry does not say which blob it lacks: it is asked for each, and gets that one.
+#[tokio::test]
+async fn d7_3_blobs_that_are_missing_after_all_are_found_and_sent() {
+    let server = Server::start().await;
+    let image = Image::new(&[bytes(1000, 1), bytes(2000, 2)]);
+    let lost = image.manifest.value.layers[1].digest.to_string();
+    push(&server, &image, "a:1").await.unwrap();
+    server.state.lock().unwrap().blobs.remove(&lost);
+    for _ in 0..2 {
+        server.fault("HEAD", "/blobs/", Fault::Say(Reply::new(200)));
+        server.fault("HEAD", "/blobs/", Fault::Say(Reply::new(200)));
+        server.fault("HEAD", "/blobs/", Fault::Say(Reply::new(200)));
+        server.fault(
+            "PUT",
+            "/manifests/",
+            Fault::Say(error(400, "MANIFEST_BLOB_UNKNOWN")),
+        );
+    }
+    image.opened.lock().unwrap().clear();
+    let copied = push(&server, &image, "a:2").await.unwrap();
+    assert_pushed(&server, &image, "a/2");
+    assert_eq!(copied.manifest, Some(Put::Sent));
+    assert_eq!(server.count("PUT", "/manifests/"), 4);
+    // A registry that never believes it is left.
+    for _ in 0..9 {
+        let unknown = Fault::Say(error(400, "MANIFEST_BLOB_UNKNOWN"));
+        server.fault("PUT", "/manifests/", unknown);
+    }
+    let error = push(&server, &image, "a:3").await.unwrap_err();
+    assert!(error.contains("MANIFEST_BLOB_UNKNOWN"), "{error}");
+    assert_eq!(server.count("PUT", "/manifests/"), 7);
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_found_as_another_is_an_error() {
+    let server = Server::start().await;
+    let image = Image::new(&[]);
+    let missing = || Fault::Say(Reply::new(404));
+    server.fault("HEAD", "/manifests/", missing());
+    // It is not there at once, and then it is something else.
+    server.fault("HEAD", "/manifests/", missing());
+    server.fault(
+        "HEAD",
+        "/manifests/",
+        Fault::Change(|reply| {
+            let other = Digest::of(b"other").to_string();
+            reply.headers = vec![("docker-content-digest".to_owned(), other)];
+        }),
+    );
+    let error = push(&server, &image, "a:1").await.unwrap_err();
+    assert!(error.contains("the registry stored"), "{error}");
+}
+
 #[tokio::test]
 async fn a_manifest_stored_as_another_is_an_error() {
     let server = Server::start().await;
@@ -239,8 +391,14 @@ async fn demand_15_an_immutable_tag_with_the_same_content_is_a_success() {
     let (image, other) = (Image::new(&[]), Image::new(&[bytes(10, 1)]));
     push(&server, &image, "a:1").await.unwrap();
     let taken = || Fault::Say(error(400, "TAG_INVALID"));
+    let copied = push(&server, &image, "a:1").await.unwrap();
+    assert_eq!(copied.manifest, Some(Put::Existed));
+    assert_eq!(server.count("PUT", "/manifests/"), 1);
+    // Also where the registry does not say so before it is asked to move the tag.
+    server.fault("HEAD", "/manifests/", Fault::Say(Reply::new(404)));
     server.fault("PUT", "/manifests/", taken());
-    push(&server, &image, "a:1").await.unwrap();
+    let copied = push(&server, &image, "a:1").await.unwrap();
+    assert_eq!(copied.manifest, Some(Put::Existed));
     server.fault("PUT", "/manifests/", taken());
     let error = push(&server, &other, "a:1").await.unwrap_err();
     let expected = format!(
@@ -377,7 +535,6 @@ async fn a_registry_that_only_pretends_to_take_bytes_is_left() {
 
 #[tokio::test]
 async fn d7_5_foreign_layers_are_not_pushed() {
-    use kiln_registry::spec::Descriptor;
     let server = Server::start().await;
     let kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
     let blob = Descriptor::new(kind, Digest::of(b"x"), 1);

@@ -182,6 +182,7 @@ impl Setup {
             keychain,
             mirrors,
             insecure: self.insecure.clone(),
+            uploads: self.root().ok().map(|root| root.join("partial")),
             observer: if quiet {
                 Observer::default()
             } else {

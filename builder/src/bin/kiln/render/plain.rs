@@ -70,6 +70,11 @@ impl Plain {
                 BlobState::Retry { wait, reason } => {
                     err(&format!("{digest}: {reason}, trying again in {wait} ms"));
                 }
+                BlobState::Resumed(count) => err(&format!(
+                    "{digest} resuming at {} of {}",
+                    text::size(count),
+                    text::size(size)
+                )),
                 BlobState::Mounted(from) => err(&format!("{digest} mounted from {from}")),
                 BlobState::Started | BlobState::Bytes(_) | BlobState::Existed => {}
             },

@@ -54,6 +54,11 @@ pub(crate) fn observer(words: Words, quiet: bool) -> Observer {
             BlobState::Done => Some(format!("{} ({})", words.done, text::size(*size))),
             BlobState::Existed => Some(words.existed.to_owned()),
             BlobState::Mounted(from) => Some(format!("Mounted from {from}")),
+            BlobState::Resumed(count) => Some(format!(
+                "Resuming at {} of {}",
+                text::size(*count),
+                text::size(*size)
+            )),
             BlobState::Retry { wait, reason } => Some(format!("{reason}, retrying in {wait} ms")),
             BlobState::Started | BlobState::Bytes(_) => None,
         };

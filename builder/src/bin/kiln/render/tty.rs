@@ -77,7 +77,7 @@ impl Terminal {
                 bar.set_message(digest.short());
                 self.blobs.insert(digest, bar);
             }
-            BlobState::Bytes(count) => {
+            BlobState::Resumed(count) | BlobState::Bytes(count) => {
                 if let Some(bar) = self.blobs.get(&digest) {
                     bar.set_position(count);
                 }
