@@ -126,6 +126,14 @@ pub enum ClientError {
         /// Where it goes wrong.
         source: serde_json::Error,
     },
+    /// Something else than a registry answers.
+    #[error("a web page came for `{url}`, and not the {what}")]
+    WebPage {
+        /// What was asked for.
+        url: String,
+        /// What it should be.
+        what: &'static str,
+    },
     /// The registry broke the protocol.
     #[error("unexpected answer to {method} `{url}`: {problem}")]
     Protocol {
@@ -471,6 +479,11 @@ impl ClientError {
             Self::Token { source, .. } => source.is_transient(),
             _ => false,
         }
+    }
+
+    /// Whether nobody listens at the address.
+    pub(super) fn is_connection_refused(&self) -> bool {
+        matches!(self, Self::Connect { .. }) && self.chain().contains("Connection refused")
     }
 
     /// The error and its causes in one line, for people who are told that kiln tries again.

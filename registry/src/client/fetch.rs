@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::error::{ClientError, redact};
 use super::retry::{Backoff, http_date};
-use super::wire::Request;
+use super::wire::{Pace, Request};
 use super::{Client, Notice};
 
 /// A file that is coming in.
@@ -22,6 +22,7 @@ pub struct Body {
     /// Bytes announced, and bytes that came.
     length: Option<u64>,
     seen: u64,
+    pace: Pace,
 }
 
 /// An address as it may be shown: without credentials, query and fragment.
@@ -70,6 +71,7 @@ impl Client {
             response,
             length,
             seen: 0,
+            pace: Pace::default(),
         })
     }
 }
@@ -82,7 +84,7 @@ impl Body {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
         let wire = &self.client.shared.transport.wire;
         let chunk = wire
-            .chunk(&Method::GET, &self.url, &mut self.response)
+            .chunk(&Method::GET, &self.url, &mut self.response, &mut self.pace)
             .await?;
         if let Some(chunk) = &chunk {
             self.seen += chunk.len() as u64;

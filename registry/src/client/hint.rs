@@ -27,6 +27,9 @@ impl ClientError {
                 "deletion is off, or the registry has its own way for it; docker's registry allows it with REGISTRY_STORAGE_DELETE_ENABLED=true".to_owned(),
             ),
             Self::ListBusy { .. } => Some("run the command again".to_owned()),
+            Self::WebPage { .. } => Some(
+                "a proxy or a login page answers in the registry's place: check the network's login, the proxy settings and the name of the registry".to_owned(),
+            ),
             Self::NoPlatform { .. } => Some("choose one of them with `--platform`".to_owned()),
             Self::Downgrade { .. } => Some(
                 "the registry seems to stand behind a proxy that does not tell it about https (X-Forwarded-Proto)".to_owned(),

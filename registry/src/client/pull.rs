@@ -7,16 +7,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HeaderValue, IF_RANGE, RANGE,
+};
 use reqwest::{StatusCode, Url};
 use tokio::time::sleep;
 use tokio_util::io::StreamReader;
 
 use super::challenge::Scopes;
-use super::error::{ClientError, redact};
+use super::error::{ClientError, clean, redact};
 use super::retry::Backoff;
 use super::transport::{Answer, Endpoint};
-use super::wire::{Request, io_error};
+use super::wire::{Pace, Request, io_error};
 use super::{Notice, Repository};
 use crate::blob::{BlobError, BlobReader};
 use crate::digest::{Mismatch, Verifier};
@@ -102,6 +105,11 @@ struct Download {
     /// Checks the whole blob; nothing is checked when it was not wanted from its beginning.
     verifier: Option<Verifier>,
     answer: Option<Answer>,
+    pace: Pace,
+    /// Whether all is asked for at this place, as parts of the blob do not come as asked for.
+    whole: bool,
+    /// What the server says to be the name of just this content.
+    etag: Option<HeaderValue>,
     backoff: Backoff,
     finished: bool,
 }
@@ -117,13 +125,16 @@ impl Download {
         }
         Self {
             verifier: (offset == 0).then(|| Verifier::new(blob.digest, blob.size)),
-            backoff: Backoff::new(repository.transport().policy),
+            backoff: Backoff::known(repository.transport().policy),
             repository,
             blob,
             places,
             position: offset,
             skip: 0,
             answer: None,
+            pace: Pace::default(),
+            whole: false,
+            etag: None,
             finished: false,
         }
     }
@@ -140,15 +151,25 @@ impl Download {
             };
             let error = match asked {
                 Ok((answer, skip)) => {
+                    self.etag = self.lasting(&answer).or(self.etag.take());
                     (self.answer, self.skip) = (Some(answer), skip);
+                    self.pace = Pace::default();
                     return Ok(());
                 }
                 Err(error) => error,
             };
+            let parts = self.position > 0 && !self.whole;
+            if parts
+                && (error.status() == Some(416) || matches!(error, ClientError::Protocol { .. }))
+            {
+                self.whole = true;
+                continue;
+            }
             if self.places.len() == 1 {
                 return Err(error);
             }
             let failed = self.places.remove(0);
+            (self.whole, self.etag) = (false, None);
             if let Place::Registry(place) = &failed {
                 self.repository.passed_over(place, error);
             }
@@ -164,11 +185,12 @@ impl Download {
             }
             Place::Foreign(url) => Request::get(url.clone()),
         };
-        if self.position > 0 {
+        let headers = &mut request.headers;
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if self.position > 0 && !self.whole {
             let range = HeaderValue::from_str(&format!("bytes={}-", self.position));
-            request
-                .headers
-                .extend(range.ok().map(|range| (RANGE, range)));
+            headers.extend(range.ok().map(|range| (RANGE, range)));
+            headers.extend(self.etag.clone().map(|etag| (IF_RANGE, etag)));
         }
         match place {
             Place::Registry(endpoint) => {
@@ -192,9 +214,25 @@ impl Download {
         }
     }
 
+    /// The tag of an answer by which the rest can be asked for; only one that names the content,
+    /// as others differ between the servers of one registry, which then send all again.
+    fn lasting(&self, answer: &Answer) -> Option<HeaderValue> {
+        let etag = answer.response.headers().get(ETAG)?;
+        let text = etag.to_str().ok()?;
+        let names = text.starts_with('"') && text.contains(&self.blob.digest.hex());
+        names.then(|| etag.clone())
+    }
+
     /// How much of an answer's body comes before what was asked for.
     fn accept(&self, answer: &Answer) -> Result<u64, ClientError> {
         let wrong = |problem: String| ClientError::protocol(&answer.method, &answer.url, problem);
+        let encoding = answer.header(CONTENT_ENCODING).unwrap_or("identity");
+        if encoding != "identity" {
+            let encoding = clean(encoding, 80);
+            return Err(wrong(format!(
+                "the blob is encoded as `{encoding}` on top, which was not asked for"
+            )));
+        }
         match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let range = answer.header(CONTENT_RANGE).unwrap_or_default();
@@ -208,7 +246,7 @@ impl Download {
                         "asked for the bytes from {} of {}, got `{}`",
                         self.position,
                         self.blob.size,
-                        super::error::clean(range, 80)
+                        clean(range, 80)
                     ))),
                 }
             }
@@ -217,7 +255,14 @@ impl Download {
                 let length = answer
                     .header(CONTENT_LENGTH)
                     .and_then(|text| text.parse().ok());
+                let page = answer
+                    .header(CONTENT_TYPE)
+                    .is_some_and(|kind| kind.starts_with("text/html"));
                 match length {
+                    length if page && length != Some(self.blob.size) => Err(ClientError::WebPage {
+                        url: redact(&answer.url),
+                        what: "blob",
+                    }),
                     Some(actual) if actual != self.blob.size => {
                         Err(self.mismatch(answer, self.wrong_size(actual, false)))
                     }
@@ -277,7 +322,10 @@ impl Download {
         };
         let (method, url) = (answer.method.clone(), answer.url.clone());
         let wire = &self.repository.transport().wire;
-        let Some(mut piece) = wire.chunk(&method, &url, &mut answer.response).await? else {
+        let Some(mut piece) = wire
+            .chunk(&method, &url, &mut answer.response, &mut self.pace)
+            .await?
+        else {
             return self.end(&answer).map(|()| None);
         };
         let before = usize::try_from(self.skip)

@@ -1,6 +1,6 @@
 //! From a reference to the manifest of one image: tag, index, platform (D5.1, D5.2, D5.6).
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -279,6 +279,8 @@ impl Repository {
         request
             .headers
             .insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let plain = HeaderValue::from_static("identity");
+        request.headers.insert(ACCEPT_ENCODING, plain);
         self.transport().call(place, scopes, &request).await
     }
 
@@ -355,10 +357,10 @@ impl Fetched {
     }
 
     fn outline(&self) -> Result<Outline, ClientError> {
-        serde_json::from_slice(&self.bytes).map_err(|source| ClientError::Document {
-            url: redact(&self.url),
-            what: "manifest",
-            source,
+        let (url, what) = (redact(&self.url), "manifest");
+        serde_json::from_slice(&self.bytes).map_err(|source| match is_web_page(&self.bytes) {
+            true => ClientError::WebPage { url, what },
+            false => ClientError::Document { url, what, source },
         })
     }
 }
@@ -462,6 +464,11 @@ fn refuse_artifact(manifest: &Manifest, reference: &Reference) -> Result<(), Cli
         reference: reference.to_string(),
         media_type: clean(config, 100),
     })
+}
+
+/// Whether a document is HTML, as login pages are.
+fn is_web_page(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().starts_with(b"<")
 }
 
 /// The platforms of an index, for people.

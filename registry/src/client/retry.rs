@@ -26,11 +26,25 @@ pub(super) struct Policy {
 pub(super) struct Backoff {
     policy: Policy,
     attempt: u32,
+    /// Whether the host has answered before: then nobody listening is a restart, not a wrong name.
+    known: bool,
 }
 
 impl Backoff {
     pub(super) fn new(policy: Policy) -> Self {
-        Self { policy, attempt: 0 }
+        Self {
+            policy,
+            attempt: 0,
+            known: false,
+        }
+    }
+
+    /// For a request to a host that has answered before.
+    pub(super) fn known(policy: Policy) -> Self {
+        Self {
+            known: true,
+            ..Self::new(policy)
+        }
     }
 
     /// Starts counting anew, after progress.
@@ -45,7 +59,8 @@ impl Backoff {
 
     /// How long to wait before the next attempt; `None` when there is to be none.
     pub(super) fn next(&mut self, error: &ClientError) -> Option<Duration> {
-        if !error.is_transient() || self.attempt >= self.policy.retries {
+        let may_help = error.is_transient() || (self.known && error.is_connection_refused());
+        if !may_help || self.attempt >= self.policy.retries {
             return None;
         }
         let doubled = self.policy.delay.saturating_mul(1 << self.attempt.min(16));

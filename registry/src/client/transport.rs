@@ -109,7 +109,9 @@ impl Transport {
         scopes: &Scopes,
         request: &Request,
     ) -> Result<Answer, ClientError> {
-        let mut backoff = Backoff::new(self.policy);
+        // It is asked with retries of its own.
+        self.host(to).await?;
+        let mut backoff = Backoff::known(self.policy);
         loop {
             let error = match self.attempt(to, scopes, request).await {
                 Ok(answer) => return Ok(answer),

@@ -108,7 +108,7 @@ impl<'a> Upload<'a> {
             renewed: false,
             best: 0,
             restarts: 0,
-            backoff: Backoff::new(repository.transport().policy),
+            backoff: Backoff::known(repository.transport().policy),
         }
     }
 

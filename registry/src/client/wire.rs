@@ -26,6 +26,27 @@ const REDIRECTS: usize = 10;
 /// Registries may take this many times the stall limit to answer a request that they must work on.
 pub(super) const PATIENCE: u32 = 5;
 
+/// A body that brings less than this in the time without progress, bytes, is held up on purpose or
+/// as good as dead.
+const LEAST: u64 = 16 << 10;
+
+/// How a body moves: the wait for it, and what came.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn came(&mut self, bytes: usize, waited: Duration) {
+        self.bytes += bytes as u64;
+        self.waited += waited;
+        if self.bytes >= LEAST {
+            *self = Self::default();
+        }
+    }
+}
+
 /// A request whose body can be sent again.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
@@ -161,9 +182,14 @@ impl Wire {
         method: &Method,
         url: &Url,
         answer: &mut Response,
+        pace: &mut Pace,
     ) -> Result<Option<Bytes>, ClientError> {
-        match tokio::time::timeout(self.stall, answer.chunk()).await {
-            Ok(Ok(chunk)) => Ok(chunk),
+        let (left, started) = (self.stall.saturating_sub(pace.waited), Instant::now());
+        match tokio::time::timeout(left, answer.chunk()).await {
+            Ok(Ok(chunk)) => {
+                pace.came(chunk.as_ref().map_or(0, Bytes::len), started.elapsed());
+                Ok(chunk)
+            }
             Ok(Err(error)) => Err(ClientError::network(method, url, error)),
             Err(_) => Err(stalled(method, url, self.stall)),
         }
@@ -177,20 +203,28 @@ impl Wire {
         mut answer: Response,
         limit: usize,
     ) -> Result<Vec<u8>, ClientError> {
-        let mut body = Vec::new();
-        while let Some(chunk) = self.chunk(method, url, &mut answer).await? {
+        let too_large = || ClientError::TooLarge {
+            url: super::error::redact(url),
+            limit,
+        };
+        if answer
+            .content_length()
+            .is_some_and(|length| length > limit as u64)
+        {
+            return Err(too_large());
+        }
+        let (mut body, mut pace) = (Vec::new(), Pace::default());
+        while let Some(chunk) = self.chunk(method, url, &mut answer, &mut pace).await? {
             if body.len() + chunk.len() > limit {
-                return Err(ClientError::TooLarge {
-                    url: super::error::redact(url),
-                    limit,
-                });
+                return Err(too_large());
             }
             body.extend_from_slice(&chunk);
         }
         Ok(body)
     }
 
-    /// Makes an error of an answer; a body that breaks off or is too long is used as far as it came.
+    /// Makes an error of an answer; a body that breaks off, or is too long or too slow, is used as
+    /// far as it came.
     pub(super) async fn refusal(
         &self,
         method: &Method,
@@ -198,13 +232,16 @@ impl Wire {
         mut answer: Response,
     ) -> ClientError {
         let mut body = Vec::new();
-        while let Ok(Some(chunk)) = self.chunk(method, url, &mut answer).await {
-            body.extend_from_slice(&chunk);
-            if body.len() > ERROR_BODY {
-                body.truncate(ERROR_BODY);
-                break;
+        let read = async {
+            while let Ok(Some(chunk)) = answer.chunk().await {
+                body.extend_from_slice(&chunk);
+                if body.len() > ERROR_BODY {
+                    body.truncate(ERROR_BODY);
+                    break;
+                }
             }
-        }
+        };
+        drop(tokio::time::timeout(self.stall, read).await);
         let mut refusal = Refusal::new(method, url, answer.status().as_u16(), &body);
         refusal.retry_after = asked_wait(answer.headers());
         ClientError::Refused(Box::new(refusal))

@@ -338,6 +338,7 @@ fn is_environment(error: &ClientError) -> bool {
             | ClientError::Stalled { .. }
             | ClientError::CutShort { .. }
             | ClientError::Mismatch { .. }
+            | ClientError::WebPage { .. }
             | ClientError::CaFile { .. }
             | ClientError::CaContent { .. }
             | ClientError::Setup(_)
