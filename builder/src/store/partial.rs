@@ -265,7 +265,7 @@ pub(super) fn clean(root: &Path) {
             Some((metadata.modified().ok()?, metadata.len(), entry.path()))
         })
         .collect();
-    files.sort_by(|one, other| other.0.cmp(&one.0));
+    files.sort_by_key(|(modified, ..)| std::cmp::Reverse(*modified));
     let (now, mut total) = (SystemTime::now(), 0_u64);
     for (modified, size, path) in files {
         total = total.saturating_add(size);

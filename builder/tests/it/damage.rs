@@ -212,7 +212,7 @@ fn a_full_disk_is_named_and_left_as_it_was() {
     assert!(
         pulled
             .stderr
-            .contains(&format!("writing `{}/tmp/", store.display())),
+            .contains(&format!("writing `{}/partial/", store.display())),
         "{pulled}"
     );
     let big = TestEnv::new();
@@ -231,7 +231,9 @@ fn a_full_disk_is_named_and_left_as_it_was() {
             said.matches("no space left on device\n").count()
         );
     }
-    assert_eq!(disk.files(&store.join("tmp")), Vec::<String>::new());
+    for folder in ["tmp", "partial"] {
+        assert_eq!(disk.files(&store.join(folder)), Vec::<String>::new());
+    }
     build("FROM busybox\nRUN echo fine\n").success();
     env.no_mounts();
 }

@@ -337,6 +337,12 @@ impl Repository {
         let actual = Digest::of(&bytes);
         // Without a digest asked for, the registry's own word is all there is to check against.
         match expected.or(announced) {
+            Some(expected) if expected != actual && is_web_page(&bytes) => {
+                Err(ClientError::WebPage {
+                    url: redact(&url),
+                    what: "manifest",
+                })
+            }
             Some(expected) if expected != actual => Err(ClientError::Mismatch {
                 url: redact(&url),
                 source: Mismatch::Digest { expected, actual },

@@ -14,9 +14,9 @@ use tempfile::TempDir;
 
 use crate::env::{Image, bytes, client, client_as, linux, options, read, reference, silent};
 
-struct Registry {
+pub struct Registry {
     process: Child,
-    address: String,
+    pub address: String,
     folder: TempDir,
 }
 
@@ -29,7 +29,7 @@ impl Drop for Registry {
 
 /// Whether the programs are here; in CI they must be.
 #[expect(clippy::print_stderr, reason = "a test that is left out must say so")]
-fn present(programs: &[&str]) -> bool {
+pub fn present(programs: &[&str]) -> bool {
     let missing: Vec<&&str> = programs
         .iter()
         .filter(|program| {
@@ -53,7 +53,7 @@ fn present(programs: &[&str]) -> bool {
 
 impl Registry {
     /// Starts a registry with some more lines of configuration, which end in its `http` section.
-    fn start(auth: &str) -> Self {
+    pub fn start(auth: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -5,6 +5,9 @@
 mod auth;
 mod distribution;
 mod env;
+#[path = "../support/fault_proxy.rs"]
+mod fault_proxy;
+mod fault_table;
 mod faults;
 mod lists;
 mod pull;
