@@ -363,7 +363,7 @@ impl Shared {
             }
             Some(Fault::Trickle(pause)) => {
                 client.write_all(&answer.head())?;
-                for byte in body.bytes() {
+                for byte in io::BufReader::new(body).bytes() {
                     std::thread::sleep(pause);
                     received(1);
                     client.write_all(&[byte?])?;
