@@ -32,6 +32,10 @@ pub(crate) const BUSYBOX: Peer = peer("busybox", "busybox-static");
 pub(crate) const DEBOOTSTRAP: Peer = peer("debootstrap", "debootstrap");
 /// The builder that kiln is measured against.
 pub(crate) const BUILDAH: Peer = peer("buildah", "buildah");
+/// Pulls and pushes beside kiln.
+pub(crate) const PODMAN: Peer = peer("podman", "podman");
+/// Copies beside kiln.
+pub(crate) const SKOPEO: Peer = peer("skopeo", "skopeo");
 /// Runs containers for buildah, and for kiln with `--runtime`.
 pub(crate) const RUNC: Peer = peer("runc", "runc");
 /// The C compiler for the static binary.
@@ -52,8 +56,8 @@ pub(crate) const TESTS: [Peer; 23] = [
     RUNC,
     MUSL,
     peer("crun", "crun"),
-    peer("podman", "podman"),
-    peer("skopeo", "skopeo"),
+    PODMAN,
+    SKOPEO,
     peer("umoci", "umoci"),
     peer("htpasswd", "apache2-utils"),
     peer("gcc", "gcc"),

@@ -15,11 +15,13 @@ use std::thread::JoinHandle;
 use zlib_rs::{Deflate, DeflateFlush, Status};
 
 /// Names this way of compressing; another name means other bytes for the same layer.
-pub const FRAMING: &str = "gzip-1m-6-zlib-rs-0.6.8";
+pub const FRAMING: &str = "gzip-1m-3-zlib-rs-0.6.8";
 
 const BLOCK: usize = 1 << 20;
 const DICTIONARY: usize = 32 << 10;
-const LEVEL: i32 = 6;
+/// Compared with 6: 1.6 times as fast, for output that is larger by a twentieth. And unlike at 6, it was
+/// never seen to depend on how the compressor is called.
+const LEVEL: i32 = 3;
 /// Room for a block that cannot be compressed, generously.
 const ROOM: usize = BLOCK + BLOCK / 8;
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
@@ -326,7 +328,7 @@ mod tests {
         let digests: Vec<_> = [0, 1000, 3 * BLOCK + 5]
             .map(|size| Digest::of(&compress(&sample(size), 2, 8192)).short())
             .into();
-        assert_eq!(digests, ["ac73670af3ab", "a08588510533", "e548a179b87c"]);
+        assert_eq!(digests, ["ac73670af3ab", "a08588510533", "8996c8753d58"]);
     }
 
     #[test]

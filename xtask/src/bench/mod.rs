@@ -43,13 +43,20 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         }
         return Ok(());
     }
-    peers::ensure(&[peers::REGISTRY, peers::BUSYBOX, peers::BUILDAH, peers::RUNC])?;
+    peers::ensure(&[
+        peers::REGISTRY,
+        peers::BUSYBOX,
+        peers::BUILDAH,
+        peers::PODMAN,
+        peers::SKOPEO,
+        peers::RUNC,
+    ])?;
     let binary = kiln::build(Profile::Release)?;
     let scratch = Scratch::new("bench")?;
     let hub = bases::serve(&binary, &["busybox"])?;
     let tools = Tool::present(&binary, &scratch)?;
     let base = format!("{}/library/busybox:latest", hub.address());
-    let bench = Bench::new(&scratch, base, options.runs);
+    let bench = Bench::new(&binary, &scratch, base, options.runs);
 
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
     let mut sentences = String::new();
@@ -62,7 +69,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             }
             continue;
         }
-        for tool in &tools {
+        for tool in tools.iter().filter(|tool| tool.takes_part(name)) {
             eprintln!("measuring {name}: {}", tool.name());
             match bench.measure(name, tool) {
                 Ok(samples) => rows.push(Row::new(name, tool.name(), &samples)),

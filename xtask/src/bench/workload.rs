@@ -1,5 +1,6 @@
 //! What is measured.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +19,7 @@ pub(super) const PARSE: &str = "parse";
 pub(super) const START: &str = "start";
 
 /// The workloads and what they are, in the order of the table.
-pub(super) const WORKLOADS: [(&str, &str); 9] = [
+pub(super) const WORKLOADS: [(&str, &str); 11] = [
     (
         "noop",
         "rebuild with nothing changed: a context of 20,000 files, 200 MB",
@@ -30,10 +31,21 @@ pub(super) const WORKLOADS: [(&str, &str); 9] = [
     ("copy", "one `COPY` of 256 MiB in 64 files, empty cache"),
     (
         "push",
-        "an image just built, four layers of 64 MiB, to an empty registry",
+        "an image just built, four layers of 256 MiB, to an empty registry",
     ),
-    ("pull", "the same image into an empty store"),
-    ("save", "the same image to a tar file"),
+    (
+        "pull",
+        "the same image into an empty store; buildah, podman and docker also unpack it",
+    ),
+    (
+        "repush",
+        "the same image, pulled before, to another empty registry",
+    ),
+    (
+        "unpack",
+        "the same image into an empty store and unpacked; kiln also runs a program in it",
+    ),
+    ("save", "an image of four layers of 64 MiB to a tar file"),
     ("load", "that tar file into an empty store"),
     (PARSE, "a Dockerfile of 200 lines from text to plan"),
     (START, "one `RUN true`, and a bare start of the program"),
@@ -41,21 +53,36 @@ pub(super) const WORKLOADS: [(&str, &str); 9] = [
 
 const MIB: usize = 1 << 20;
 const LAYERS: u64 = 4;
+/// Files of 4 MiB in a layer that is moved to and from registries, and in one that is archived.
+const LARGE: usize = 64;
+const SMALL: usize = 16;
 
 /// The inputs, and how often each thing is measured.
 pub(super) struct Bench<'a> {
+    binary: &'a Path,
     scratch: &'a Scratch,
     base: String,
     runs: usize,
+    /// The large image in a registry, which is made for the first workload that wants it.
+    published: OnceCell<Published>,
+}
+
+/// An image in a registry of its own.
+struct Published {
+    image: String,
+    _registry: Registry,
+    _storage: Scratch,
 }
 
 impl<'a> Bench<'a> {
     /// Measures everything `runs` times; builds start from the image `base`.
-    pub(super) fn new(scratch: &'a Scratch, base: String, runs: usize) -> Self {
+    pub(super) fn new(binary: &'a Path, scratch: &'a Scratch, base: String, runs: usize) -> Self {
         Self {
+            binary,
             scratch,
             base,
             runs,
+            published: OnceCell::new(),
         }
     }
 
@@ -67,6 +94,8 @@ impl<'a> Bench<'a> {
             "copy" => self.copy(tool),
             "push" => self.push(tool),
             "pull" => self.pull(tool),
+            "repush" => self.repush(tool),
+            "unpack" => self.unpack(tool),
             "save" => self.save(tool),
             "load" => self.load(tool),
             other => bail!("unknown workload `{other}`"),
@@ -115,7 +144,7 @@ impl<'a> Bench<'a> {
             tool.reset()?;
             let (_storage, registry) = self.empty_registry()?;
             let image = format!("{}/bench/layers:latest", registry.address());
-            self.build_layers(tool, &image)?;
+            self.build_layers(tool, &image, LARGE)?;
             samples.push(measure::measure(tool.push(&image), tool.daemon())?);
             tool.forget(&image)?;
         }
@@ -123,17 +152,53 @@ impl<'a> Bench<'a> {
     }
 
     fn pull(&self, tool: &Tool) -> Result<Vec<Sample>> {
-        let (_storage, registry) = self.empty_registry()?;
+        let image = self.published()?;
+        self.repeat(tool, || tool.forget(image), || tool.pull(image))
+    }
+
+    fn repush(&self, tool: &Tool) -> Result<Vec<Sample>> {
+        let image = self.published()?;
+        tool.forget(image)?;
+        process::quiet(&mut tool.pull(image))?;
+        let samples = (0..self.runs).map(|_| {
+            let (_storage, registry) = self.empty_registry()?;
+            let other = format!("{}/bench/layers:latest", registry.address());
+            process::quiet(&mut tool.tag(image, &other))?;
+            let sample = measure::measure(tool.push(&other), tool.daemon());
+            tool.untag(&other)?;
+            sample
+        });
+        samples.collect()
+    }
+
+    fn unpack(&self, tool: &Tool) -> Result<Vec<Sample>> {
+        let image = self.published()?;
+        self.repeat(tool, || tool.forget(image), || tool.unpack(image))
+    }
+
+    /// The large image, as kiln builds and pushes it.
+    fn published(&self) -> Result<&str> {
+        if let Some(published) = self.published.get() {
+            return Ok(&published.image);
+        }
+        let (storage, registry) = self.empty_registry()?;
         let image = format!("{}/bench/layers:latest", registry.address());
-        self.build_layers(tool, &image)?;
-        process::quiet(&mut tool.push(&image))?;
-        self.repeat(tool, || tool.forget(&image), || tool.pull(&image))
+        let publisher = Tool::publisher(self.binary, self.scratch);
+        self.build_layers(&publisher, &image, LARGE)?;
+        process::quiet(&mut publisher.push(&image))?;
+        publisher.reset()?;
+        let published = self.published.get_or_init(|| Published {
+            image,
+            _registry: registry,
+            _storage: storage,
+        });
+        Ok(&published.image)
     }
 
     fn save(&self, tool: &Tool) -> Result<Vec<Sample>> {
         let image = "bench/layers:latest";
         let archive = self.scratch.join("save.tar");
-        self.build_layers(tool, image)?;
+        self.build_layers(tool, image, SMALL)?;
         let samples = self.repeat(tool, || remove(&archive), || tool.save(image, &archive))?;
         remove(&archive)?;
         Ok(samples)
@@ -142,7 +207,7 @@ impl<'a> Bench<'a> {
     fn load(&self, tool: &Tool) -> Result<Vec<Sample>> {
         let image = "bench/layers:latest";
         let archive = self.scratch.join("load.tar");
-        self.build_layers(tool, image)?;
+        self.build_layers(tool, image, SMALL)?;
         remove(&archive)?;
         process::quiet(&mut tool.save(image, &archive))?;
         let samples = self.repeat(tool, || tool.forget(image), || tool.load(&archive))?;
@@ -170,14 +235,17 @@ impl<'a> Bench<'a> {
         process::quiet(&mut tool.pull(&self.base))
     }
 
-    fn build_layers(&self, tool: &Tool, image: &str) -> Result<()> {
-        let context = self.context("layers", |root| {
+    /// Builds an image of four layers with so many files each.
+    fn build_layers(&self, tool: &Tool, image: &str, files: usize) -> Result<()> {
+        let name = format!("layers-{files}");
+        let context = self.context(&name, |root| {
             (0..LAYERS).try_for_each(|n| {
-                generate::big_files(&root.join(format!("l{n}")), 40 + n, 16, 4 * MIB)
+                generate::big_files(&root.join(format!("l{n}")), 40 + n, files, 4 * MIB)
             })
         })?;
         let copies: String = (0..LAYERS).map(|n| format!("COPY l{n} /l{n}\n")).collect();
-        let dockerfile = self.dockerfile("layers", &format!("FROM scratch\n{copies}"))?;
+        let from = format!("FROM {}\n{copies}", self.base);
+        let dockerfile = self.dockerfile(&name, &from)?;
         process::quiet(&mut tool.build(&context, &dockerfile, image))
     }
 
