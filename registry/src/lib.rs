@@ -6,6 +6,8 @@
 //! builder's own store. [`transfer::copy`] moves an image from one to another, [`copy`] all of what
 //! a registry, layout or archive has of it.
 //!
+//! [`server`] is a registry itself, over a folder.
+//!
 //! Nothing here prints; the environment is read by [`credentials`] and by the client's proxy and
 //! certificate set-up only.
 #![forbid(unsafe_code)]
@@ -19,5 +21,6 @@ pub mod digest;
 pub mod layout;
 pub mod reference;
 pub mod section;
+pub mod server;
 pub mod spec;
 pub mod transfer;

@@ -180,6 +180,12 @@ pub fn is_tag(text: &str) -> bool {
         && text.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'))
 }
 
+/// Whether a text is a valid name of a repository in its registry (D1.1).
+#[must_use]
+pub fn is_repository(text: &str) -> bool {
+    text.len() <= REPOSITORY_MAX && is_path(text)
+}
+
 /// Whether a text is a whole image id: 64 lower-case hexadecimal digits (D1.4).
 #[must_use]
 pub fn is_image_id(text: &str) -> bool {

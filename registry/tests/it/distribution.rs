@@ -106,8 +106,9 @@ impl Registry {
     }
 }
 
-async fn round_trip(registry: &Registry, client: &Client) {
-    let name = reference(&registry.address, "team/app:1");
+/// Pushes, pulls and mounts with a registry that is empty.
+pub async fn round_trip(address: &str, client: &Client) {
+    let name = reference(address, "team/app:1");
     let image = Image::new(&[bytes(5_000_000, 1), bytes(100, 2), Vec::new()]);
     let repository = client.repository(&name);
     let pushed = transfer::copy(
@@ -132,7 +133,7 @@ async fn round_trip(registry: &Registry, client: &Client) {
         .await
         .unwrap();
 
-    let name = reference(&registry.address, "team/app:all");
+    let name = reference(address, "team/app:all");
     let found = client.resolve(&name, &linux("amd64")).await.unwrap();
     assert_eq!(found.manifest.bytes, image.manifest.bytes);
     assert_eq!(found.digest(), index.digest);
@@ -150,7 +151,7 @@ async fn round_trip(registry: &Registry, client: &Client) {
     );
 
     // A neighbour gets the blobs by mounts alone.
-    let neighbour = client.repository(&reference(&registry.address, "team/other"));
+    let neighbour = client.repository(&reference(address, "team/other"));
     let copied = transfer::copy(
         &image.manifest,
         &image.descriptor,
@@ -167,7 +168,7 @@ async fn round_trip(registry: &Registry, client: &Client) {
         "{copied:?}"
     );
 
-    let missing = reference(&registry.address, "team/app:none");
+    let missing = reference(address, "team/app:none");
     let error = client.resolve(&missing, &linux("amd64")).await.unwrap_err();
     assert_eq!(error.code(), Some("MANIFEST_UNKNOWN"), "{error}");
 }
@@ -175,7 +176,7 @@ async fn round_trip(registry: &Registry, client: &Client) {
 #[tokio::test]
 async fn push_and_pull_without_credentials() {
     if present(&["docker-registry"]) {
-        round_trip(&Registry::start(""), &client()).await;
+        round_trip(&Registry::start("").address, &client()).await;
     }
 }
 
@@ -184,7 +185,7 @@ async fn localhost_by_name() {
     if present(&["docker-registry"]) {
         let mut registry = Registry::start("");
         registry.address = registry.address.replace("127.0.0.1", "localhost");
-        round_trip(&registry, &client()).await;
+        round_trip(&registry.address, &client()).await;
     }
 }
 
@@ -196,7 +197,7 @@ async fn push_and_pull_with_a_password() {
     let registry =
         Registry::start("auth:\n  htpasswd:\n    realm: test\n    path: FOLDER/htpasswd\n");
     round_trip(
-        &registry,
+        &registry.address,
         &client_as(&registry.address, "kiln", "pa:ss word"),
     )
     .await;
@@ -271,7 +272,7 @@ async fn d4_1_https_with_an_authority_that_must_be_known() {
         ca_files: vec![registry.folder.path().join("cert.pem")],
         ..options()
     });
-    round_trip(&registry, &trusting).await;
+    round_trip(&registry.address, &trusting).await;
     let careless = Client::new(ClientOptions {
         insecure: vec![registry.address.clone()],
         ..options()
@@ -303,5 +304,5 @@ async fn d4_2_plain_http_where_https_is_wanted() {
         insecure: vec![registry.address.clone()],
         ..options()
     });
-    round_trip(&registry, &allowed).await;
+    round_trip(&registry.address, &allowed).await;
 }

@@ -10,6 +10,7 @@ mod fault_proxy;
 mod fault_table;
 mod faults;
 mod lists;
+mod own;
 mod pull;
 mod push;
 mod server;
