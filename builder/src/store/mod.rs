@@ -13,9 +13,11 @@
 //! ROOT/mounts/KEY/N/       contents of cache mounts, with the lock of those who use them
 //! ROOT/last/build.json     the steps of the last build, for `kiln shell`; readable by its owner only
 //! ROOT/last/ID/fs          what its failed step had changed; `lock` in it is held by who looks at it
+//! ROOT/lists/HEX.json      lists of images that are not pushed yet, by the digest of their name
 //! ROOT/locks/content       held shared by whoever adds content, exclusively by who removes it
 //! ROOT/locks/step-KEY      held by the process that executes that step
 //! ROOT/locks/last          held while `last` is changed
+//! ROOT/locks/lists         held while a list is changed
 //! ROOT/tmp/ID/             unfinished things; `lock` in it is held by the process they belong to
 //! ```
 //!
@@ -29,6 +31,7 @@ mod ids;
 mod images;
 mod last;
 mod layers;
+mod lists;
 mod lock;
 mod mounts;
 mod partial;
@@ -50,6 +53,7 @@ pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use last::Held;
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
+pub use lists::{ImageList, ListEntry};
 pub use lock::{StepLock, TempDir};
 pub use mounts::CacheMount;
 

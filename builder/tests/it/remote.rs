@@ -15,13 +15,13 @@ use crate::env::{TestEnv, test_env};
 use crate::web::Web;
 
 /// A layout with images, made without any other tool.
-struct Made {
+pub(crate) struct Made {
     layout: Layout,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Made {
-    fn new(env: &TestEnv, name: &str) -> Self {
+    pub(crate) fn new(env: &TestEnv, name: &str) -> Self {
         Self {
             layout: Layout::create(env.path(name)).unwrap(),
             runtime: tokio::runtime::Builder::new_current_thread()
@@ -47,7 +47,7 @@ impl Made {
     }
 
     /// An image of one layer, which is a tar of nothing and a text behind its end.
-    fn image(&self, architecture: &str, text: &str, name: Option<&str>) -> Descriptor {
+    pub(crate) fn image(&self, architecture: &str, text: &str, name: Option<&str>) -> Descriptor {
         let mut layer = vec![0; 1024];
         layer.extend_from_slice(text.as_bytes());
         let layer = self.blob(OCI_LAYER, &layer);

@@ -5,6 +5,7 @@
 )]
 
 mod legacy;
+mod manifest;
 mod remote;
 mod run;
 mod sandbox;
@@ -15,6 +16,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kiln_builder::snapshot::Backend;
 
 pub(crate) use legacy::LegacyArgs;
+pub(crate) use manifest::{
+    AnnotateArgs, CreateArgs, InspectListArgs, ListCommand, PushListArgs, RmListArgs,
+};
 pub(crate) use remote::{CopyArgs, ListFormat, ReferrersArgs, RmRemoteArgs, SearchArgs, TagsArgs};
 pub(crate) use run::{OnFail, PullPolicy, RunArgs, ShellArgs};
 pub(crate) use sandbox::{SandboxArgs, names};
@@ -132,6 +136,12 @@ pub(crate) enum Command {
     RmRemote(RmRemoteArgs),
     /// Show what refers to an image in its registry: signatures, attestations
     Referrers(ReferrersArgs),
+    /// Put images for several platforms together under one name, as docker does
+    #[command(subcommand)]
+    Manifest(ListCommand),
+    /// The same, always as an OCI index
+    #[command(subcommand)]
+    Index(ListCommand),
     /// Search Docker Hub for repositories
     Search(SearchArgs),
     /// Show what this machine allows, and what that means for builds

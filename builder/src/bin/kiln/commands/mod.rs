@@ -12,6 +12,7 @@ mod history;
 mod images;
 mod inspect;
 mod load;
+mod manifest;
 mod pull;
 mod push;
 mod referrers;
@@ -172,6 +173,16 @@ impl Setup {
     /// A registry client with this user's credentials. Unless told to be quiet, it says when it
     /// tries again or passes a mirror over: without a word, waiting looks like hanging.
     pub(crate) fn client(&self, quiet: bool) -> anyhow::Result<Client> {
+        self.client_with(quiet, Vec::new())
+    }
+
+    /// The same, which trusts some more registries as `--insecure-registry` does.
+    pub(crate) fn client_with(
+        &self,
+        quiet: bool,
+        mut insecure: Vec<String>,
+    ) -> anyhow::Result<Client> {
+        insecure.extend(self.insecure.iter().cloned());
         let mirrors = self
             .mirrors
             .iter()
@@ -181,7 +192,7 @@ impl Setup {
         Ok(Client::new(ClientOptions {
             keychain,
             mirrors,
-            insecure: self.insecure.clone(),
+            insecure,
             uploads: self.root().ok().map(|root| root.join("partial")),
             observer: if quiet {
                 Observer::default()
@@ -225,6 +236,8 @@ fn need(command: &Command) -> Need {
         | Command::History(_)
         | Command::Push(_)
         | Command::Pull(_)
+        | Command::Manifest(_)
+        | Command::Index(_)
         | Command::Save(_)
         | Command::Load(_) => Need::Store,
     }
@@ -250,6 +263,8 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Tags(args) => tags::run(setup, &args),
         Command::RmRemote(args) => rm_remote::run(setup, &args),
         Command::Referrers(args) => referrers::run(setup, &args),
+        Command::Manifest(command) => manifest::run(setup, &command, true),
+        Command::Index(command) => manifest::run(setup, &command, false),
         Command::Search(args) => search::run(setup, &args),
         Command::Doctor(args) => doctor::run(setup, &args),
         Command::Debug(command) => debug::run(&command),
