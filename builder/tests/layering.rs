@@ -24,12 +24,12 @@ const GRAMMAR: Order = &[
 ];
 
 const REGISTRY: Order = &[
-    &["digest"],
+    &["digest", "files"],
     &["section"],
     &["spec"],
     &["reference"],
     &["blob"],
-    &["layout", "archive", "credentials"],
+    &["layout", "archive", "credentials", "settings"],
     &["client"],
     &["transfer"],
     &["copy"],

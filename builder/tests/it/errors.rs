@@ -372,7 +372,7 @@ fn a_refusing_registry_is_quoted_and_no_password_is_shown() {
                 || output.stderr.contains("401 UNAUTHORIZED: "),
             "{output}"
         );
-        let hint = format!("`docker login {}`", registry.address);
+        let hint = format!("`kiln login {}`", registry.address);
         assert!(output.stderr.contains(&hint), "{output}");
         for secret in ["wrong-one", encoded.as_str()] {
             assert!(!output.to_string().contains(secret), "{output}");

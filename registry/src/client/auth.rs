@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,11 +14,13 @@ use reqwest::{Method, Url};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
+use super::aws::{self, AwsEnvironment};
 use super::challenge::{Challenge, Scopes};
 use super::error::{ClientError, redact};
+use super::login::{LoginFacts, LoginKind};
 use super::retry::{Backoff, Policy};
 use super::wire::{Request, Wire};
-use crate::credentials::{Keychain, Login, Secret};
+use crate::credentials::{CredentialsError, Keychain, Login, Secret};
 
 /// A token that does not say how long it lives, lives this long (D3.2); so does one that claims
 /// less, as docker does.
@@ -44,10 +46,18 @@ pub(super) struct Wanted<'a> {
     pub(super) scopes: &'a Scopes,
 }
 
+/// Where credentials come from.
+pub(super) struct Sources {
+    pub(super) keychain: Keychain,
+    /// Those that go before the keychain's.
+    pub(super) logins: BTreeMap<String, Login>,
+    /// What Amazon's registries are asked with where the keychain has nothing.
+    pub(super) aws: Option<AwsEnvironment>,
+}
+
 /// All credentials in use.
 pub(super) struct Auth {
-    keychain: Keychain,
-    logins: BTreeMap<String, Login>,
+    sources: Sources,
     policy: Policy,
     slots: Mutex<HashMap<Key, Slot>>,
     widened: Mutex<HashMap<(String, Scopes), Scopes>>,
@@ -79,12 +89,15 @@ struct State {
 struct Current {
     header: Option<HeaderValue>,
     expires: Option<Instant>,
+    facts: LoginFacts,
 }
 
 /// The permission to send one request.
 pub(super) struct Ticket {
     /// The value of `Authorization`; none for the anonymous.
     pub(super) header: Option<HeaderValue>,
+    /// What is known of the credentials.
+    pub(super) facts: LoginFacts,
     slot: Slot,
     generation: u64,
 }
@@ -100,10 +113,9 @@ impl Ticket {
 }
 
 impl Auth {
-    pub(super) fn new(keychain: Keychain, logins: BTreeMap<String, Login>, policy: Policy) -> Self {
+    pub(super) fn new(sources: Sources, policy: Policy) -> Self {
         Self {
-            keychain,
-            logins,
+            sources,
             policy,
             slots: Mutex::default(),
             widened: Mutex::default(),
@@ -144,14 +156,15 @@ impl Auth {
             state.current = Some(current);
             state.generation += 1;
         }
-        let header = state
-            .current
-            .as_ref()
-            .and_then(|current| current.header.clone());
+        let current = state.current.as_ref();
+        let header = current.and_then(|current| current.header.clone());
+        let facts = current.map(|current| current.facts.clone());
+        let facts = facts.unwrap_or_default();
         let generation = state.generation;
         drop(state);
         Ok(Ticket {
             header,
+            facts,
             slot,
             generation,
         })
@@ -189,35 +202,23 @@ impl Auth {
         wanted: &Wanted<'_>,
         scopes: &Scopes,
     ) -> Result<Current, ClientError> {
-        let asked;
-        let login = match self.logins.get(wanted.registry) {
-            Some(login) => login,
-            None => {
-                let found = self
-                    .keychain
-                    .login(wanted.registry, wanted.repository)
-                    .await;
-                asked = found.map_err(|source| ClientError::Credentials {
-                    registry: wanted.registry.to_owned(),
-                    source,
-                })?;
-                &asked
-            }
+        let found = self.find(wire, wanted).await?;
+        let facts = found.facts.under(challenge);
+        let lasting = |header| Current {
+            header,
+            expires: None,
+            facts: facts.clone(),
         };
-        match (challenge, login) {
-            (_, Login::RegistryToken(token)) => Ok(Current {
-                header: secret_header("Bearer", token.expose()),
-                expires: None,
-            }),
+        match (challenge, &found.login) {
+            (_, Login::RegistryToken(token)) => {
+                Ok(lasting(secret_header("Bearer", token.expose())))
+            }
             (Challenge::Basic, Login::Basic { username, password }) => Ok(Current {
-                header: basic(username, password),
-                expires: None,
+                expires: found.expires,
+                ..lasting(basic(username, password))
             }),
             // Without a user name there is no answer; the registry's refusal says the rest.
-            (Challenge::Basic, Login::Anonymous | Login::IdentityToken(_)) => Ok(Current {
-                header: None,
-                expires: None,
-            }),
+            (Challenge::Basic, Login::Anonymous | Login::IdentityToken(_)) => Ok(lasting(None)),
             (Challenge::Bearer { realm, service, .. }, login) => {
                 let service = TokenService {
                     wire,
@@ -228,10 +229,106 @@ impl Auth {
                     service: service.as_deref(),
                     scopes,
                 };
-                service.fetch(login, self.policy).await
+                let current = service.fetch(login, self.policy).await?;
+                Ok(current.with(facts))
             }
         }
     }
+
+    /// The credentials for a registry, wherever they are.
+    async fn find(&self, wire: &Wire, wanted: &Wanted<'_>) -> Result<Held, ClientError> {
+        let registry = wanted.registry;
+        if let Some(login) = self.sources.logins.get(registry) {
+            return Ok(Held::new(login.clone(), None));
+        }
+        let found = self.sources.keychain.find(registry, wanted.repository);
+        match found.await {
+            Ok(Some(found)) => {
+                let mut held = Held::new(found.login, Some(found.origin));
+                held.facts.said = found.said;
+                Ok(held)
+            }
+            Ok(None) => self.ask_aws(wire, registry).await,
+            // The helper that is missing would have done no more than kiln does by itself.
+            Err(CredentialsError::HelperMissing { .. })
+                if self.sources.aws.is_some() && aws::is_ecr(registry) =>
+            {
+                self.ask_aws(wire, registry).await
+            }
+            Err(source) => Err(ClientError::Credentials {
+                registry: registry.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    async fn ask_aws(&self, wire: &Wire, registry: &str) -> Result<Held, ClientError> {
+        let anonymous = Held::new(Login::Anonymous, None);
+        let Some(environment) = &self.sources.aws else {
+            return Ok(anonymous);
+        };
+        let asked = aws::login(environment, wire, self.policy, registry).await;
+        let issued = asked.map_err(|source| ClientError::Aws {
+            registry: registry.to_owned(),
+            source: Box::new(source),
+        })?;
+        let Some(issued) = issued else {
+            return Ok(anonymous);
+        };
+        let mut held = Held::new(issued.login, Some(issued.origin));
+        if let Some(at) = issued.expires {
+            let at = SystemTime::from(at);
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            held.expires = Some(Instant::now() + early(left));
+            held.facts.expires = Some(at);
+        }
+        Ok(held)
+    }
+}
+
+/// Credentials as their source gave them.
+struct Held {
+    login: Login,
+    expires: Option<Instant>,
+    facts: LoginFacts,
+}
+
+impl Held {
+    fn new(login: Login, origin: Option<String>) -> Self {
+        let kind = match &login {
+            Login::Anonymous => LoginKind::Anonymous,
+            Login::Basic { username, .. } => LoginKind::Password(username.clone()),
+            Login::IdentityToken(_) => LoginKind::IdentityToken,
+            Login::RegistryToken(_) => LoginKind::RegistryToken,
+        };
+        Self {
+            login,
+            expires: None,
+            facts: LoginFacts {
+                kind,
+                origin,
+                ..LoginFacts::default()
+            },
+        }
+    }
+}
+
+impl Current {
+    /// With what is known of the login that it was got with.
+    fn with(self, login: LoginFacts) -> Self {
+        let facts = LoginFacts {
+            token_service: self.facts.token_service,
+            granted: self.facts.granted,
+            expires: self.facts.expires,
+            ..login
+        };
+        Self { facts, ..self }
+    }
+}
+
+/// How much of a lifetime is used: what ends while a request is under way has ended too early.
+fn early(lifetime: Duration) -> Duration {
+    Duration::from_secs(lifetime.as_secs().min(LONGEST)) * 9 / 10
 }
 
 /// A token service and what is wanted of it.
@@ -368,12 +465,17 @@ impl TokenService<'_> {
             .ok_or_else(unusable)?;
         let header = secret_header("Bearer", &token).ok_or_else(unusable)?;
         let lifetime = answer.expires_in.map_or(LIFETIME, |seconds| {
-            Duration::from_secs(seconds.min(LONGEST)).max(LIFETIME)
+            Duration::from_secs(seconds).max(LIFETIME)
         });
-        // Counted from now, as `issued_at` is by the clock of another machine; and a tenth early.
+        let mut facts = LoginFacts::default().with_token(&self.realm, &token);
+        if facts.expires.is_none() {
+            facts.expires = SystemTime::now().checked_add(lifetime);
+        }
+        // Counted from now, as `issued_at` is by the clock of another machine.
         Ok(Current {
             header: Some(header),
-            expires: Some(Instant::now() + lifetime * 9 / 10),
+            expires: Some(Instant::now() + early(lifetime)),
+            facts,
         })
     }
 }

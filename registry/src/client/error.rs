@@ -7,8 +7,10 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
+use super::aws::AwsError;
 use crate::credentials::CredentialsError;
 use crate::digest::{Digest, Mismatch};
+use crate::settings::SettingsError;
 
 /// Why a request to a registry failed.
 ///
@@ -79,6 +81,14 @@ pub enum ClientError {
         registry: String,
         /// Why not.
         source: CredentialsError,
+    },
+    /// The AWS credentials of the environment gave no password (D3.7).
+    #[error("cannot log in to `{registry}` with AWS credentials")]
+    Aws {
+        /// The registry.
+        registry: String,
+        /// Why not.
+        source: Box<AwsError>,
     },
     /// What arrived is not what was announced.
     #[error("`{url}` does not hold what was announced")]
@@ -223,8 +233,29 @@ pub enum ClientError {
     /// A configured address is no URL.
     #[error("`{0}` is no valid registry address")]
     Address(String),
-    /// A file of CA certificates cannot be read.
-    #[error("cannot read CA certificates from `{path}`")]
+    /// Settings forbid the registry (D4.3).
+    #[error("registry `{registry}` is blocked in `{file}`", file = file.display())]
+    Blocked {
+        /// The registry.
+        registry: String,
+        /// The file that says so.
+        file: PathBuf,
+    },
+    /// The settings for a host cannot be used.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A client's certificate and key cannot be used.
+    #[error("`{certificate}` and `{key}` are no usable pair of certificate and key", certificate = certificate.display(), key = key.display())]
+    ClientCertificate {
+        /// The certificate.
+        certificate: PathBuf,
+        /// Its key.
+        key: PathBuf,
+        /// What is wrong.
+        source: reqwest::Error,
+    },
+    /// A file of certificates cannot be read.
+    #[error("cannot read certificates from `{path}`")]
     CaFile {
         /// The file.
         path: PathBuf,
@@ -474,7 +505,7 @@ impl ClientError {
                     || is_tls_problem(&text)
                     || is_unknown_host(&text))
             }
-            Self::Network { source, .. } => !source.is_builder(),
+            Self::Network { source, .. } => !source.is_builder() && !self.wants_certificate(),
             Self::Stalled { .. } | Self::CutShort { .. } => true,
             Self::Token { source, .. } => source.is_transient(),
             _ => false,
@@ -503,6 +534,12 @@ impl ClientError {
         text
     }
 
+    /// Whether the server closed the connection for want of a client's certificate that it likes.
+    pub(super) fn wants_certificate(&self) -> bool {
+        matches!(self, Self::Network { .. } | Self::Connect { .. })
+            && wants_certificate(&self.chain())
+    }
+
     /// The messages of the causes, for looking at what the libraries keep to themselves.
     pub(super) fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -522,11 +559,18 @@ pub fn is_library_error(cause: &(dyn std::error::Error + 'static)) -> bool {
     cause.is::<reqwest::Error>()
 }
 
+/// What a server says of the certificate that a client shows, or does not.
+pub(super) fn wants_certificate(text: &str) -> bool {
+    let alerts = ["CertificateRequired", "BadCertificate", "UnknownCA"];
+    text.contains("received fatal alert") && alerts.iter().any(|alert| text.contains(alert))
+}
+
 /// The TLS library's reasons that another attempt does not change.
 fn is_tls_problem(text: &str) -> bool {
     text.contains("invalid peer certificate")
         || text.contains("InvalidContentType")
         || text.contains("peer is incompatible")
+        || wants_certificate(text)
 }
 
 /// A name that the resolver knows not to exist; "try again" answers are left out on purpose.

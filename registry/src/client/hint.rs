@@ -3,7 +3,9 @@
 use reqwest::{Method, Url};
 
 use super::DOCKER_HUB_HOST;
-use super::error::{ClientError, Refusal, is_unknown_host};
+use super::aws::{AwsError, is_ecr};
+use super::error::{ClientError, Refusal, is_unknown_host, wants_certificate};
+use crate::reference::DOCKER_HUB;
 
 impl ClientError {
     /// What the user could do about it.
@@ -12,6 +14,9 @@ impl ClientError {
         match self {
             Self::Refused(refusal) => refusal.hint(),
             Self::Connect { url, .. } => connect_hint(&self.chain(), url),
+            Self::Network { url, .. } if self.wants_certificate() => {
+                connect_hint(&self.chain(), url)
+            }
             Self::Stalled { .. } | Self::CutShort { .. } => Some("the network or the registry hangs; run the command again to go on".to_owned()),
             Self::Token { registry, source, .. } => match source.status() {
                 Some(401 | 403) => Some(login_hint(registry)),
@@ -34,6 +39,9 @@ impl ClientError {
             Self::Downgrade { .. } => Some(
                 "the registry seems to stand behind a proxy that does not tell it about https (X-Forwarded-Proto)".to_owned(),
             ),
+            Self::Settings(error) => error.hint(),
+            Self::Credentials { source, .. } => source.hint(),
+            Self::Aws { registry, source } => aws_hint(registry, source),
             Self::TagTaken { .. } => Some("tags of this repository are immutable: push under another tag".to_owned()),
             _ => None,
         }
@@ -41,21 +49,12 @@ impl ClientError {
 }
 
 impl Refusal {
+    /// The registry as credentials are kept for it.
     fn host(&self) -> String {
-        Url::parse(&self.url)
-            .ok()
-            .and_then(|url| {
-                let host = match url.host_str()? {
-                    DOCKER_HUB_HOST => "docker.io",
-                    host => host,
-                };
-                // Credentials are kept under the name with its port.
-                Some(match url.port() {
-                    Some(port) => format!("{host}:{port}"),
-                    None => host.to_owned(),
-                })
-            })
-            .unwrap_or_else(|| self.url.clone())
+        match host_of(&self.url) {
+            host if host == DOCKER_HUB_HOST => DOCKER_HUB.to_owned(),
+            host => host,
+        }
     }
 
     fn hint(&self) -> Option<String> {
@@ -86,18 +85,62 @@ impl Refusal {
 }
 
 fn login_hint(registry: &str) -> String {
+    if is_ecr(registry) {
+        return format!(
+            "log in with AWS credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, a role), or with `{}`",
+            aws_login(registry)
+        );
+    }
     format!(
-        "put credentials for `{registry}` into docker's `config.json`, as `docker login {registry}` does"
+        "log in with `kiln login {registry}`; `kiln login --check {registry}` shows what is known"
     )
+}
+
+/// How to log in to one of Amazon's registries with their own program.
+fn aws_login(registry: &str) -> String {
+    format!("aws ecr get-login-password | kiln login --username AWS --password-stdin {registry}")
+}
+
+fn aws_hint(registry: &str, error: &AwsError) -> Option<String> {
+    match error {
+        AwsError::Service { source, .. } => match &**source {
+            ClientError::Refused(refusal) if refusal.status == 403 || refusal.status == 400 => {
+                Some("check that the keys are right, that they may call ecr:GetAuthorizationToken, and the clock of this machine".to_owned())
+            }
+            other => other.hint(),
+        },
+        AwsError::Profile { .. } => Some(format!("or use `{}`", aws_login(registry))),
+        _ => None,
+    }
+}
+
+/// The host, with the port where it has one of its own, of an address.
+fn host_of(url: &str) -> String {
+    let Some(url) = Url::parse(url).ok().filter(Url::has_host) else {
+        return url.to_owned();
+    };
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
 }
 
 fn connect_hint(chain: &str, url: &str) -> Option<String> {
     let has = |text: &str| chain.contains(text);
+    let host = host_of(url);
     let hint = if has("InvalidContentType") {
-        "the server speaks plain http, not https: allow it with --insecure-registry".to_owned()
+        format!(
+            "server gave HTTP response to HTTPS client: if it is meant to speak plain http, allow that with `--insecure-registry {host}`, or list it in `insecure-registries` of docker's daemon.json"
+        )
     } else if has("UnknownIssuer") {
-        "the certificate's authority is not known: add it with SSL_CERT_FILE or as a CA file"
-            .to_owned()
+        format!(
+            "the certificate's authority is not known: put its certificate into `/etc/docker/certs.d/{host}/ca.crt`, or name a file with all authorities in SSL_CERT_FILE"
+        )
+    } else if wants_certificate(chain) {
+        format!(
+            "the server wants a certificate of its clients: put it into `/etc/docker/certs.d/{host}/` as client.cert and client.key"
+        )
     } else if has("CaUsedAsEndEntity") {
         "the server shows an authority's certificate as its own: give it one with CA:FALSE, or allow it with --insecure-registry".to_owned()
     } else if has("Expired") || has("NotValidYet") {

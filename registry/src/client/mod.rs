@@ -1,17 +1,21 @@
 //! The registry client: the distribution specification's client side, on HTTP.
 //!
 //! Every request goes one way: [`Repository`] (`pull`, `push`, `resolve`) says what is wanted,
-//! `transport` finds the host's scheme, adds credentials (`challenge`, `auth`) and tries again
-//! (`retry`), `wire` does one exchange and sees that it moves, `tls` holds the connections.
+//! `places` knows which hosts have it, `transport` finds a host's scheme, adds credentials
+//! (`challenge`, `auth`, `aws`) and tries again (`retry`), `wire` does one exchange and sees that it
+//! moves, `tls` holds the connections.
 
 mod auth;
+mod aws;
 mod challenge;
 mod document;
 mod error;
 mod fetch;
 mod hint;
+mod login;
 mod mount;
 mod paging;
+mod places;
 mod pull;
 mod push;
 mod referrers;
@@ -31,9 +35,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use aws::{AwsEnvironment, AwsError};
 pub use document::Found;
 pub use error::{ClientError, Refusal, is_library_error};
 pub use fetch::{Body, redacted};
+pub use login::{LoginFacts, LoginKind};
 pub use referrers::referrer;
 pub use resolve::Resolved;
 pub use search::{Hit, SEARCH_HOST};
@@ -43,6 +49,7 @@ use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progre
 use crate::credentials::{Keychain, Login};
 use crate::digest::Digest;
 use crate::reference::Reference;
+use crate::settings::Settings;
 use crate::spec::Descriptor;
 use mount::Seen;
 use session::Sessions;
@@ -112,11 +119,13 @@ pub struct ClientOptions {
     pub keychain: Keychain,
     /// Credentials that go before the keychain's, by registry, as for checking new ones.
     pub logins: BTreeMap<String, Login>,
-    /// Mirrors, asked in order, for pulls only.
+    /// What Amazon's registries are asked with where the keychain has nothing for them; with `None`
+    /// they are not.
+    pub aws: Option<AwsEnvironment>,
+    /// Mirrors, asked in order and before those of the settings, for pulls only.
     pub mirrors: Vec<Mirror>,
-    /// Registries (`host` or `host:port`) whose certificate is not checked and that may speak
-    /// plain http; loopback addresses always may.
-    pub insecure: Vec<String>,
+    /// Certificates, insecure registries (besides loopback addresses), more mirrors, proxies.
+    pub settings: Settings,
     /// Sent as `User-Agent`.
     pub user_agent: String,
     /// PEM files of CA certificates to trust, besides the system's.
@@ -141,8 +150,9 @@ impl Default for ClientOptions {
         Self {
             keychain: Keychain::anonymous(),
             logins: BTreeMap::new(),
+            aws: None,
             mirrors: Vec::new(),
-            insecure: Vec::new(),
+            settings: Settings::default(),
             user_agent: concat!("kiln/", env!("CARGO_PKG_VERSION")).to_owned(),
             ca_files: Vec::new(),
             retries: 5,
@@ -159,7 +169,7 @@ impl fmt::Debug for ClientOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientOptions")
             .field("mirrors", &self.mirrors)
-            .field("insecure", &self.insecure)
+            .field("settings", &self.settings)
             .field("user_agent", &self.user_agent)
             .field("ca_files", &self.ca_files)
             .field("retries", &self.retries)
@@ -178,6 +188,7 @@ pub struct Client {
 struct Shared {
     transport: Transport,
     mirrors: Vec<Mirror>,
+    settings: Settings,
     seen: Seen,
     sessions: Sessions,
 }
@@ -194,38 +205,27 @@ impl Client {
         };
         let wire = wire::Wire {
             connections: tls::Connections::new(
-                options.insecure,
+                options.settings.clone(),
                 options.ca_files,
                 options.user_agent,
             ),
             stall: options.stall,
         };
-        let auth = auth::Auth::new(options.keychain, options.logins, policy);
+        let headers = transport::own_headers(&options.keychain);
+        let sources = auth::Sources {
+            keychain: options.keychain,
+            logins: options.logins,
+            aws: options.aws,
+        };
+        let auth = auth::Auth::new(sources, policy);
         Self {
             shared: Arc::new(Shared {
-                transport: Transport::new(wire, policy, auth, options.observer),
+                transport: Transport::new(wire, policy, auth, headers, options.observer),
                 mirrors: options.mirrors,
+                settings: options.settings,
                 seen: Seen::default(),
                 sessions: Sessions::new(options.uploads),
             }),
-        }
-    }
-
-    /// The repository that a reference names; tag and digest do not matter.
-    #[must_use]
-    pub fn repository(&self, reference: &Reference) -> Repository {
-        let (registry, repository) = (&reference.registry, &reference.repository);
-        let mirrors = self.shared.mirrors.iter();
-        Repository {
-            shared: self.shared.clone(),
-            registry: registry.clone(),
-            repository: repository.clone(),
-            mirrors: mirrors
-                .filter(|mirror| mirror.registry == *registry)
-                .map(|mirror| Endpoint::mirror(mirror, repository))
-                .collect(),
-            origin: Endpoint::origin(registry, repository),
-            doubt: Arc::default(),
         }
     }
 
@@ -234,15 +234,6 @@ impl Client {
     pub fn remember(&self, repository: &Reference, blob: Digest) {
         let (registry, name) = (&repository.registry, &repository.repository);
         self.shared.seen.add(registry, name, blob);
-    }
-
-    /// Asks a registry whether it accepts the credentials for it (D2.6).
-    ///
-    /// # Errors
-    /// [`ClientError`] when it does not, or cannot be asked.
-    pub async fn check_login(&self, registry: &str) -> Result<(), ClientError> {
-        let endpoint = Endpoint::origin(registry, "");
-        self.shared.transport.check(&endpoint).await
     }
 
     /// The warnings that registries have sent so far, each once (D6.2).
@@ -259,6 +250,9 @@ pub struct Repository {
     registry: String,
     repository: String,
     mirrors: Vec<Endpoint>,
+    /// Where images are pulled from.
+    source: Endpoint,
+    /// Where they are pushed to: the place that the name says.
     origin: Endpoint,
     doubt: Arc<Mutex<Doubt>>,
 }
@@ -281,11 +275,6 @@ impl Repository {
         &self.shared.sessions
     }
 
-    /// Where to read from, in order.
-    fn places(&self) -> impl Iterator<Item = &Endpoint> {
-        self.mirrors.iter().chain([&self.origin])
-    }
-
     fn remember(&self, blob: Digest) {
         self.shared.seen.add(&self.registry, &self.repository, blob);
     }
@@ -298,38 +287,6 @@ impl Repository {
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.registry, self.repository)
-    }
-}
-
-impl Endpoint {
-    fn origin(registry: &str, repository: &str) -> Self {
-        let address = match registry {
-            "docker.io" | "index.docker.io" => DOCKER_HUB_HOST,
-            other => other,
-        };
-        Self {
-            registry: registry.to_owned(),
-            address: address.to_owned(),
-            repository: repository.to_owned(),
-        }
-    }
-
-    fn mirror(mirror: &Mirror, repository: &str) -> Self {
-        let (scheme, rest) = match mirror.url.split_once("://") {
-            Some((scheme, rest)) => (Some(scheme), rest),
-            None => (None, mirror.url.as_str()),
-        };
-        let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let prefix = prefix.trim_matches('/');
-        Self {
-            registry: host.to_owned(),
-            address: scheme.map_or_else(|| host.to_owned(), |scheme| format!("{scheme}://{host}/")),
-            repository: if prefix.is_empty() {
-                repository.to_owned()
-            } else {
-                format!("{prefix}/{repository}")
-            },
-        }
     }
 }
 
@@ -361,43 +318,5 @@ impl BlobSink for Repository {
         tag: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Put, BlobError>> {
         Box::pin(async move { Ok(push::put_manifest(self, descriptor, bytes, tag).await?) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn d4_3_mirrors_are_for_their_registry_only() {
-        let client = Client::new(ClientOptions {
-            mirrors: vec![
-                Mirror {
-                    registry: "docker.io".to_owned(),
-                    url: "http://127.0.0.1:5000".to_owned(),
-                },
-                Mirror {
-                    registry: "docker.io".to_owned(),
-                    url: "https://mirror.example/hub/".to_owned(),
-                },
-            ],
-            ..ClientOptions::default()
-        });
-        let places = |text: &str| -> Vec<String> {
-            let repository = client.repository(&Reference::parse(text).unwrap());
-            repository
-                .places()
-                .map(|place| format!("{} {}", place.address, place.repository))
-                .collect()
-        };
-        assert_eq!(
-            places("busybox"),
-            [
-                "http://127.0.0.1:5000/ library/busybox",
-                "https://mirror.example/ hub/library/busybox",
-                "registry-1.docker.io library/busybox",
-            ]
-        );
-        assert_eq!(places("quay.io/a/b"), ["quay.io a/b"]);
     }
 }

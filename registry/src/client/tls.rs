@@ -1,14 +1,21 @@
-//! Connection settings: trusted roots, name resolution, proxies (D4.1, D4.2, D4.4).
+//! Connection settings: trusted roots, client certificates, name resolution, proxies (D4.1, D4.2,
+//! D4.4).
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Certificate, Url, redirect};
+use reqwest::{Certificate, Identity, Proxy, Url, redirect};
 use tokio::sync::OnceCell;
+use zeroize::Zeroize as _;
 
 use super::error::ClientError;
+use super::transport::lock;
+use crate::files;
+use crate::settings::{Certificates, ClientPair, Network, Proxies, Settings};
 
 /// The time to open a connection, TLS included.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -17,28 +24,44 @@ const CONNECT: Duration = Duration::from_secs(30);
 /// of 64 KiB makes a distant registry slow.
 const WINDOW: u32 = 4 << 20;
 
-/// HTTP clients, one for each distinct set of settings, made when first wanted.
+/// HTTP clients: one for each distinct set of settings, made when first wanted.
 #[derive(Debug)]
 pub(super) struct Connections {
-    insecure: Vec<String>,
+    settings: Settings,
+    networks: Vec<Network>,
+    /// Hosts whose addresses lie in one of the insecure networks.
+    inside: Mutex<BTreeSet<String>>,
     ca_files: Vec<PathBuf>,
     user_agent: String,
-    checked: OnceCell<reqwest::Client>,
-    checked_direct: OnceCell<reqwest::Client>,
-    unchecked: OnceCell<reqwest::Client>,
-    unchecked_direct: OnceCell<reqwest::Client>,
+    own: Mutex<HashMap<(String, u16), Certificates>>,
+    clients: Mutex<HashMap<Kind, Slot>>,
+}
+
+/// Where one HTTP client lies, or will lie.
+type Slot = Arc<OnceCell<reqwest::Client>>;
+
+/// What tells the settings of connections apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    /// Whether certificates are checked.
+    check: bool,
+    /// Whether no proxy is asked.
+    direct: bool,
+    /// The host and port that have certificates of their own.
+    host: Option<(String, u16)>,
 }
 
 impl Connections {
-    pub(super) fn new(insecure: Vec<String>, ca_files: Vec<PathBuf>, user_agent: String) -> Self {
+    pub(super) fn new(settings: Settings, ca_files: Vec<PathBuf>, user_agent: String) -> Self {
+        let networks = settings.insecure.iter();
         Self {
-            insecure,
+            networks: networks.filter_map(|text| Network::parse(text)).collect(),
+            settings,
+            inside: Mutex::default(),
             ca_files,
             user_agent,
-            checked: OnceCell::new(),
-            checked_direct: OnceCell::new(),
-            unchecked: OnceCell::new(),
-            unchecked_direct: OnceCell::new(),
+            own: Mutex::default(),
+            clients: Mutex::default(),
         }
     }
 
@@ -49,68 +72,162 @@ impl Connections {
                 let with_port = url
                     .port_or_known_default()
                     .map(|port| format!("{host}:{port}"));
-                self.insecure
+                let names = &self.settings.insecure;
+                names
                     .iter()
                     .any(|name| name == host || Some(name) == with_port.as_ref())
+                    || lock(&self.inside).contains(host)
+                    || self.is_in_network(ip(host))
             })
     }
 
+    fn is_in_network(&self, address: Option<IpAddr>) -> bool {
+        address.is_some_and(|address| self.networks.iter().any(|one| one.contains(address)))
+    }
+
+    /// Looks a host's name up where insecure registries are given as ranges of addresses.
+    pub(super) async fn look_up(&self, url: &Url) {
+        let Some(host) = url.host_str() else { return };
+        if self.networks.is_empty() || ip(host).is_some() {
+            return;
+        }
+        // A name that only a proxy knows lies in no network of ours.
+        if let Ok(found) = tokio::net::lookup_host((host, 0)).await
+            && found
+                .into_iter()
+                .any(|at| self.is_in_network(Some(at.ip())))
+        {
+            lock(&self.inside).insert(host.to_owned());
+        }
+    }
+
     /// The HTTP client for an address.
-    pub(super) async fn to(&self, url: &Url) -> Result<&reqwest::Client, ClientError> {
-        let direct = is_loopback(url);
-        let check = !self.is_insecure(url);
-        let cell = match (check, direct) {
-            (true, false) => &self.checked,
-            (true, true) => &self.checked_direct,
-            (false, false) => &self.unchecked,
-            (false, true) => &self.unchecked_direct,
+    pub(super) async fn to(&self, url: &Url) -> Result<reqwest::Client, ClientError> {
+        self.client(url, is_loopback(url)).await
+    }
+
+    /// The HTTP client for an address that no proxy may see.
+    pub(super) async fn directly_to(&self, url: &Url) -> Result<reqwest::Client, ClientError> {
+        self.client(url, true).await
+    }
+
+    /// The certificates that belong to a host.
+    fn own(&self, url: &Url) -> Result<Certificates, ClientError> {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Ok(Certificates::default());
         };
-        cell.get_or_try_init(|| async {
-            let (ca_files, user_agent) = (self.ca_files.clone(), self.user_agent.clone());
+        if url.scheme() != "https" {
+            return Ok(Certificates::default());
+        }
+        let key = (host.to_owned(), port);
+        if let Some(known) = lock(&self.own).get(&key) {
+            return Ok(known.clone());
+        }
+        let found = self.settings.certificates(host, port)?;
+        lock(&self.own).insert(key, found.clone());
+        Ok(found)
+    }
+
+    async fn client(&self, url: &Url, direct: bool) -> Result<reqwest::Client, ClientError> {
+        let own = self.own(url)?;
+        let host = || Some((url.host_str()?.to_owned(), url.port_or_known_default()?));
+        let kind = Kind {
+            check: !self.is_insecure(url),
+            direct,
+            host: if own.is_empty() { None } else { host() },
+        };
+        let slot = lock(&self.clients).entry(kind.clone()).or_default().clone();
+        let client = slot.get_or_try_init(|| async {
+            let plan = Plan {
+                kind,
+                own,
+                ca_files: self.ca_files.clone(),
+                user_agent: self.user_agent.clone(),
+                proxies: self.settings.proxies.clone(),
+            };
             // Reading the system's certificates is file access and parsing.
-            tokio::task::spawn_blocking(move || build(&ca_files, &user_agent, check, direct))
+            tokio::task::spawn_blocking(move || plan.build())
                 .await
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-        })
-        .await
+        });
+        client.await.cloned()
     }
 }
 
-fn build(
-    ca_files: &[PathBuf],
-    user_agent: &str,
-    check: bool,
-    direct: bool,
-) -> Result<reqwest::Client, ClientError> {
-    if !check {
-        return settings(user_agent, direct)
-            .tls_certs_only([])
-            .tls_danger_accept_invalid_certs(true)
+/// All that an HTTP client is made of.
+struct Plan {
+    kind: Kind,
+    own: Certificates,
+    ca_files: Vec<PathBuf>,
+    user_agent: String,
+    proxies: Proxies,
+}
+
+impl Plan {
+    fn build(self) -> Result<reqwest::Client, ClientError> {
+        let mut builder = reqwest::Client::builder()
+            .user_agent(self.user_agent)
+            // Redirects and retries need rules of their own, see `transport`.
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(CONNECT)
+            .http2_initial_stream_window_size(WINDOW)
+            .http2_initial_connection_window_size(4 * WINDOW)
+            .dns_resolver(Resolver)
+            // The library's own reading of the environment knows no ports in NO_PROXY.
+            .no_proxy();
+        if !self.kind.direct {
+            let proxies = self.proxies;
+            builder = builder.proxy(Proxy::custom(move |url| proxies.of(url).cloned()));
+        }
+        if let Some(pair) = &self.own.client {
+            builder = builder.identity(identity(pair)?);
+        }
+        if !self.kind.check {
+            let builder = builder.tls_certs_only([]);
+            return builder
+                .tls_danger_accept_invalid_certs(true)
+                .build()
+                .map_err(ClientError::Setup);
+        }
+        let mut certificates = roots();
+        for path in self.ca_files.iter().chain(&self.own.authorities) {
+            certificates.extend(read_ca_file(path)?);
+        }
+        builder
+            .tls_certs_only(certificates)
             .build()
-            .map_err(ClientError::Setup);
+            .map_err(ClientError::Setup)
     }
-    let mut certificates = roots();
-    for path in ca_files {
-        certificates.extend(read_ca_file(path)?);
-    }
-    settings(user_agent, direct)
-        .tls_certs_only(certificates)
-        .build()
-        .map_err(ClientError::Setup)
 }
 
-fn settings(user_agent: &str, direct: bool) -> reqwest::ClientBuilder {
-    let builder = reqwest::Client::builder()
-        .user_agent(user_agent)
-        // Redirects and retries need rules of their own, see `transport`.
-        .redirect(redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .connect_timeout(CONNECT)
-        .http2_initial_stream_window_size(WINDOW)
-        .http2_initial_connection_window_size(4 * WINDOW)
-        .dns_resolver(Resolver);
-    if direct { builder.no_proxy() } else { builder }
+/// What kiln shows a registry that wants to know who it is.
+fn identity(pair: &ClientPair) -> Result<Identity, ClientError> {
+    let mut pem = Vec::new();
+    for path in [&pair.key, &pair.certificate] {
+        pem.extend(files::read(path).map_err(|source| ClientError::CaFile {
+            path: path.clone(),
+            source,
+        })?);
+        pem.push(b'\n');
+    }
+    let wrong = |source| ClientError::ClientCertificate {
+        certificate: pair.certificate.clone(),
+        key: pair.key.clone(),
+        source,
+    };
+    let identity = Identity::from_pem(&pem);
+    pem.zeroize();
+    let identity = identity.map_err(wrong)?;
+    // A key that belongs to another certificate is found only when a client is made of them.
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([])
+        .identity(identity.clone())
+        .build()
+        .map_err(wrong)?;
+    Ok(identity)
 }
 
 /// The system's roots (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured), or Mozilla's where there
@@ -151,7 +268,7 @@ fn usable(certificates: Vec<Certificate>) -> Vec<Certificate> {
 /// A CA file named by the user must be right: leaving it out would only show as a refused
 /// certificate later.
 fn read_ca_file(path: &Path) -> Result<Vec<Certificate>, ClientError> {
-    let bytes = std::fs::read(path).map_err(|source| ClientError::CaFile {
+    let bytes = files::read(path).map_err(|source| ClientError::CaFile {
         path: path.to_owned(),
         source,
     })?;
@@ -178,8 +295,13 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     let Some(host) = url.host_str() else {
         return false;
     };
+    is_localhost(host) || ip(host).is_some_and(|ip| ip.is_loopback())
+}
+
+/// The address that a host of a URL is, if it is no name.
+fn ip(host: &str) -> Option<IpAddr> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    is_localhost(host) || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    bare.parse().ok()
 }
 
 fn is_localhost(host: &str) -> bool {
@@ -217,11 +339,12 @@ mod tests {
 
     #[test]
     fn d4_2_loopback_is_insecure_by_default() {
-        let connections = Connections::new(
-            vec!["plain.example:5000".to_owned(), "any.example".to_owned()],
-            Vec::new(),
-            "kiln".to_owned(),
-        );
+        let insecure = ["plain.example:5000", "any.example", "10.0.0.0/8"];
+        let settings = Settings {
+            insecure: insecure.map(str::to_owned).to_vec(),
+            ..Settings::default()
+        };
+        let connections = Connections::new(settings, Vec::new(), "kiln".to_owned());
         for (url, expected) in [
             ("https://localhost:5000/", true),
             ("https://LOCALHOST./", true),
@@ -234,6 +357,8 @@ mod tests {
             ("https://plain.example/", false),
             ("https://any.example:1/", true),
             ("https://localhost.example/", false),
+            ("https://10.2.3.4:5000/", true),
+            ("https://11.2.3.4:5000/", false),
         ] {
             let url = Url::parse(url).unwrap();
             assert_eq!(connections.is_insecure(&url), expected, "{url}");

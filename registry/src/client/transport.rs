@@ -1,11 +1,12 @@
 //! The one way of every request: which host and scheme, credentials, retries.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response, Url};
 use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
@@ -13,9 +14,11 @@ use tokio::time::{sleep, timeout};
 use super::auth::{Auth, Ticket, Wanted};
 use super::challenge::{Challenge, Scopes};
 use super::error::{ClientError, clean};
+use super::login::LoginFacts;
 use super::retry::{Backoff, Policy};
 use super::wire::{Outgoing, Request, Watch, Wire};
 use super::{Notice, Observer};
+use crate::credentials::{Keychain, Secret};
 
 /// A host that speaks plain http may leave a TLS greeting unanswered: this long is waited for it
 /// where plain http is allowed as well.
@@ -33,6 +36,8 @@ pub(super) struct Endpoint {
     pub(super) address: String,
     /// The repository's path at this host.
     pub(super) repository: String,
+    /// The file that forbids the registry.
+    pub(super) blocked: Option<Arc<Path>>,
 }
 
 /// What is known of a host.
@@ -65,17 +70,26 @@ pub(super) struct Transport {
     pub(super) wire: Wire,
     pub(super) policy: Policy,
     auth: Auth,
+    /// Sent to registries with everything (D4.5); each is a secret.
+    headers: HeaderMap,
     hosts: Mutex<HashMap<String, Arc<OnceCell<Arc<Host>>>>>,
     warnings: Mutex<BTreeSet<String>>,
     observer: Observer,
 }
 
 impl Transport {
-    pub(super) fn new(wire: Wire, policy: Policy, auth: Auth, observer: Observer) -> Self {
+    pub(super) fn new(
+        wire: Wire,
+        policy: Policy,
+        auth: Auth,
+        headers: HeaderMap,
+        observer: Observer,
+    ) -> Self {
         Self {
             wire,
             policy,
             auth,
+            headers,
             hosts: Mutex::default(),
             warnings: Mutex::default(),
             observer,
@@ -140,7 +154,7 @@ impl Transport {
         loop {
             let ticket = self.ticket(&host, to, scopes, &request.url).await?;
             let mut request = request.clone();
-            authorize(&mut request.headers, ticket.as_ref());
+            self.authorize(&host, &request.url, &mut request.headers, ticket.as_ref());
             let (url, response) = self.wire.follow(&request).await?;
             let refused = response.status() == 401 && url.origin() == host.base.origin();
             if refused && !renewed && self.renew(&host, to, scopes, ticket, &response).await {
@@ -163,12 +177,24 @@ impl Transport {
         let host = self.host(to).await?;
         let (method, url) = (outgoing.method.clone(), outgoing.url.clone());
         let ticket = self.ticket(&host, to, scopes, &url).await?;
-        authorize(&mut outgoing.headers, ticket.as_ref());
+        self.authorize(&host, &url, &mut outgoing.headers, ticket.as_ref());
         let response = self.wire.send(outgoing, watch).await?;
         if response.status() == 401 && url.origin() == host.base.origin() {
             self.renew(&host, to, scopes, ticket, &response).await;
         }
         self.judge(method, url, response).await
+    }
+
+    /// Adds what the registry is to know; to any other host nothing of it is sent.
+    fn authorize(&self, host: &Host, url: &Url, headers: &mut HeaderMap, ticket: Option<&Ticket>) {
+        headers.remove(AUTHORIZATION);
+        if url.origin() != host.base.origin() {
+            return;
+        }
+        headers.extend(self.headers.clone());
+        if let Some(value) = ticket.and_then(|ticket| ticket.header.clone()) {
+            headers.insert(AUTHORIZATION, value);
+        }
     }
 
     /// Credentials for an address; none for any host but the registry's own (D3.4).
@@ -250,6 +276,12 @@ impl Transport {
 
     /// What is known of an endpoint's host; it is asked when it is first wanted.
     async fn host(&self, to: &Endpoint) -> Result<Arc<Host>, ClientError> {
+        if let Some(file) = &to.blocked {
+            return Err(ClientError::Blocked {
+                registry: to.registry.clone(),
+                file: file.to_path_buf(),
+            });
+        }
         let cell = lock(&self.hosts)
             .entry(to.address.clone())
             .or_default()
@@ -286,6 +318,7 @@ impl Transport {
             return self.greet(parse(address)?).await;
         }
         let secure = parse(&format!("https://{address}/"))?;
+        self.wire.connections.look_up(&secure).await;
         if !self.wire.connections.is_insecure(&secure) {
             return self.greet(secure).await;
         }
@@ -299,7 +332,8 @@ impl Transport {
     async fn greet(&self, base: Url) -> Result<Host, ClientError> {
         let mut url = base.clone();
         url.set_path("/v2/");
-        let request = Request::get(url);
+        let mut request = Request::get(url);
+        request.headers = self.headers.clone();
         let (url, response) = self.wire.follow(&request).await?;
         let challenges = Challenge::all(response.headers());
         let challenge = match response.status().as_u16() {
@@ -317,13 +351,19 @@ impl Transport {
         })
     }
 
-    /// Asks `/v2/` with credentials, to see whether they are accepted.
-    pub(super) async fn check(&self, to: &Endpoint) -> Result<(), ClientError> {
-        let mut url = self.host(to).await?.base.clone();
+    /// Asks `/v2/` with credentials, to see whether they are accepted; what is known of them, where
+    /// the registry asks for any.
+    pub(super) async fn check(
+        &self,
+        to: &Endpoint,
+        scopes: &Scopes,
+    ) -> Result<Option<LoginFacts>, ClientError> {
+        let host = self.host(to).await?;
+        let mut url = host.base.clone();
         url.set_path("/v2/");
-        self.call(to, &Scopes::default(), &Request::get(url))
-            .await?;
-        Ok(())
+        self.call(to, scopes, &Request::get(url.clone())).await?;
+        let ticket = self.ticket(&host, to, scopes, &url).await?;
+        Ok(ticket.map(|ticket| ticket.facts))
     }
 }
 
@@ -354,11 +394,16 @@ impl Request {
     }
 }
 
-fn authorize(headers: &mut HeaderMap, ticket: Option<&Ticket>) {
-    headers.remove(AUTHORIZATION);
-    if let Some(value) = ticket.and_then(|ticket| ticket.header.clone()) {
-        headers.insert(AUTHORIZATION, value);
-    }
+/// The headers that the user's files add to every request (D4.5); a name or value that cannot stand
+/// in one is left out.
+pub(super) fn own_headers(keychain: &Keychain) -> HeaderMap {
+    let parse = |(name, value): (String, Secret)| {
+        let name: HeaderName = name.parse().ok()?;
+        let mut value = HeaderValue::from_str(value.expose()).ok()?;
+        value.set_sensitive(true);
+        Some((name, value))
+    };
+    keychain.headers().into_iter().filter_map(parse).collect()
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION};
+use reqwest::header::{HeaderMap, LOCATION};
 use reqwest::{Method, Response, Url};
 use tokio::time::{Instant, sleep};
 
@@ -123,7 +123,7 @@ impl Wire {
                 return Ok((url, answer));
             };
             if next.origin() != url.origin() {
-                headers.remove(AUTHORIZATION);
+                headers = without_secrets(&headers);
             }
             url = next;
         }
@@ -265,6 +265,13 @@ fn stalled(method: &Method, url: &Url, limit: Duration) -> ClientError {
         url: super::error::redact(url),
         seconds: limit.as_secs(),
     }
+}
+
+/// The headers that any host may see.
+fn without_secrets(headers: &HeaderMap) -> HeaderMap {
+    let open = headers.iter().filter(|(_, value)| !value.is_sensitive());
+    open.map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 /// Where an answer sends a request on; `None` when it is no redirect that may be followed.

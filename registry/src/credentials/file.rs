@@ -1,8 +1,6 @@
 //! The files that hold credentials, and which of their keys mean a registry (D2.1-D2.3).
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -11,13 +9,27 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
 use super::{CredentialsError, Login, Secret};
+use crate::files;
 use crate::reference::DOCKER_HUB;
 
 /// Docker Hub's key in files, and what helpers know it as.
-const HUB_KEY: &str = "https://index.docker.io/v1/";
+pub(super) const HUB_KEY: &str = "https://index.docker.io/v1/";
 
-/// Bytes of a file accepted.
-const MAX_FILE: u64 = 4 << 20;
+/// Headers that are the client's own.
+const RESERVED: [&str; 12] = [
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-length",
+    "content-range",
+    "content-type",
+    "expect",
+    "host",
+    "range",
+    "transfer-encoding",
+    "user-agent",
+];
 
 /// One file of credentials, or a variable in its place.
 #[derive(Clone)]
@@ -41,6 +53,8 @@ struct Content {
     auths: Option<BTreeMap<String, Entry>>,
     creds_store: Option<String>,
     cred_helpers: Option<BTreeMap<String, String>>,
+    #[serde(rename = "HttpHeaders")]
+    http_headers: Option<BTreeMap<String, String>>,
 }
 
 /// One entry of `auths`.
@@ -57,16 +71,10 @@ pub(super) struct Entry {
 impl ConfigFile {
     pub(super) fn read(path: &Path) -> Result<Self, CredentialsError> {
         let name = path.display().to_string();
-        let mut bytes = Vec::new();
-        let read =
-            File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-        let count = read.map_err(|source| CredentialsError::Read {
+        let bytes = files::read(path).map_err(|source| CredentialsError::Read {
             file: name.clone(),
             source,
         })?;
-        if count as u64 > MAX_FILE {
-            return Err(syntax(name, None, "it is too large"));
-        }
         if path.file_name().is_some_and(|name| name == ".dockercfg") {
             return Self::parse_legacy(name, &bytes);
         }
@@ -129,6 +137,27 @@ impl ConfigFile {
             None => registry.to_owned(),
         };
         Some((format!("docker-credential-{name}"), server))
+    }
+
+    /// What is to be sent with every request.
+    pub(super) fn headers(&self) -> Vec<(String, Secret)> {
+        let headers = self.content.http_headers.iter().flatten();
+        headers
+            .filter(|(name, _)| !RESERVED.contains(&name.to_ascii_lowercase().as_str()))
+            .map(|(name, value)| (name.clone(), Secret::new(value.clone())))
+            .collect()
+    }
+
+    /// The keys of all entries for a registry as a whole, or for just a part of it.
+    pub(super) fn keys(&self, registry: &str, scope: Option<&str>) -> Vec<String> {
+        let keys = self.content.auths.iter().flatten().map(|(key, _)| key);
+        keys.filter(|key| match fit(key, registry, scope.unwrap_or_default()) {
+            Some(Fit::Scope(length)) => scope.is_some_and(|scope| scope.len() == length),
+            Some(_) => scope.is_none(),
+            None => false,
+        })
+        .cloned()
+        .collect()
     }
 
     /// The entries for a repository, best first.

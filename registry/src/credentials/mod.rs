@@ -4,9 +4,11 @@
 //! A [`Keychain`] is read once and asked as often as credentials are needed: helpers run each
 //! time, since what they give may expire.
 
+mod edit;
 mod file;
 mod helper;
 mod secret;
+mod store;
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +18,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use file::ConfigFile;
+use helper::Helper;
+
+use crate::files::is_absent;
 
 pub use secret::{Secret, SecretBytes};
+pub use store::{Kept, Server, Store};
 
 /// How to log in to a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub struct Found {
     pub login: Login,
     /// The file and key, or the helper, that has them.
     pub origin: String,
+    /// What the helper said on its standard error stream, as one line.
+    pub said: String,
 }
 
 /// Why credentials cannot be had. No message holds any part of a secret.
@@ -119,6 +127,23 @@ pub enum CredentialsError {
         /// What it said on the standard error stream until then, after a colon; or nothing.
         message: String,
     },
+    /// A file cannot be written.
+    #[error("cannot write the credentials to `{file}`")]
+    Write {
+        /// The file.
+        file: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no place for a file of credentials.
+    #[error("no HOME is set: there is no place for credentials")]
+    NoHome,
+    /// A text names no registry.
+    #[error("`{0}` is no name of a registry")]
+    Server(String),
+    /// Something that is no password cannot be kept.
+    #[error("nothing but a user with a password or an identity token can be stored")]
+    Kind,
     /// A helper's answer is no such answer.
     #[error("the credential helper `{helper}` gave an invalid answer for `{server}`")]
     HelperAnswer {
@@ -127,6 +152,23 @@ pub enum CredentialsError {
         /// What it was asked for.
         server: String,
     },
+}
+
+impl CredentialsError {
+    /// What the user could do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::HelperMissing { file, helper } => Some(format!(
+                "install `{helper}`, or take its name out of `{file}`"
+            )),
+            Self::NoHome => Some("say with DOCKER_CONFIG in which folder".to_owned()),
+            Self::Server(_) => {
+                Some("it looks like registry.example or registry.example:5000".to_owned())
+            }
+            _ => None,
+        }
+    }
 }
 
 /// All credentials of a user, the first that has some for a registry counting.
@@ -220,6 +262,14 @@ impl Keychain {
         Ok(None)
     }
 
+    /// Headers for every request to a registry (D4.5): the `HttpHeaders` of the first file that has
+    /// some. Those that say how a message is built or who asks are left out.
+    #[must_use]
+    pub fn headers(&self) -> Vec<(String, Secret)> {
+        let mut all = self.files.iter().map(ConfigFile::headers);
+        all.find(|headers| !headers.is_empty()).unwrap_or_default()
+    }
+
     fn from_environment(environment: &Environment) -> Result<Self, CredentialsError> {
         let mut keychain = Self::default();
         if let Some(text) = &environment.docker_auth_config {
@@ -231,14 +281,12 @@ impl Keychain {
             keychain.read(file, Presence::Required)?;
         }
         let home = environment.home.as_deref();
-        match (&environment.docker_config, home) {
-            (Some(directory), _) => {
-                keychain.read(&directory.join("config.json"), Presence::Named)?;
-            }
-            (None, Some(home)) => {
-                keychain.read(&home.join(".docker/config.json"), Presence::Optional)?;
-            }
-            (None, None) => {}
+        if let Some(file) = environment.docker_file() {
+            let presence = match environment.docker_config {
+                Some(_) => Presence::Named,
+                None => Presence::Optional,
+            };
+            keychain.read(&file, presence)?;
         }
         let session = match (&environment.xdg_runtime_dir, environment.uid) {
             (Some(directory), _) => Some(directory.join("containers/auth.json")),
@@ -284,13 +332,6 @@ enum Presence {
     Optional,
 }
 
-fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
-}
-
 /// The credentials that one file has, or its helpers: a helper of the registry, else the store,
 /// else the file's own entries (D2.4).
 async fn find_in(
@@ -301,7 +342,7 @@ async fn find_in(
     let Some((helper, server)) = file.helper(registry, repository) else {
         return found_in_entries(file, registry, repository);
     };
-    let answer = match helper::get(&helper, &server, helper::PATIENCE).await {
+    let kept = match Helper::new(&helper, &server).get().await {
         // A store that never came along with its file is no reason to ignore the file's entries.
         Err(helper::Failure::NotInstalled) => {
             return match found_in_entries(file, registry, repository)? {
@@ -313,12 +354,13 @@ async fn find_in(
             };
         }
         Err(helper::Failure::Error(error)) => return Err(error),
-        Ok(answer) => answer,
+        Ok(kept) => kept,
     };
-    match answer {
+    match kept.login {
         Some(login) => Ok(Some(Found {
             login,
             origin: format!("{helper}, which {} names", file.name),
+            said: kept.said,
         })),
         None => found_in_entries(file, registry, repository),
     }
@@ -332,7 +374,12 @@ fn found_in_entries(
     for (key, entry) in file.entries(registry, repository) {
         if let Some(login) = entry.login(&file.name, key)? {
             let origin = format!("`{key}` in {}", file.name);
-            return Ok(Some(Found { login, origin }));
+            let said = String::new();
+            return Ok(Some(Found {
+                login,
+                origin,
+                said,
+            }));
         }
     }
     Ok(None)
@@ -340,7 +387,7 @@ fn found_in_entries(
 
 /// What of the environment decides where credentials are looked for.
 #[derive(Debug, Default)]
-struct Environment {
+pub(super) struct Environment {
     docker_auth_config: Option<OsString>,
     docker_config: Option<PathBuf>,
     registry_auth_file: Option<PathBuf>,
@@ -351,6 +398,15 @@ struct Environment {
 }
 
 impl Environment {
+    /// Docker's file of this user.
+    fn docker_file(&self) -> Option<PathBuf> {
+        match (&self.docker_config, &self.home) {
+            (Some(directory), _) => Some(directory.join("config.json")),
+            (None, Some(home)) => Some(home.join(".docker/config.json")),
+            (None, None) => None,
+        }
+    }
+
     fn current() -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = |name| variable(name).map(PathBuf::from);

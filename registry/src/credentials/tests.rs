@@ -2,6 +2,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use super::helper::Helper;
 use super::*;
 
 fn basic(username: &str, password: &str) -> Login {
@@ -234,15 +235,21 @@ fn script(directory: &Path, name: &str, body: &str) -> String {
 /// hold it open for writing.
 async fn ask(program: &str, patience: Duration) -> Result<Option<Login>, helper::Failure> {
     loop {
-        match helper::ask(program, "helper", "h:1", patience).await {
+        let helper = Helper {
+            name: "helper",
+            program,
+            server: "h:1",
+            patience,
+        };
+        match helper.get().await {
             Err(helper::Failure::Error(CredentialsError::HelperStart { source, .. }))
                 if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
-            outcome => return outcome,
+            outcome => return outcome.map(|kept| kept.login),
         }
     }
 }
 
-/// D2.5: the protocol, asked by [`helper::ask`] so that no test changes PATH.
+/// D2.5: the protocol, asked by its path so that no test changes PATH.
 #[tokio::test]
 async fn helpers() {
     let directory = tempfile::tempdir().unwrap();

@@ -64,7 +64,7 @@ async fn d3_1_basic_goes_with_every_request_but_the_first() {
         error
             .hint()
             .unwrap()
-            .contains(&format!("docker login {}", server.address)),
+            .contains(&format!("kiln login {}", server.address)),
         "{:?}",
         error.hint()
     );
@@ -225,7 +225,7 @@ async fn a_refused_token_is_the_error_and_holds_no_secret() {
     assert!(!format!("{error:?} {client:?}").contains("hunter2"));
     let hint = error.hint().unwrap();
     assert!(
-        hint.contains(&format!("docker login {}", server.address)),
+        hint.contains(&format!("kiln login {}", server.address)),
         "{hint}"
     );
 }

@@ -12,7 +12,9 @@ use kiln_registry::spec::media_type::OCI_INDEX;
 use kiln_registry::transfer;
 use tempfile::TempDir;
 
-use crate::env::{Image, bytes, client, client_as, linux, options, read, reference, silent};
+use crate::env::{
+    Image, bytes, client, client_as, insecure, linux, options, read, reference, silent,
+};
 
 pub struct Registry {
     process: Child,
@@ -274,7 +276,7 @@ async fn d4_1_https_with_an_authority_that_must_be_known() {
     });
     round_trip(&registry.address, &trusting).await;
     let careless = Client::new(ClientOptions {
-        insecure: vec![registry.address.clone()],
+        settings: insecure(&registry.address),
         ..options()
     });
     let name = reference(&registry.address, "team/app:1");
@@ -297,11 +299,14 @@ async fn d4_2_plain_http_where_https_is_wanted() {
     let name = reference(&registry.address, "team/app:1");
     let error = client().resolve(&name, &linux("amd64")).await.unwrap_err();
     assert!(
-        error.hint().unwrap().contains("speaks plain http"),
+        error
+            .hint()
+            .unwrap()
+            .contains("server gave HTTP response to HTTPS client"),
         "{error:?}"
     );
     let allowed = Client::new(ClientOptions {
-        insecure: vec![registry.address.clone()],
+        settings: insecure(&registry.address),
         ..options()
     });
     round_trip(&registry.address, &allowed).await;

@@ -10,6 +10,7 @@ use kiln_registry::client::{Client, ClientOptions};
 use kiln_registry::credentials::{Login, Secret};
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
+use kiln_registry::settings::Settings;
 use kiln_registry::spec::media_type::{OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST};
 use kiln_registry::spec::{Descriptor, Index, Manifest, Platform, Raw};
 use tokio::io::AsyncReadExt as _;
@@ -25,6 +26,14 @@ pub fn options() -> ClientOptions {
 
 pub fn client() -> Client {
     Client::new(options())
+}
+
+/// Settings that let one registry speak plain http.
+pub fn insecure(registry: &str) -> Settings {
+    Settings {
+        insecure: vec![registry.to_owned()],
+        ..Settings::default()
+    }
 }
 
 /// A client with a password for one registry.

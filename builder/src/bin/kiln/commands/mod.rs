@@ -39,6 +39,7 @@ use kiln_builder::snapshot::{Backend, Refused, SnapshotError};
 use kiln_builder::store::Store;
 use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
+use kiln_registry::settings::Settings;
 use kiln_registry::spec::Platform;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -177,22 +178,20 @@ impl Setup {
     }
 
     /// The same, which trusts some more registries as `--insecure-registry` does.
-    pub(crate) fn client_with(
-        &self,
-        quiet: bool,
-        mut insecure: Vec<String>,
-    ) -> anyhow::Result<Client> {
-        insecure.extend(self.insecure.iter().cloned());
+    pub(crate) fn client_with(&self, quiet: bool, insecure: Vec<String>) -> anyhow::Result<Client> {
         let mirrors = self
             .mirrors
             .iter()
             .map(|text| mirror(text))
             .collect::<anyhow::Result<_>>()?;
         let keychain = Keychain::load()?;
+        let mut settings = Settings::load()?;
+        settings.insecure.extend(insecure);
+        settings.insecure.extend(self.insecure.iter().cloned());
         Ok(Client::new(ClientOptions {
             keychain,
             mirrors,
-            insecure,
+            settings,
             uploads: self.root().ok().map(|root| root.join("partial")),
             observer: if quiet {
                 Observer::default()
