@@ -52,14 +52,15 @@ impl Object {
 
     /// Takes a member out; whether it was there.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        let before = self.0.len();
-        self.0.retain(|(key, _)| key != name);
-        self.0.len() < before
+        self.remove_all(&[name])
     }
 
-    /// Takes some members out.
-    pub(super) fn remove_all(&mut self, names: &[&str]) {
-        self.0.retain(|(key, _)| !names.contains(&key.as_str()));
+    /// Takes some members out; whether one of them was there.
+    pub(super) fn remove_all(&mut self, names: &[impl AsRef<str>]) -> bool {
+        let before = self.0.len();
+        self.0
+            .retain(|(key, _)| !names.iter().any(|name| name.as_ref() == key));
+        self.0.len() < before
     }
 
     /// The object as a text of its own, indented as docker does.

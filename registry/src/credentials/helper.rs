@@ -96,7 +96,7 @@ impl<'a> Helper<'a> {
     pub(super) async fn get(&self) -> Result<Kept, Failure> {
         let heard = self.ask("get", self.server.as_bytes()).await?;
         let said = heard.complaint.clone();
-        let login = self.read_login(heard).map_err(Failure::Error)?;
+        let login = self.read_login(&heard).map_err(Failure::Error)?;
         Ok(Kept { login, said })
     }
 
@@ -190,11 +190,11 @@ impl<'a> Helper<'a> {
         })
     }
 
-    fn read_login(&self, heard: Heard) -> Result<Option<Login>, CredentialsError> {
+    fn read_login(&self, heard: &Heard) -> Result<Option<Login>, CredentialsError> {
         if !heard.success && readable(&heard.answer).contains(NOT_FOUND) {
             return Ok(None);
         }
-        self.check(&heard)?;
+        self.check(heard)?;
         let Ok(answer) = serde_json::from_slice::<Answer>(&heard.answer) else {
             return Err(CredentialsError::HelperAnswer {
                 helper: self.name.to_owned(),

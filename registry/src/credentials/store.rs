@@ -171,11 +171,7 @@ impl Store {
         if !self.file.exists() {
             return Ok(known);
         }
-        let listed = self.edit(server, |entries, keys, _| {
-            Ok(keys
-                .iter()
-                .fold(false, |known, key| entries.remove(key) || known))
-        });
+        let listed = self.edit(server, |entries, keys, _| Ok(entries.remove_all(keys)));
         Ok(listed.await? || known)
     }
 

@@ -103,7 +103,7 @@ impl Entry {
                 .clone()
                 .ok_or("a `[[registry]]` has neither `prefix` nor `location`")?,
         };
-        if prefix.contains('*') && !prefix.strip_prefix("*.").is_some_and(|d| !d.contains('*')) {
+        if prefix.contains('*') && prefix.strip_prefix("*.").is_none_or(|d| d.contains('*')) {
             return Err(format!(
                 "the prefix `{prefix}` has a `*` where none can be: it stands for subdomains, as in `*.example.com`"
             ));

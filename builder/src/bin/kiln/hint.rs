@@ -17,6 +17,8 @@ use kiln_builder::store::StoreError;
 use kiln_registry::archive::ArchiveError;
 use kiln_registry::client::ClientError;
 use kiln_registry::copy::CopyError as TransferError;
+use kiln_registry::credentials::CredentialsError;
+use kiln_registry::settings::SettingsError;
 
 use crate::report::{NotPushed, find};
 
@@ -53,6 +55,8 @@ pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String
         .or_else(|| find::<SnapshotError>(error).and_then(SnapshotError::hint))
         .or_else(|| find::<TransferError>(error).and_then(TransferError::hint))
         .or_else(|| find::<ClientError>(error).and_then(|client| client_hint(error, client)))
+        .or_else(|| find::<CredentialsError>(error).and_then(CredentialsError::hint))
+        .or_else(|| find::<SettingsError>(error).and_then(SettingsError::hint))
 }
 
 /// Hints about refusals speak of registries; a file that `ADD` fetches lies in none.

@@ -317,7 +317,7 @@ impl Sources<'_> {
             (None, Some(address)) => (full, address.to_owned()),
             (None, None) => return Ok(None),
         };
-        let url = Url::parse(&address).ok().filter(|url| is_near(url));
+        let url = Url::parse(&address).ok().filter(is_near);
         let url = url.ok_or_else(|| AwsError::Variable {
             variable: variable.to_owned(),
             problem: "it names neither a service of this machine nor an https address",

@@ -5,6 +5,7 @@
 )]
 
 mod legacy;
+mod login;
 mod manifest;
 mod remote;
 mod run;
@@ -16,6 +17,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kiln_builder::snapshot::Backend;
 
 pub(crate) use legacy::LegacyArgs;
+pub(crate) use login::{LoginArgs, LogoutArgs};
 pub(crate) use manifest::{
     AnnotateArgs, CreateArgs, InspectListArgs, ListCommand, PushListArgs, RmListArgs,
 };
@@ -124,6 +126,10 @@ pub(crate) enum Command {
     Push(PushArgs),
     /// Fetch an image from its registry
     Pull(PullArgs),
+    /// Keep the credentials for a registry, once it accepts them
+    Login(LoginArgs),
+    /// Forget the credentials for a registry
+    Logout(LogoutArgs),
     /// Write images to an archive
     Save(SaveArgs),
     /// Read images from an archive

@@ -199,14 +199,14 @@ async fn forward(
 }
 
 /// Kiln's terminal while another one is shown in it; as it was before, when this value goes.
-struct RawMode {
+pub(super) struct RawMode {
     terminal: OwnedFd,
     before: Termios,
 }
 
 impl RawMode {
     /// Passes every key on.
-    fn of_input() -> io::Result<Option<Self>> {
+    pub(super) fn of_input() -> io::Result<Option<Self>> {
         Self::enter(io::stdin().as_fd(), Termios::make_raw)
     }
 

@@ -12,7 +12,10 @@ mod history;
 mod images;
 mod inspect;
 mod load;
+mod login;
+mod logout;
 mod manifest;
+mod prompt;
 mod pull;
 mod push;
 mod referrers;
@@ -37,7 +40,7 @@ use kiln_builder::runtime::isolation::{self, Level, Wanted};
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::snapshot::{Backend, Refused, SnapshotError};
 use kiln_builder::store::Store;
-use kiln_registry::client::{Client, ClientOptions, Mirror, Notice, Observer};
+use kiln_registry::client::{AwsEnvironment, Client, ClientOptions, Mirror, Notice, Observer};
 use kiln_registry::credentials::Keychain;
 use kiln_registry::settings::Settings;
 use kiln_registry::spec::Platform;
@@ -179,6 +182,13 @@ impl Setup {
 
     /// The same, which trusts some more registries as `--insecure-registry` does.
     pub(crate) fn client_with(&self, quiet: bool, insecure: Vec<String>) -> anyhow::Result<Client> {
+        let mut options = self.client_options(quiet)?;
+        options.settings.insecure.extend(insecure);
+        Ok(Client::new(options))
+    }
+
+    /// What such a client is made of.
+    pub(crate) fn client_options(&self, quiet: bool) -> anyhow::Result<ClientOptions> {
         let mirrors = self
             .mirrors
             .iter()
@@ -186,10 +196,10 @@ impl Setup {
             .collect::<anyhow::Result<_>>()?;
         let keychain = Keychain::load()?;
         let mut settings = Settings::load()?;
-        settings.insecure.extend(insecure);
         settings.insecure.extend(self.insecure.iter().cloned());
-        Ok(Client::new(ClientOptions {
+        Ok(ClientOptions {
             keychain,
+            aws: Some(AwsEnvironment::current()),
             mirrors,
             settings,
             uploads: self.root().ok().map(|root| root.join("partial")),
@@ -199,7 +209,7 @@ impl Setup {
                 notices()
             },
             ..ClientOptions::default()
-        }))
+        })
     }
 }
 
@@ -227,7 +237,9 @@ fn need(command: &Command) -> Need {
         | Command::Tags(_)
         | Command::RmRemote(_)
         | Command::Referrers(_)
-        | Command::Search(_) => Need::Nothing,
+        | Command::Search(_)
+        | Command::Login(_)
+        | Command::Logout(_) => Need::Nothing,
         Command::Images(_)
         | Command::Tag(_)
         | Command::Rmi(_)
@@ -256,6 +268,8 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::History(args) => history::run(setup, &args),
         Command::Push(args) => push::run(setup, &args),
         Command::Pull(args) => pull::run(setup, &args),
+        Command::Login(args) => login::run(setup, &args),
+        Command::Logout(args) => logout::run(&args),
         Command::Save(args) => save::run(setup, &args),
         Command::Load(args) => load::run(setup, &args),
         Command::Copy(args) => copy::run(setup, &args),
@@ -315,6 +329,12 @@ fn default_root(as_root: bool) -> anyhow::Result<PathBuf> {
 
 fn mirror(text: &str) -> anyhow::Result<Mirror> {
     let parts = text.split_once('=');
+    // What stands before an `@` may be a secret, and is not shown.
+    if text.contains('@') {
+        let message =
+            "a mirror's address must not hold a user or password: `kiln login` keeps them";
+        return Err(UsageError::new(message).into());
+    }
     match parts.filter(|(registry, url)| !registry.is_empty() && url.contains("://")) {
         Some((registry, url)) => Ok(Mirror {
             registry: registry.to_owned(),
