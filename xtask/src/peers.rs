@@ -48,7 +48,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 23] = [
+pub(crate) const TESTS: [Peer; 25] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -69,6 +69,8 @@ pub(crate) const TESTS: [Peer; 23] = [
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
     peer("setsid", "util-linux"),
+    peer("openssl", "openssl"),
+    peer("curl", "curl"),
     peer("bash", "bash"),
     peer("newuidmap", "uidmap"),
     peer("setpriv", "util-linux"),

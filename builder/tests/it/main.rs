@@ -33,6 +33,7 @@ mod images;
 mod interop;
 mod interrupt;
 mod limits;
+mod login;
 mod manifests;
 mod mounts;
 mod named_contexts;

@@ -143,9 +143,9 @@ fn connect_hint(chain: &str, url: &str) -> Option<String> {
         )
     } else if has("CaUsedAsEndEntity") {
         "the server shows an authority's certificate as its own: give it one with CA:FALSE, or allow it with --insecure-registry".to_owned()
-    } else if has("Expired") || has("NotValidYet") {
+    } else if has("certificate expired") || has("certificate not valid yet") {
         "the certificate's dates do not fit: check the clock of this machine and the registry's certificate".to_owned()
-    } else if has("NotValidForName") {
+    } else if has("certificate not valid for name") {
         "the certificate belongs to another host name".to_owned()
     } else if has("Connection refused") {
         format!("nothing listens at `{url}`: is the server running, and the port right?")

@@ -189,7 +189,16 @@ impl Keychain {
     /// over, and so are those that may not be read unless a variable names them: see
     /// [`Keychain::skipped`].
     pub fn load() -> Result<Self, CredentialsError> {
-        Self::from_environment(&Environment::current())
+        Self::from_environment(&Environment::current(), Presence::Required)
+    }
+
+    /// The same for a login, which makes the file that `REGISTRY_AUTH_FILE` names where it is not
+    /// there yet.
+    ///
+    /// # Errors
+    /// As [`Keychain::load`].
+    pub fn load_for_login() -> Result<Self, CredentialsError> {
+        Self::from_environment(&Environment::current(), Presence::Named)
     }
 
     /// Reads docker's configuration in a directory, and nothing else.
@@ -270,7 +279,10 @@ impl Keychain {
         all.find(|headers| !headers.is_empty()).unwrap_or_default()
     }
 
-    fn from_environment(environment: &Environment) -> Result<Self, CredentialsError> {
+    fn from_environment(
+        environment: &Environment,
+        auth_file: Presence,
+    ) -> Result<Self, CredentialsError> {
         let mut keychain = Self::default();
         if let Some(text) = &environment.docker_auth_config {
             let bytes = text.as_encoded_bytes();
@@ -278,7 +290,7 @@ impl Keychain {
             keychain.files.push(file);
         }
         if let Some(file) = &environment.registry_auth_file {
-            keychain.read(file, Presence::Required)?;
+            keychain.read(file, auth_file)?;
         }
         let home = environment.home.as_deref();
         if let Some(file) = environment.docker_file() {

@@ -193,7 +193,7 @@ async fn the_environment() {
         ..Environment::default()
     };
     let expect = async |environment: &Environment, name: &str| {
-        let keychain = Keychain::from_environment(environment).unwrap();
+        let keychain = Keychain::from_environment(environment, Presence::Required).unwrap();
         assert_eq!(keychain.login("h", "r").await.unwrap(), basic(name, ""));
     };
     // Each one is stronger than those before it.
@@ -214,12 +214,12 @@ async fn the_environment() {
     expect(&environment, "variable").await;
     // A file that a variable names must be there; a directory of docker's need not.
     environment.docker_config = Some(home.path().join("nowhere"));
-    assert!(Keychain::from_environment(&environment).is_ok());
+    assert!(Keychain::from_environment(&environment, Presence::Required).is_ok());
     environment.registry_auth_file = Some(home.path().join("nowhere"));
-    let error = Keychain::from_environment(&environment).unwrap_err();
+    let error = Keychain::from_environment(&environment, Presence::Required).unwrap_err();
     assert!(error.to_string().contains("nowhere"), "{error}");
     environment.docker_auth_config = Some("{".into());
-    let error = Keychain::from_environment(&environment).unwrap_err();
+    let error = Keychain::from_environment(&environment, Presence::Required).unwrap_err();
     assert!(error.to_string().contains("$DOCKER_AUTH_CONFIG"), "{error}");
 }
 

@@ -19,7 +19,7 @@ use crate::env::{
 pub struct Registry {
     process: Child,
     pub address: String,
-    folder: TempDir,
+    pub folder: TempDir,
 }
 
 impl Drop for Registry {
@@ -53,17 +53,20 @@ pub fn present(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
+/// An address that is free now. Another process may take it before it is used; that fails loudly.
+pub fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
 impl Registry {
     /// Starts a registry with some more lines of configuration, which end in its `http` section.
     pub fn start(auth: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
-        Self::start_at(folder, address, auth)
+        Self::start_at(folder, free_address(), auth)
     }
 
-    fn start_at(folder: TempDir, address: String, auth: &str) -> Self {
+    pub fn start_at(folder: TempDir, address: String, auth: &str) -> Self {
         let root = folder.path().display();
         let auth = auth.replace("FOLDER", &root.to_string());
         let config = format!(
@@ -250,9 +253,7 @@ fn with_tls() -> Registry {
         "{}",
         String::from_utf8_lossy(&made.stderr)
     );
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("0.0.0.0:{}", listener.local_addr().unwrap().port());
-    drop(listener);
+    let address = free_address().replace("127.0.0.1", "0.0.0.0");
     let tls = "  tls:\n    certificate: FOLDER/cert.pem\n    key: FOLDER/key.pem\n";
     Registry::start_at(folder, address, tls)
 }

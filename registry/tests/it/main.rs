@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod auth;
+mod aws;
 mod distribution;
 mod env;
 #[path = "../support/fault_proxy.rs"]
@@ -11,6 +12,9 @@ mod fault_table;
 mod faults;
 mod lists;
 mod own;
+mod proxies;
+mod proxy;
 mod pull;
 mod push;
 mod server;
+mod trust;

@@ -51,14 +51,15 @@ pub(crate) fn run(setup: &Setup, args: &LoginArgs) -> anyhow::Result<()> {
 fn with(setup: &Setup, server: &Server, login: &Login) -> anyhow::Result<Client> {
     Ok(Client::new(ClientOptions {
         logins: BTreeMap::from([(server.registry.clone(), login.clone())]),
-        ..setup.client_options(false)?
+        ..setup.client_options(false, Keychain::load_for_login()?)?
     }))
 }
 
 /// Tries the credentials that there are already, as docker does; whether they hold.
 async fn known(setup: &Setup, server: &Server) -> anyhow::Result<bool> {
     let scope = server.scope.as_deref().unwrap_or_default();
-    let Some(found) = Keychain::load()?.find(&server.registry, scope).await? else {
+    let keychain = Keychain::load_for_login()?;
+    let Some(found) = keychain.find(&server.registry, scope).await? else {
         return Ok(false);
     };
     let origin = text::printable(found.origin.as_bytes());

@@ -17,7 +17,8 @@ pub(crate) fn run(args: &LogoutArgs) -> anyhow::Result<()> {
             render::out(&format!("Not logged in to {server}"));
         }
         let scope = server.scope.as_deref().unwrap_or_default();
-        if let Some(found) = Keychain::load()?.find(&server.registry, scope).await? {
+        let keychain = Keychain::load_for_login()?;
+        if let Some(found) = keychain.find(&server.registry, scope).await? {
             let origin = text::printable(found.origin.as_bytes());
             render::err(&format!("note: {origin} still has credentials for it"));
         }

@@ -182,19 +182,22 @@ impl Setup {
 
     /// The same, which trusts some more registries as `--insecure-registry` does.
     pub(crate) fn client_with(&self, quiet: bool, insecure: Vec<String>) -> anyhow::Result<Client> {
-        let mut options = self.client_options(quiet)?;
+        let mut options = self.client_options(quiet, Keychain::load()?)?;
         options.settings.insecure.extend(insecure);
         Ok(Client::new(options))
     }
 
     /// What such a client is made of.
-    pub(crate) fn client_options(&self, quiet: bool) -> anyhow::Result<ClientOptions> {
+    pub(crate) fn client_options(
+        &self,
+        quiet: bool,
+        keychain: Keychain,
+    ) -> anyhow::Result<ClientOptions> {
         let mirrors = self
             .mirrors
             .iter()
             .map(|text| mirror(text))
             .collect::<anyhow::Result<_>>()?;
-        let keychain = Keychain::load()?;
         let mut settings = Settings::load()?;
         settings.insecure.extend(self.insecure.iter().cloned());
         Ok(ClientOptions {

@@ -31,8 +31,9 @@ pub(crate) fn line(question: &str) -> anyhow::Result<String> {
 
 /// Asks for a secret, which is not shown while it is typed.
 pub(crate) fn secret(question: &str) -> anyhow::Result<Secret> {
-    ask(question);
+    // Not a key may be shown once the question is.
     let raw = RawMode::of_input().context("preparing the terminal")?;
+    ask(question);
     let answer = typed(io::stdin().lock());
     drop(raw);
     crate::render::err("");
