@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use kiln_registry::archive::ArchiveWriter;
+use kiln_registry::blob::Put;
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
@@ -31,7 +32,8 @@ use crate::store::{LayerBlob, Store, StoreError};
 /// Blobs sent at once.
 const JOBS: usize = 5;
 
-/// Pushes an image under a name; returns the descriptor of its manifest.
+/// Pushes an image under a name; returns the descriptor of its manifest, and whether the registry
+/// had it under that name already.
 ///
 /// # Errors
 /// [`ImageError`]; the image in the store stays as it is.
@@ -42,7 +44,7 @@ pub async fn push(
     image: &Digest,
     observer: &Observer,
     cancel: &Cancel,
-) -> Result<Descriptor, ImageError> {
+) -> Result<(Descriptor, bool), ImageError> {
     let work = async {
         let (owned, id, watch) = (Arc::clone(store), *image, observer.clone());
         let task = tokio::task::spawn_blocking(move || registry_manifest(&owned, &id, &watch));
@@ -52,7 +54,7 @@ pub async fn push(
         let watch = observer.clone();
         let progress = move |blob: &Descriptor, step| watch.tell(blob_event(blob, step));
         let tag = Some(reference.tag_or_latest());
-        transfer::copy(
+        let copied = transfer::copy(
             &manifest,
             &descriptor,
             &**store,
@@ -65,7 +67,7 @@ pub async fn push(
         store.write_blob(&manifest.bytes)?;
         store.add_image(image, Some(&descriptor))?;
         store.add_repo_digest(reference, &descriptor.digest, image)?;
-        Ok(descriptor)
+        Ok((descriptor, copied.manifest == Some(Put::Existed)))
     };
     let result = tokio::select! {
         result = work => result,

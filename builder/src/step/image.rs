@@ -5,7 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use kiln_registry::blob::BlobError;
-use kiln_registry::client::{Client, ClientError, Resolved};
+use kiln_registry::client::{Client, ClientError, Known, Resolved};
 use kiln_registry::layout::LayoutError;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::layer_compression;
@@ -112,7 +112,11 @@ impl RemoteImage {
         reference: &Reference,
         platform: &Platform,
     ) -> Result<Self, ResolveError> {
-        let resolved = client.resolve(reference, platform).await?;
+        let blobs = store.blobs();
+        let known = Known::new(move |digest| blobs.small(digest));
+        let resolved = client
+            .resolve_known(reference, platform, Some(known))
+            .await?;
         // One that is here but damaged is as good as none.
         let known = store.read_blob(&resolved.manifest.value.config.digest).ok();
         let bytes = match known {

@@ -1,7 +1,7 @@
 //! Blobs: files named by their digest.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_registry::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put};
@@ -37,7 +37,34 @@ impl Write for BlobWriter {
     }
 }
 
+/// The largest blob that is read as a manifest, bytes; registries have the same limit (D7.3).
+const MANIFEST: u64 = 4 << 20;
+
+/// Reads blobs of a store, which it does not hold open.
+#[derive(Clone, Debug)]
+pub struct Blobs(PathBuf);
+
+impl Blobs {
+    /// The bytes of a blob that may be a manifest, not verified; `None` when it is not here, or
+    /// larger than a manifest may be.
+    #[must_use]
+    pub fn small(&self, digest: &Digest) -> Option<Vec<u8>> {
+        let file = File::open(self.0.join(digest.hex())).ok()?;
+        let small = file.metadata().is_ok_and(|found| found.len() <= MANIFEST);
+        let mut bytes = Vec::new();
+        let mut file = Some(file).filter(|_| small)?.take(MANIFEST);
+        file.read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+}
+
 impl Store {
+    /// Its blobs, for reading.
+    #[must_use]
+    pub fn blobs(&self) -> Blobs {
+        Blobs(self.root.join("blobs/sha256"))
+    }
+
     /// Path of a blob, whether it is there or not.
     #[must_use]
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {

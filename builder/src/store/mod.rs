@@ -48,7 +48,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use kiln_registry::digest::{Digest, Mismatch};
 use rusqlite::Connection;
 
-pub use blobs::BlobWriter;
+pub use blobs::{BlobWriter, Blobs};
 pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use last::Held;

@@ -18,6 +18,7 @@ mod paging;
 mod places;
 mod pull;
 mod push;
+mod quota;
 mod referrers;
 mod resolve;
 mod retry;
@@ -40,8 +41,9 @@ pub use document::Found;
 pub use error::{ClientError, Refusal, is_library_error};
 pub use fetch::{Body, redacted};
 pub use login::{LoginFacts, LoginKind};
+pub use quota::Quota;
 pub use referrers::referrer;
-pub use resolve::Resolved;
+pub use resolve::{Known, Resolved};
 pub use search::{Hit, SEARCH_HOST};
 pub use tags::Untagged;
 
@@ -236,6 +238,12 @@ impl Client {
         self.shared.seen.add(registry, name, blob);
     }
 
+    /// What was asked of each registry so far, and how much more may be (D6.3).
+    #[must_use]
+    pub fn quotas(&self) -> Vec<Quota> {
+        self.shared.transport.quotas.all()
+    }
+
     /// The warnings that registries have sent so far, each once (D6.2).
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
@@ -255,6 +263,8 @@ pub struct Repository {
     /// Where they are pushed to: the place that the name says.
     origin: Endpoint,
     doubt: Arc<Mutex<Doubt>>,
+    /// Documents that need not be fetched.
+    known: Option<Known>,
 }
 
 /// What speaks against a registry's word.

@@ -45,6 +45,7 @@ impl Client {
             source,
             origin,
             doubt: Arc::default(),
+            known: None,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::auth::{Auth, Ticket, Wanted};
 use super::challenge::{Challenge, Scopes};
 use super::error::{ClientError, clean};
 use super::login::LoginFacts;
+use super::quota::Quotas;
 use super::retry::{Backoff, Policy};
 use super::wire::{Outgoing, Request, Watch, Wire};
 use super::{Notice, Observer};
@@ -74,6 +75,7 @@ pub(super) struct Transport {
     headers: HeaderMap,
     hosts: Mutex<HashMap<String, Arc<OnceCell<Arc<Host>>>>>,
     warnings: Mutex<BTreeSet<String>>,
+    pub(super) quotas: Quotas,
     observer: Observer,
 }
 
@@ -92,6 +94,7 @@ impl Transport {
             headers,
             hosts: Mutex::default(),
             warnings: Mutex::default(),
+            quotas: Quotas::default(),
             observer,
         }
     }
@@ -160,6 +163,12 @@ impl Transport {
             if refused && !renewed && self.renew(&host, to, scopes, ticket, &response).await {
                 renewed = true;
                 continue;
+            }
+            if request.url.path().contains("/manifests/") {
+                let (success, headers) = (response.status().is_success(), response.headers());
+                let registry = to.registry.as_str();
+                self.quotas
+                    .note(registry, &request.method, success, headers);
             }
             return self.judge(request.method, url, response).await;
         }

@@ -25,13 +25,15 @@ use crate::report::{NotPushed, find};
 /// What programs print when a disk is full.
 const NO_SPACE: &str = "No space left on device";
 
-/// A hint, where somebody knows one.
-pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>) -> Option<String> {
-    if let Some(NotPushed { name, .. }) = error.downcast_ref() {
+/// A hint, where somebody knows one; `again` is how to call kiln with the same store.
+pub(crate) fn hint(error: &anyhow::Error, store: Option<&Path>, again: &str) -> Option<String> {
+    if let Some(NotPushed { names, .. }) = error.downcast_ref() {
+        let commands = names.iter().map(|name| format!("{again} push {name}"));
+        let commands = commands.collect::<Vec<_>>().join(" && ");
         let more = find::<ClientError>(error)
             .and_then(ClientError::hint)
             .map_or(String::new(), |hint| format!("; {hint}"));
-        return Some(format!("continue with: kiln push {name}{more}"));
+        return Some(format!("continue with: {commands}{more}"));
     }
     if is_disk_full(error) || printed_disk_full(error) {
         return Some(disk_full(error, store));

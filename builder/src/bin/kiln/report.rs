@@ -74,9 +74,10 @@ pub(crate) struct NotRun {
 
 /// A finished image could not be pushed.
 #[derive(Debug, thiserror::Error)]
-#[error("the image was built and is kept, but pushing `{name}` failed")]
+#[error("the image was built and is kept, but pushing `{}` failed", names.first().map_or("", String::as_str))]
 pub(crate) struct NotPushed {
-    pub(crate) name: String,
+    /// The name that could not be pushed, and those after it, which were not tried.
+    pub(crate) names: Vec<String>,
     #[source]
     pub(crate) source: anyhow::Error,
 }
@@ -167,7 +168,7 @@ pub(crate) fn failure(error: &anyhow::Error, store: Option<&Path>, again: &str) 
         }
         _ => say(&sources(error.as_ref())),
     }
-    if let Some(hint) = hint::hint(error, store) {
+    if let Some(hint) = hint::hint(error, store, again) {
         render::err(&format!("hint: {hint}"));
     }
     if let Some(BuildError::Step { kept: true, .. }) = error.downcast_ref() {

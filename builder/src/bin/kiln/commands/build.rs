@@ -107,11 +107,11 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
                 .with_context(|| format!("writing `{}`", file.display()))?;
         }
         if args.push {
-            for tag in &tags {
+            for (at, tag) in tags.iter().enumerate() {
                 let pushed =
                     push::push(&store, &client, &cancel, tag, &outcome.image, args.quiet).await;
                 pushed.map_err(|source| NotPushed {
-                    name: tag.familiar(),
+                    names: tags.iter().skip(at).map(Reference::familiar).collect(),
                     source,
                 })?;
             }

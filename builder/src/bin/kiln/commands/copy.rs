@@ -6,7 +6,7 @@ use kiln_builder::step::blob_event;
 use kiln_registry::copy::{self, Copied, Options, Place, Sink, Source};
 use kiln_registry::spec::{Descriptor, Platform};
 
-use super::{Setup, block_on, show_warnings};
+use super::{Setup, block_on};
 use crate::args::CopyArgs;
 use crate::render::{self, transfer};
 use crate::report::UsageError;
@@ -37,7 +37,6 @@ pub(crate) fn run(setup: &Setup, args: &CopyArgs) -> anyhow::Result<()> {
             () = cancel.cancelled() => Ok(()),
         }
     })?;
-    show_warnings(&client, args.quiet);
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use kiln_registry::spec::{Descriptor, ImageConfig, Index, Manifest, Platform, Ra
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
-use super::{Setup, block_on, show_warnings};
+use super::{Setup, block_on};
 use crate::args::{
     AnnotateArgs, CreateArgs, InspectListArgs, ListCommand, PushListArgs, RmListArgs,
 };
@@ -108,7 +108,6 @@ fn create(setup: &Setup, args: &CreateArgs, docker: bool) -> anyhow::Result<()> 
         }
         Ok(list)
     })?;
-    show_warnings(&client, false);
     render::out(&format!("Created manifest list {}", list.name));
     Ok(())
 }
@@ -292,7 +291,6 @@ fn push(setup: &Setup, args: &PushListArgs) -> anyhow::Result<()> {
             () = cancel.cancelled() => Ok(()),
         }
     })?;
-    show_warnings(&client, args.quiet);
     if args.purge {
         store.remove_image_list(&name)?;
     }
@@ -368,7 +366,6 @@ fn inspect(setup: &Setup, args: &InspectListArgs) -> anyhow::Result<()> {
             () = cancel.cancelled() => Ok(String::new()),
         }
     })?;
-    show_warnings(&client, false);
     // The bytes as they are: whoever hashes them gets the digest.
     render::out_raw(&text);
     Ok(())

@@ -40,7 +40,9 @@ use kiln_builder::runtime::isolation::{self, Level, Wanted};
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::snapshot::{Backend, Refused, SnapshotError};
 use kiln_builder::store::Store;
-use kiln_registry::client::{AwsEnvironment, Client, ClientOptions, Mirror, Notice, Observer};
+use kiln_registry::client::{
+    AwsEnvironment, Client, ClientOptions, Mirror, Notice, Observer, Quota,
+};
 use kiln_registry::credentials::Keychain;
 use kiln_registry::settings::Settings;
 use kiln_registry::spec::Platform;
@@ -64,6 +66,8 @@ pub(crate) struct Setup {
     mirrors: Vec<String>,
     insecure: Vec<String>,
     snapshotter: Option<Backend>,
+    /// Clients that have something to tell at the end.
+    clients: Mutex<Vec<Client>>,
 }
 
 impl Setup {
@@ -77,6 +81,7 @@ impl Setup {
             mirrors: cli.mirrors.clone(),
             insecure: cli.insecure.clone(),
             snapshotter: cli.snapshotter,
+            clients: Mutex::default(),
         }
     }
 
@@ -184,7 +189,12 @@ impl Setup {
     pub(crate) fn client_with(&self, quiet: bool, insecure: Vec<String>) -> anyhow::Result<Client> {
         let mut options = self.client_options(quiet, Keychain::load()?)?;
         options.settings.insecure.extend(insecure);
-        Ok(Client::new(options))
+        let client = Client::new(options);
+        if !quiet {
+            let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            clients.push(client.clone());
+        }
+        Ok(client)
     }
 
     /// What such a client is made of.
@@ -257,8 +267,31 @@ fn need(command: &Command) -> Need {
     }
 }
 
-/// Runs a command.
+/// Runs a command, and tells at its end what the registries have said.
 pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
+    let result = run_one(setup, command);
+    let clients = setup.clients.lock().unwrap_or_else(PoisonError::into_inner);
+    for client in clients.iter() {
+        said(client);
+    }
+    result
+}
+
+/// Warnings of registries (D6.2), and what is left of their limits (D6.3).
+fn said(client: &Client) {
+    let quotas = client.quotas().into_iter().filter(Quota::is_limited);
+    let quotas = quotas.flat_map(|quota| {
+        let warning = quota.warning().map(|text| format!("warning: {text}"));
+        [Some(quota.to_string()), warning]
+    });
+    let warnings = client.warnings().into_iter();
+    let warnings = warnings.map(|warning| Some(format!("warning: {warning}")));
+    for line in warnings.chain(quotas).flatten() {
+        render::err(&text::printable(line.as_bytes()));
+    }
+}
+
+fn run_one(setup: &Setup, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Build(args) => build::run(setup, &args),
         Command::Check(args) => check::run(setup, &args),
@@ -284,13 +317,6 @@ pub(crate) fn run(setup: &Setup, command: Command) -> anyhow::Result<()> {
         Command::Search(args) => search::run(setup, &args),
         Command::Doctor(args) => doctor::run(setup, &args),
         Command::Debug(command) => debug::run(&command),
-    }
-}
-
-/// Shows what registries wanted to be known, each text once (D6.2).
-pub(crate) fn show_warnings(client: &Client, quiet: bool) {
-    for warning in client.warnings().iter().filter(|_| !quiet) {
-        render::err(&format!("warning: {warning}"));
     }
 }
 

@@ -4,7 +4,7 @@ use kiln_builder::image::pull::{Pulled, pull};
 use kiln_builder::runtime::Cancel;
 use kiln_registry::reference::Reference;
 
-use super::{Setup, block_on, platform, show_warnings};
+use super::{Setup, block_on, platform};
 use crate::args::PullArgs;
 use crate::render::{self, transfer};
 
@@ -31,7 +31,6 @@ pub(crate) fn run(setup: &Setup, args: &PullArgs) -> anyhow::Result<()> {
     let Pulled { digest, new, .. } = block_on(&cancel, async {
         Ok(pull(&store, &client, &reference, &platform, &observer, &cancel).await?)
     })?;
-    show_warnings(&client, args.quiet);
     let name = reference.familiar();
     say(&format!("Digest: {digest}"));
     let status = if new {

@@ -54,11 +54,14 @@ pub(crate) async fn push(
         render::err(&format!("The push refers to repository [{repository}]"));
     }
     let observer = transfer::observer(transfer::PUSH, quiet);
-    let pushed = publish::push(store, client, reference, image, &observer, cancel).await?;
+    let (pushed, there) = publish::push(store, client, reference, image, &observer, cancel).await?;
     if quiet {
         render::out(&reference.to_string());
     } else {
         let tag = reference.tag_or_latest();
+        if there {
+            render::err(&format!("{tag}: already there"));
+        }
         render::out(&format!(
             "{tag}: digest: {} size: {}",
             pushed.digest, pushed.size

@@ -10,7 +10,7 @@ use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::OCI_INDEX;
 use kiln_registry::spec::{Descriptor, Index};
 
-use super::{Setup, block_on, platform, show_warnings};
+use super::{Setup, block_on, platform};
 use crate::args::{ListFormat, ReferrersArgs};
 use crate::render::{self, text};
 
@@ -28,7 +28,6 @@ pub(crate) fn run(setup: &Setup, args: &ReferrersArgs) -> anyhow::Result<()> {
         }
     })?;
     lines.iter().for_each(|line| render::out(line));
-    show_warnings(&client, false);
     Ok(())
 }
 

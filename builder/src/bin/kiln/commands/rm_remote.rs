@@ -6,7 +6,7 @@ use kiln_registry::client::{Client, ClientError};
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 
-use super::{Setup, block_on, show_warnings};
+use super::{Setup, block_on};
 use crate::args::RmRemoteArgs;
 use crate::render;
 use crate::report::Reported;
@@ -27,7 +27,6 @@ pub(crate) fn run(setup: &Setup, args: &RmRemoteArgs) -> anyhow::Result<()> {
         }
         Ok(failures)
     })?;
-    show_warnings(&client, false);
     let mut failures = failed.into_iter();
     match (failures.next(), failures.len()) {
         (None, _) => Ok(()),

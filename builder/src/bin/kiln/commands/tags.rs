@@ -4,7 +4,7 @@ use kiln_builder::runtime::Cancel;
 use kiln_registry::reference::Reference;
 use serde_json::json;
 
-use super::{Setup, block_on, show_warnings};
+use super::{Setup, block_on};
 use crate::args::{ListFormat, TagsArgs};
 use crate::render;
 use crate::report::UsageError;
@@ -39,7 +39,6 @@ pub(crate) fn run(setup: &Setup, args: &TagsArgs) -> anyhow::Result<()> {
             render::out(&serde_json::to_string_pretty(&list)?);
         }
     }
-    show_warnings(&client, args.quiet);
     Ok(())
 }
 
