@@ -6,6 +6,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod env;
+#[path = "../../../registry/tests/support/fault_proxy.rs"]
+mod fault_proxy;
 mod lab;
 mod liar;
 mod people;
@@ -47,3 +49,4 @@ mod ssh;
 mod standalone;
 mod steps;
 mod terminal;
+mod transfers;

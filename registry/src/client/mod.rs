@@ -5,6 +5,7 @@
 //! (`challenge`, `auth`, `aws`) and tries again (`retry`), `wire` does one exchange and sees that it
 //! moves, `tls` holds the connections.
 
+mod ahead;
 mod auth;
 mod aws;
 mod challenge;

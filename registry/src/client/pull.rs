@@ -12,9 +12,10 @@ use reqwest::header::{
     HeaderValue, IF_RANGE, RANGE,
 };
 use reqwest::{StatusCode, Url};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::io::StreamReader;
 
+use super::ahead::{FAST, FIRST, LARGE, Lanes};
 use super::challenge::Scopes;
 use super::error::{ClientError, clean, redact};
 use super::retry::Backoff;
@@ -85,7 +86,7 @@ fn not_found(repository: &Repository, blob: &Descriptor, error: ClientError) -> 
 }
 
 /// Where a blob can be had.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Place {
     Registry(Endpoint),
     /// An address that a foreign layer names itself; it is asked without credentials.
@@ -94,12 +95,22 @@ enum Place {
 
 /// A blob on its way.
 #[derive(Debug)]
-struct Download {
+pub(super) struct Download {
     repository: Repository,
     blob: Descriptor,
     places: Vec<Place>,
+    /// Who answered last.
+    url: Option<Url>,
     /// Bytes of the blob handed out, or left out as the caller wished.
     position: u64,
+    /// Where what is asked for now ends; the blob's end, unless it is large.
+    end: u64,
+    /// Since when the first part of a large blob is under way.
+    first: Option<Instant>,
+    /// Further parts.
+    lanes: Option<Lanes>,
+    /// Whether this is one of them.
+    is_part: bool,
     /// Bytes of the present answer that came before `position`.
     skip: u64,
     /// Checks the whole blob; nothing is checked when it was not wanted from its beginning.
@@ -116,6 +127,7 @@ struct Download {
 
 impl Download {
     fn new(repository: Repository, blob: Descriptor, offset: u64) -> Self {
+        let large = blob.size.saturating_sub(offset) >= LARGE;
         let mut places: Vec<Place> = repository.places().cloned().map(Place::Registry).collect();
         if is_nondistributable(&blob.media_type) {
             let connections = &repository.transport().wire.connections;
@@ -126,10 +138,15 @@ impl Download {
         Self {
             verifier: (offset == 0).then(|| Verifier::new(blob.digest, blob.size)),
             backoff: Backoff::known(repository.transport().policy),
+            end: if large { offset + FIRST } else { blob.size },
+            first: large.then(Instant::now),
             repository,
             blob,
             places,
             position: offset,
+            url: None,
+            lanes: None,
+            is_part: false,
             skip: 0,
             answer: None,
             pace: Pace::default(),
@@ -139,8 +156,25 @@ impl Download {
         }
     }
 
+    /// A part of the blob, from the place that is asked now.
+    pub(super) fn part(&self, start: u64, end: u64) -> Self {
+        Self {
+            places: self.places.first().cloned().into_iter().collect(),
+            end,
+            first: None,
+            is_part: true,
+            etag: self.etag.clone(),
+            ..Self::new(self.repository.clone(), self.blob.clone(), start)
+        }
+    }
+
+    /// Whether a part of the blob is asked for, and not all of it.
+    fn asks_for_part(&self) -> bool {
+        !self.whole && (self.position > 0 || self.end < self.blob.size)
+    }
+
     /// Asks for the rest of the blob, at the first place that has it.
-    async fn start(&mut self) -> Result<(), ClientError> {
+    pub(super) async fn start(&mut self) -> Result<(), ClientError> {
         loop {
             let Some(place) = self.places.first() else {
                 return Err(ClientError::Address(self.repository.to_string()));
@@ -151,18 +185,23 @@ impl Download {
             };
             let error = match asked {
                 Ok((answer, skip)) => {
+                    if answer.response.status() == StatusCode::OK {
+                        self.end = self.blob.size;
+                    }
                     self.etag = self.lasting(&answer).or(self.etag.take());
+                    self.url = Some(answer.url.clone());
                     (self.answer, self.skip) = (Some(answer), skip);
                     self.pace = Pace::default();
                     return Ok(());
                 }
                 Err(error) => error,
             };
-            let parts = self.position > 0 && !self.whole;
-            if parts
+            if self.asks_for_part()
+                && !self.is_part
                 && (error.status() == Some(416) || matches!(error, ClientError::Protocol { .. }))
             {
                 self.whole = true;
+                self.end = self.blob.size;
                 continue;
             }
             if self.places.len() == 1 {
@@ -187,8 +226,12 @@ impl Download {
         };
         let headers = &mut request.headers;
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if self.position > 0 && !self.whole {
-            let range = HeaderValue::from_str(&format!("bytes={}-", self.position));
+        if self.asks_for_part() {
+            let last = match self.end < self.blob.size {
+                true => (self.end - 1).to_string(),
+                false => String::new(),
+            };
+            let range = HeaderValue::from_str(&format!("bytes={}-{last}", self.position));
             headers.extend(range.ok().map(|range| (RANGE, range)));
             headers.extend(self.etag.clone().map(|etag| (IF_RANGE, etag)));
         }
@@ -237,8 +280,10 @@ impl Download {
             StatusCode::PARTIAL_CONTENT => {
                 let range = answer.header(CONTENT_RANGE).unwrap_or_default();
                 match content_range(range) {
-                    Some((start, total))
-                        if start == self.position && total.is_none_or(|t| t == self.blob.size) =>
+                    Some((start, last, total))
+                        if start == self.position
+                            && (start..self.end).contains(&last)
+                            && total.is_none_or(|total| total == self.blob.size) =>
                     {
                         Ok(0)
                     }
@@ -251,6 +296,7 @@ impl Download {
                 }
             }
             // The server does not know ranges: everything comes again.
+            StatusCode::OK if self.is_part => Err(wrong("all came for a part".to_owned())),
             StatusCode::OK => {
                 let length = answer
                     .header(CONTENT_LENGTH)
@@ -263,9 +309,10 @@ impl Download {
                         url: redact(&answer.url),
                         what: "blob",
                     }),
-                    Some(actual) if actual != self.blob.size => {
-                        Err(self.mismatch(answer, self.wrong_size(actual, false)))
-                    }
+                    Some(actual) if actual != self.blob.size => Err(ClientError::Mismatch {
+                        url: redact(&answer.url),
+                        source: self.wrong_size(actual, false),
+                    }),
                     _ => Ok(self.position),
                 }
             }
@@ -282,17 +329,14 @@ impl Download {
         }
     }
 
-    fn mismatch(&self, answer: &Answer, source: Mismatch) -> ClientError {
-        ClientError::Mismatch {
-            url: redact(&answer.url),
-            source,
-        }
-    }
-
     /// The next bytes; `None` at the end, when size and digest were right.
-    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         while !self.finished {
-            let error = match self.read().await {
+            let read = match self.lanes.take() {
+                Some(lanes) => self.read_part(lanes).await,
+                None => self.read().await,
+            };
+            let error = match read {
                 Ok(Some(piece)) if piece.is_empty() => continue,
                 Ok(Some(piece)) => {
                     self.backoff.reset();
@@ -326,53 +370,111 @@ impl Download {
             .chunk(&method, &url, &mut answer.response, &mut self.pace)
             .await?
         else {
-            return self.end(&answer).map(|()| None);
+            if self.end()? {
+                return Ok(None);
+            }
+            self.go_on().await?;
+            return Ok(Some(Bytes::new()));
         };
         let before = usize::try_from(self.skip)
             .unwrap_or(usize::MAX)
             .min(piece.len());
         self.skip -= before as u64;
         let piece = piece.split_off(before);
-        let seen = self.position + piece.len() as u64;
-        if seen > self.blob.size {
-            return Err(self.mismatch(&answer, self.wrong_size(seen, true)));
-        }
-        if let Some(verifier) = &mut self.verifier
-            && let Err(source) = verifier.update(&piece)
-        {
-            return Err(self.mismatch(&answer, source));
-        }
-        self.position = seen;
+        self.take(&piece)?;
         self.answer = Some(answer);
         Ok(Some(piece))
     }
 
-    /// The end of an answer: of the blob, or a break that looked like one.
-    fn end(&mut self, answer: &Answer) -> Result<(), ClientError> {
-        if self.position < self.blob.size {
+    /// Checks what came.
+    fn take(&mut self, piece: &Bytes) -> Result<(), ClientError> {
+        let seen = self.position + piece.len() as u64;
+        let verified = match &mut self.verifier {
+            _ if seen > self.end => Err(self.wrong_size(seen, true)),
+            Some(verifier) => verifier.update(piece),
+            None => Ok(()),
+        };
+        verified.map_err(|source| self.mismatch(source))?;
+        self.position = seen;
+        Ok(())
+    }
+
+    /// The next of the parts that come side by side.
+    async fn read_part(&mut self, mut lanes: Lanes) -> Result<Option<Bytes>, ClientError> {
+        match lanes.next().await {
+            Some(Ok(piece)) => {
+                self.take(&piece)?;
+                lanes.refill(self);
+                self.lanes = Some(lanes);
+                Ok(Some(piece))
+            }
+            // It was tried again by itself: now the rest comes in one piece.
+            Some(Err(_)) => {
+                self.start().await?;
+                Ok(Some(Bytes::new()))
+            }
+            None => self.end().map(|_| None),
+        }
+    }
+
+    /// After the first part of a large blob: the rest in one piece where that is fast, else in
+    /// parts side by side.
+    async fn go_on(&mut self) -> Result<(), ClientError> {
+        let slow = self
+            .first
+            .take()
+            .is_some_and(|since| since.elapsed() > FAST);
+        self.end = self.blob.size;
+        let room = &self.repository.transport().room;
+        if slow && let Some(lanes) = Lanes::open(room, self, self.position, self.end) {
+            self.lanes = Some(lanes);
+            return Ok(());
+        }
+        self.start().await
+    }
+
+    /// The end of an answer, or a break that looked like one; says whether the blob ends there.
+    fn end(&mut self) -> Result<bool, ClientError> {
+        if self.position < self.end {
             return Err(ClientError::CutShort {
-                url: redact(&answer.url),
-                expected: self.blob.size,
+                url: self.shown(),
+                expected: self.end,
                 actual: self.position,
             });
         }
+        if self.end < self.blob.size && !self.is_part {
+            return Ok(false);
+        }
         self.finished = true;
         match self.verifier.take().map(Verifier::finish) {
-            Some(Err(source)) => Err(self.mismatch(answer, source)),
-            _ => Ok(()),
+            Some(Err(source)) => Err(self.mismatch(source)),
+            _ => Ok(true),
         }
+    }
+
+    fn mismatch(&self, source: Mismatch) -> ClientError {
+        ClientError::Mismatch {
+            url: self.shown(),
+            source,
+        }
+    }
+
+    /// Where it comes from, as it may be shown.
+    fn shown(&self) -> String {
+        let url = self.url.as_ref().map(redact);
+        url.unwrap_or_else(|| self.repository.to_string())
     }
 }
 
-/// First byte and total of `bytes 5-9/10`; the total may be unknown.
-fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+/// First and last byte and total of `bytes 5-9/10`; the total may be unknown.
+fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
+    let (start, last) = range.split_once('-')?;
     let total = match total.trim() {
         "*" => None,
         number => Some(number.parse().ok()?),
     };
-    Some((start.trim().parse().ok()?, total))
+    Some((start.trim().parse().ok()?, last.trim().parse().ok()?, total))
 }
 
 #[cfg(test)]
@@ -382,8 +484,8 @@ mod tests {
 
     #[test]
     fn d5_3_content_ranges() {
-        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(content_range("bytes 0-9/*"), Some((0, None)));
+        assert_eq!(content_range("bytes 5-9/10"), Some((5, 9, Some(10))));
+        assert_eq!(content_range("bytes 0-9/*"), Some((0, 9, None)));
         for bad in [
             "",
             "bytes */10",

@@ -11,6 +11,7 @@ use reqwest::{Method, Response, Url};
 use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 
+use super::ahead::Room;
 use super::auth::{Auth, Ticket, Wanted};
 use super::challenge::{Challenge, Scopes};
 use super::error::{ClientError, clean};
@@ -76,6 +77,7 @@ pub(super) struct Transport {
     hosts: Mutex<HashMap<String, Arc<OnceCell<Arc<Host>>>>>,
     warnings: Mutex<BTreeSet<String>>,
     pub(super) quotas: Quotas,
+    pub(super) room: Room,
     observer: Observer,
 }
 
@@ -95,6 +97,7 @@ impl Transport {
             hosts: Mutex::default(),
             warnings: Mutex::default(),
             quotas: Quotas::default(),
+            room: Room::default(),
             observer,
         }
     }

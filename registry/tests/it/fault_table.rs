@@ -518,3 +518,46 @@ async fn demand_6_a_line_that_is_cut_every_300_kilobytes() {
     assert!(again < 20_000, "{again} bytes again");
     assert!(proxy.count("PATCH", UPLOAD) >= 6);
 }
+
+/// A large layer over slow connections comes in parts side by side, also when some of them break;
+/// over a fast one it comes in one piece.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_3_a_large_layer_comes_in_parts_where_that_helps() {
+    if !present(&["docker-registry"]) {
+        return;
+    }
+    let registry = Registry::start("");
+    let image = Image::new(&[bytes(68 << 20, 9)]);
+    push_to(&client_for(""), &registry.address, &image)
+        .await
+        .unwrap();
+    for ranges in [true, false] {
+        let proxy = Proxy::start(&registry.address);
+        proxy.slow(1);
+        if ranges {
+            for at in [1, 4] {
+                proxy.later(at, "GET", LAYER, Fault::CutAnswer(MIB));
+            }
+        } else {
+            proxy.fault("GET", LAYER, Fault::Edit(all_of_it));
+        }
+        pull_from(&client_for(""), &proxy.address, &image)
+            .await
+            .unwrap();
+        let size = image.manifest.value.layers[0].size;
+        let again = proxy.bytes(LAYER).1 - size;
+        match ranges {
+            true => {
+                assert!(proxy.most() >= 3, "{} at once", proxy.most());
+                assert_eq!(proxy.count("GET", LAYER), 1 + 15 + 2);
+                assert_eq!((again, proxy.left()), (0, 0));
+            }
+            // A server that sends another part than was asked for is asked for all.
+            false => assert!(proxy.most() <= 2, "{} at once", proxy.most()),
+        }
+    }
+}
+
+fn all_of_it(reply: &mut Reply) {
+    reply.headers.retain(|(name, _)| name != "content-range");
+}

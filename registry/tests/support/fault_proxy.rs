@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -97,6 +97,11 @@ struct Shared {
     /// A connection is cut each time that so many bytes have passed in all; 0 for never.
     every: AtomicU64,
     total: AtomicU64,
+    /// Milliseconds that each connection waits after each 64 KiB.
+    pause: AtomicU64,
+    /// Requests under way now, and the most there were.
+    going: AtomicUsize,
+    most: AtomicUsize,
     ended: AtomicBool,
 }
 
@@ -155,6 +160,16 @@ impl Proxy {
     /// Cuts a connection each time that so many bytes have passed.
     pub fn cut_every(&self, bytes: u64) {
         self.shared.every.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Lets each connection wait for so many milliseconds after each 64 KiB.
+    pub fn slow(&self, milliseconds: u64) {
+        self.shared.pause.store(milliseconds, Ordering::SeqCst);
+    }
+
+    /// The most requests that were under way at once.
+    pub fn most(&self) -> usize {
+        self.shared.most.load(Ordering::SeqCst)
     }
 
     /// Faults that have not happened.
@@ -290,7 +305,10 @@ impl Shared {
             all.len() - 1
         };
         let stalls = matches!(fault, Some(Fault::StallRequest(_) | Fault::StallAnswer(_)));
+        let going = self.going.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(going, Ordering::SeqCst);
         let served = self.pass(client, &request, fault, at);
+        self.going.fetch_sub(1, Ordering::SeqCst);
         if stalls {
             // The client has to give up by itself; nobody waits for this thread.
             std::thread::sleep(PATIENCE);
@@ -407,6 +425,10 @@ impl Shared {
             count(read);
             let before = self.total.fetch_add(read, Ordering::SeqCst);
             to.write_all(&buffer[..usize::try_from(read).unwrap_or_default()])?;
+            match self.pause.load(Ordering::SeqCst) {
+                0 => {}
+                pause => std::thread::sleep(Duration::from_millis(pause)),
+            }
             copied += read;
             if every > 0 && before / every != (before + read) / every {
                 return Ok((copied, false));
