@@ -6,6 +6,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod env;
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests of the registry client use more of it"
+)]
 #[path = "../../../registry/tests/support/fault_proxy.rs"]
 mod fault_proxy;
 mod lab;

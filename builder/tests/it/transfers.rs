@@ -75,6 +75,7 @@ impl Layout {
             "--insecure-policy",
             "copy",
             "--quiet",
+            "--preserve-digests",
             "--dest-tls-verify=false",
         ];
         let to = format!("docker://{name}");
@@ -196,6 +197,7 @@ fn over_a_bad_line(env: &TestEnv, layers: u64, size: u64, every: u64) -> (u64, u
         "--insecure-policy",
         "copy",
         "--quiet",
+        "--preserve-digests",
         "--src-tls-verify=false",
     ];
     env.program("skopeo", args)
