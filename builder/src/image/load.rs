@@ -28,15 +28,23 @@ pub struct Loaded {
     pub moved: Vec<(Reference, Digest)>,
 }
 
-/// Loads all images of an archive, for this machine's platform where there is a choice. Names are
+/// Loads all images of an archive, and nothing that is none, for this machine's platform where there is a choice. Names are
 /// given last, when all content is in the store and was verified.
 ///
 /// # Errors
 /// [`ImageError`]; no name changes then.
 pub fn load(store: &Arc<Store>, archive: &Archive) -> Result<Vec<Loaded>, ImageError> {
     let mut images = Vec::new();
+    let mut artifact = None;
     for image in archive.images() {
-        let manifest = archive.load(image, None)?;
+        let manifest = match archive.load(image, None) {
+            // What came along with images, signatures for example, has no place in the store.
+            Err(error @ ArchiveError::NotAnImage { .. }) => {
+                artifact = Some(error);
+                continue;
+            }
+            loaded => loaded?,
+        };
         let blobs = manifest
             .layers
             .iter()
@@ -47,7 +55,7 @@ pub fn load(store: &Arc<Store>, archive: &Archive) -> Result<Vec<Loaded>, ImageE
         images.push((image.names.clone(), manifest, blobs));
     }
     if images.is_empty() {
-        return Err(ImageError::Empty);
+        return Err(artifact.map_or(ImageError::Empty, ImageError::from));
     }
     let mut loaded = Vec::with_capacity(images.len());
     for (names, manifest, blobs) in images {

@@ -92,6 +92,18 @@ fn d9_5_a_list_is_created_annotated_and_pushed() {
 }
 
 #[test]
+fn d9_5_images_of_a_list_are_in_registries() {
+    let env = test_env!("docker-registry").with_busybox();
+    let registry = env.registry();
+    let [name, list] = ["team/part:1", "team/app:1"].map(|name| registry.name(name));
+    env.kiln(["tag", "busybox", &name]).success();
+    let refused = env.kiln(["manifest", "create", &list, &name]).failure(1);
+    assert!(refused.stderr.contains("push it first"), "{refused}");
+    env.kiln(["push", &name]).success();
+    env.kiln(["manifest", "create", &list, &name]).success();
+}
+
+#[test]
 fn d9_5_inspect_shows_what_docker_does() {
     let env = test_env!("docker-registry");
     let registry = env.registry();

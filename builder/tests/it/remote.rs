@@ -7,6 +7,7 @@ use std::fs;
 use kiln_registry::blob::{BlobSink as _, InMemory};
 use kiln_registry::digest::Digest;
 use kiln_registry::layout::Layout;
+use kiln_registry::server::{Server, ServerOptions};
 use kiln_registry::spec::media_type::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use kiln_registry::spec::{Descriptor, Index, Manifest, Platform, Raw};
 use serde_json::{Value, json};
@@ -363,6 +364,14 @@ fn d8_2_referrers_are_listed_and_copied_without_an_api_for_them() {
         .success();
     assert!(back.stderr.contains("3 referrers came along"), "{back}");
 
+    // Only the image is loaded, and only it has a tag of its own.
+    let loaded = env.kiln(["load", "-i", "all.tar"]).success();
+    assert_eq!(loaded.stdout, format!("Loaded image: {two}\n"));
+    let all = env
+        .kiln(["copy", "-q", "-a", &registry.name("team/two"), "oci:all"])
+        .success();
+    assert_eq!(all.stdout, format!("{two} {}\n", image.digest));
+
     // A referrer that is deleted leaves the list, and the tags of lists can be left out.
     let gone = format!("{}@{}", registry.name("team/two"), signature.digest);
     env.kiln(["rm-remote", &gone]).success();
@@ -373,6 +382,64 @@ fn d8_2_referrers_are_listed_and_copied_without_an_api_for_them() {
         .success()
         .stdout;
     assert_eq!(lines(&tags), ["1"]);
+}
+
+/// kiln's own registry, for as long as this value lives.
+struct Own {
+    address: String,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Own {
+    fn start(env: &TestEnv) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let folder = env.path("own");
+        let bound = Server::bind(any, &folder, ServerOptions::default());
+        let server = runtime.block_on(bound).unwrap();
+        let address = server.address().unwrap().to_string();
+        runtime.spawn(server.run(std::future::pending()));
+        Self {
+            address,
+            _runtime: runtime,
+        }
+    }
+}
+
+#[test]
+fn kiln_s_own_registry_serves_all_verbs() {
+    let env = test_env!().with_busybox();
+    let own = Own::start(&env);
+    let [one, two] = ["team/one:1", "team/two:1"].map(|name| format!("{}/{name}", own.address));
+    env.kiln(["tag", "busybox", &one]).success();
+    env.kiln(["push", &one]).success();
+    env.kiln_in("there", ["pull", &one]).success();
+    let mounted = env.kiln(["copy", &one, &two]).success();
+    assert!(
+        mounted.stderr.contains("Mounted from team/one"),
+        "{mounted}"
+    );
+
+    let made = Made::new(&env, "made");
+    let image = made.image("amd64", "x", Some("1"));
+    made.about(&image, "application/vnd.example.signature", "signed");
+    let three = format!("{}/three:1", own.address);
+    env.kiln(["copy", "--referrers", "oci:made:1", &three])
+        .success();
+    let tree = env.kiln(["referrers", &three]).success().stdout;
+    assert!(
+        tree.contains("└── application/vnd.example.signature"),
+        "{tree}"
+    );
+    // The registry keeps the list itself.
+    let name = three.trim_end_matches(":1");
+    assert_eq!(env.kiln(["tags", name]).success().stdout, "1\n");
+    env.kiln(["rm-remote", &three]).success();
+    assert_eq!(env.kiln(["tags", name]).success().stdout, "");
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub use error::{ClientError, Refusal, is_library_error};
 pub use fetch::{Body, redacted};
 pub use login::{LoginFacts, LoginKind};
 pub use quota::Quota;
-pub use referrers::referrer;
+pub use referrers::{is_fallback_tag, referrer};
 pub use resolve::{Known, Resolved};
 pub use search::{Hit, SEARCH_HOST};
 pub use tags::Untagged;

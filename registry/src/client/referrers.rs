@@ -18,7 +18,7 @@ use super::wire::Request;
 use super::{Client, Repository};
 use crate::blob::BoxFuture;
 use crate::digest::Digest;
-use crate::reference::Reference;
+use crate::reference::{Reference, is_image_id};
 use crate::spec::media_type::{OCI_INDEX, is_index};
 use crate::spec::{Descriptor, Index, Manifest, Raw};
 
@@ -27,6 +27,9 @@ const REFERRERS: usize = 10_000;
 
 /// How often the list under a tag is written anew when others write it at the same time.
 const ATTEMPTS: u32 = 8;
+
+/// How long a list must stay as it was written.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// The registry's word that it has put the manifest on its own list.
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
@@ -133,7 +136,6 @@ impl Repository {
         change: impl Fn(&mut Vec<Descriptor>) -> bool + Send,
     ) -> Result<(), ClientError> {
         let tag = fallback_tag(subject);
-        let pause = Duration::from_millis(50);
         for attempt in 0..ATTEMPTS {
             let mut index = match self.tagged(&tag).await? {
                 Some(found) => index_of(&found)?,
@@ -152,7 +154,8 @@ impl Repository {
             let descriptor = Descriptor::new(OCI_INDEX, written.digest, size);
             // Others may change it at the same time, which the next round sees.
             push::put_once(self, &descriptor, &written.bytes, Some(&tag)).await?;
-            sleep(full_jitter(pause * 2_u32.pow(attempt))).await;
+            // Whoever has read the list before it was written will have written it by then.
+            sleep(SETTLE + full_jitter(SETTLE * 2_u32.pow(attempt))).await;
         }
         // Each round wrote the list; only its last state was not looked at.
         let left = self.tagged(&tag).await?;
@@ -171,6 +174,12 @@ impl Repository {
 /// The tag of the list that clients keep (D8.2).
 fn fallback_tag(subject: Digest) -> String {
     format!("sha256-{}", subject.hex())
+}
+
+/// Whether a tag is for a list of referrers that clients keep (D8.2).
+#[must_use]
+pub fn is_fallback_tag(tag: &str) -> bool {
+    tag.strip_prefix("sha256-").is_some_and(is_image_id)
 }
 
 fn index_of(found: &Found) -> Result<Index, ClientError> {
@@ -252,5 +261,7 @@ mod tests {
             "sha256-44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
         );
         assert!(crate::reference::is_tag(&fallback_tag(digest)));
+        assert!(is_fallback_tag(&fallback_tag(digest)));
+        assert!(!is_fallback_tag("sha256-1"));
     }
 }

@@ -1,12 +1,14 @@
 //! Where a copy comes from.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::archive::ArchiveSource;
 use super::{CopyError, Place};
 use crate::blob::BlobSource;
-use crate::client::{Client, Repository, referrer};
+use crate::client::{Client, Repository, is_fallback_tag, referrer};
 use crate::digest::Digest;
 use crate::layout::Layout;
 use crate::reference::Reference;
@@ -18,6 +20,8 @@ use crate::spec::annotation::{IMAGE_NAME, REF_NAME};
 pub struct Source {
     place: Place,
     kind: Kind,
+    /// What refers to what, of a layout or archive: read once, when it is first asked for.
+    referrers: OnceLock<HashMap<Digest, Vec<Descriptor>>>,
 }
 
 #[derive(Debug)]
@@ -59,6 +63,7 @@ impl Source {
         Ok(Self {
             place: place.clone(),
             kind,
+            referrers: OnceLock::new(),
         })
     }
 
@@ -174,7 +179,10 @@ impl Source {
         if let Kind::Registry(client, reference, _) = &self.kind {
             return Ok(client.referrers(reference, subject, None).await?);
         }
-        let mut found = Vec::new();
+        if let Some(known) = self.referrers.get() {
+            return Ok(known.get(&subject).cloned().unwrap_or_default());
+        }
+        let mut found: HashMap<Digest, Vec<Descriptor>> = HashMap::new();
         for image in self.listed()? {
             let descriptor = image.descriptor;
             let bytes = match &self.kind {
@@ -182,12 +190,12 @@ impl Source {
                 Kind::Archive(archive) => archive.document(&descriptor),
                 Kind::Registry(..) => None,
             };
-            let refers = bytes.and_then(|bytes| referrer(&descriptor, &bytes));
-            if refers.is_some_and(|(about, _)| about == subject) {
-                found.push(descriptor);
+            if let Some((about, _)) = bytes.and_then(|bytes| referrer(&descriptor, &bytes)) {
+                found.entry(about).or_default().push(descriptor);
             }
         }
-        Ok(found)
+        let known = self.referrers.get_or_init(|| found);
+        Ok(known.get(&subject).cloned().unwrap_or_default())
     }
 
     /// Remembers that a registry holds a blob, so that it can be mounted (D7.4).
@@ -256,7 +264,9 @@ async fn registry_images(
             digest: None,
             ..reference.clone()
         };
-        tags.into_iter().map(tagged).collect()
+        // Lists of referrers are made anew where they are wanted.
+        let tags = tags.into_iter().filter(|tag| !is_fallback_tag(tag));
+        tags.map(tagged).collect()
     } else {
         vec![reference.clone().with_default_tag()]
     };

@@ -32,7 +32,12 @@ impl Reply {
 
     /// An answer without a body.
     pub(super) fn empty(status: u16) -> Self {
-        Self::bytes(status, Vec::new())
+        let mut reply = Self::bytes(status, Vec::new());
+        // An answer that cannot have a body has no length either.
+        if status == 204 {
+            reply.response.headers_mut().remove(CONTENT_LENGTH);
+        }
+        reply
     }
 
     pub(super) fn bytes(status: u16, body: Vec<u8>) -> Self {

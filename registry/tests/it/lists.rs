@@ -1,12 +1,13 @@
 //! Lists that come in pages, and registries that answer oddly (D8.2, D9.1).
 
+use kiln_registry::blob::BlobSink as _;
 use kiln_registry::digest::Digest;
-use kiln_registry::spec::media_type::OCI_INDEX;
-use kiln_registry::spec::{Descriptor, Index, Raw};
+use kiln_registry::spec::media_type::{OCI_INDEX, OCI_MANIFEST};
+use kiln_registry::spec::{Descriptor, Index, Manifest, Raw};
 use serde_json::json;
 
 use crate::env::{client, reference};
-use crate::server::{Asked, Reply, Server};
+use crate::server::{Asked, Fault, Reply, Server};
 
 /// Answers one path with pages, whose links are relative; the last has none.
 fn paged(
@@ -173,4 +174,37 @@ async fn d8_2_without_an_api_the_tag_is_read() {
             .contains("where the list of referrers should be"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn d8_2_a_list_that_others_overwrite_is_written_again() {
+    let server = Server::start().await;
+    let subject = Descriptor::new(OCI_MANIFEST, Digest::of(b"subject"), 7);
+    let mut about = Manifest::new(Descriptor::new("config", Digest::of(b"{}"), 2), Vec::new());
+    about.subject = Some(subject.clone());
+    about.artifact_type = Some("sig".to_owned());
+    let about = Raw::write(about).unwrap();
+    let descriptor = Descriptor::new(OCI_MANIFEST, about.digest, about.bytes.len() as u64);
+    // Nothing is there before, and somebody else's list is there afterwards.
+    let others = list(&[entry("a", "sbom")]);
+    let reply = Reply::new(200)
+        .with("content-type", OCI_INDEX)
+        .body(others.bytes);
+    server.fault("GET", "manifests/sha256-", Fault::Say(Reply::new(404)));
+    server.fault("GET", "manifests/sha256-", Fault::Say(reply));
+    let name = reference(&server.address, "team/app");
+    let sink = client().repository(&name);
+    sink.put_manifest(&descriptor, &about.bytes, None)
+        .await
+        .unwrap();
+    assert_eq!(server.count("PUT", "manifests/sha256-"), 2);
+    let found = client()
+        .referrers(&name, subject.digest, None)
+        .await
+        .unwrap();
+    let kinds: Vec<_> = found
+        .iter()
+        .map(|entry| entry.artifact_type.as_deref())
+        .collect();
+    assert_eq!(kinds, [Some("sbom"), Some("sig")]);
 }

@@ -4,6 +4,7 @@
 
 mod auth;
 mod aws;
+mod copies;
 mod distribution;
 mod env;
 #[path = "../support/fault_proxy.rs"]

@@ -422,6 +422,19 @@ async fn d7_3_a_manifest_must_be_whole_and_right() {
         let status = put(path.to_owned(), OCI_MANIFEST, b"{}".to_vec()).await.0;
         assert!(matches!(status, 400 | 404 | 405), "{path}: {status}");
     }
+    let digest = image.manifest.digest;
+    let tagged = format!("/v2/app/manifests/{digest}?tag=x&tag=y");
+    let kind = [("content-type", OCI_MANIFEST)];
+    let tagged = served
+        .ask(Method::PUT, &tagged, &kind, &image.manifest.bytes)
+        .await;
+    let tags = tagged.headers().get_all("oci-tag").iter();
+    assert_eq!(tags.collect::<Vec<_>>(), ["x", "y"]);
+    let name = reference(&served.address, "app");
+    assert_eq!(
+        client().tags_of(&name, digest).await.unwrap(),
+        ["1", "x", "y"]
+    );
     let found = served.get("/v2/app/manifests/1").await;
     assert_eq!(header(&found, "content-type"), OCI_MANIFEST);
     assert_eq!(

@@ -56,7 +56,8 @@ async fn move_images(
             referrers,
         } = copied;
         if !args.quiet && referrers > 0 {
-            render::err(&format!("{referrers} referrers came along"));
+            let plural = if referrers == 1 { "" } else { "s" };
+            render::err(&format!("{referrers} referrer{plural} came along"));
         }
         // One image is its digest, as for `kiln build -q`; several need their names.
         match name.filter(|_| args.all_tags) {

@@ -81,7 +81,19 @@ fn create(setup: &Setup, args: &CreateArgs, docker: bool) -> anyhow::Result<()> 
             let mut added = Vec::new();
             for image in &images {
                 let image = image.clone().with_default_tag();
-                added.extend(entries(&client, &image).await?);
+                let found = entries(&client, &image).await;
+                // docker's users know lists of what is in registries only; the store may mislead.
+                let here = found.is_err() && store.named(&image)?.is_some();
+                added.extend(match found {
+                    Err(error) if here => {
+                        let name = image.familiar();
+                        let only = format!(
+                            "`{name}` is here, but a list holds images of registries: push it first"
+                        );
+                        return Err(error.context(only));
+                    }
+                    found => found?,
+                });
             }
             Ok(added)
         };
