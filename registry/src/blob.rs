@@ -79,9 +79,17 @@ impl BlobSource for InMemory {
         _: &'a Descriptor,
         offset: u64,
     ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let rest = self.0.get(start..).unwrap_or_default().to_vec();
-        let reader: BlobReader = Box::new(std::io::Cursor::new(rest));
+        self.clone().reader(offset)
+    }
+}
+
+impl InMemory {
+    /// The bytes from an offset on.
+    pub(crate) fn reader<'a>(self, offset: u64) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+        let mut bytes = std::io::Cursor::new(self.0);
+        // Beyond the end there is nothing to read.
+        bytes.set_position(offset);
+        let reader: BlobReader = Box::new(bytes);
         Box::pin(std::future::ready(Ok(reader)))
     }
 }

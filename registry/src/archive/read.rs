@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::member::{Extent, Members};
 use super::spool::Format;
 use super::{ArchiveError, docker, oci};
-use crate::blob::{BlobError, BlobReader, BlobSource, BoxFuture};
+use crate::blob::{BlobError, BlobReader, BlobSource, BoxFuture, InMemory};
 use crate::digest::{Digest, Mismatch};
 use crate::reference::Reference;
 use crate::section::Section;
@@ -254,6 +254,9 @@ impl BlobSource for Archive {
         blob: &'a Descriptor,
         offset: u64,
     ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+        if let Some(bytes) = blob.embedded().filter(|_| !self.has(&blob.digest)) {
+            return InMemory(bytes).reader(offset);
+        }
         Box::pin(std::future::ready(self.reader(blob, offset)))
     }
 }

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, pump};
+use crate::blob::{
+    BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, InMemory, Progress, Put, pump,
+};
 use crate::digest::{Digest, Mismatch, Verifier};
 use crate::reference::Reference;
 use crate::section::Section;
@@ -367,6 +369,9 @@ impl BlobSource for Layout {
         blob: &'a Descriptor,
         offset: u64,
     ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+        if let Some(bytes) = blob.embedded().filter(|_| !self.has(blob)) {
+            return InMemory(bytes).reader(offset);
+        }
         Box::pin(async move {
             let (layout, blob) = (self.clone(), blob.clone());
             let section = blocking(move || layout.reader(&blob, offset)).await?;

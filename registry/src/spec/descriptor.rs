@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::platform::Platform;
-use crate::digest::Digest;
+use crate::digest::{Digest, Verifier};
 
 /// Media type, digest and size of some content ([image-spec, descriptor](https://github.com/opencontainers/image-spec/blob/main/descriptor.md)).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,5 +53,30 @@ impl Descriptor {
             artifact_type: None,
             extra: serde_json::Map::new(),
         }
+    }
+
+    /// The content that the descriptor carries itself, where that is what it says (D8.1).
+    #[must_use]
+    pub fn embedded(&self) -> Option<Vec<u8>> {
+        let bytes = STANDARD.decode(self.data.as_deref()?).ok()?;
+        let mut verifier = Verifier::new(self.digest, self.size);
+        verifier.update(&bytes).ok()?;
+        verifier.finish().ok()?;
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d8_1_embedded_content_must_be_what_the_descriptor_says() {
+        let mut blob = Descriptor::new("application/json", Digest::of(b"{}"), 2);
+        assert_eq!(blob.embedded(), None);
+        blob.data = Some("e30=".to_owned());
+        assert_eq!(blob.embedded().unwrap(), b"{}");
+        blob.data = Some("e31=".to_owned());
+        assert_eq!(blob.embedded(), None);
     }
 }

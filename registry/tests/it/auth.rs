@@ -273,3 +273,24 @@ async fn d3_4_authorization_never_crosses_hosts() {
     assert_eq!(asked[0].header("authorization"), None);
     assert_eq!(asked[0].query, "signature=1");
 }
+
+#[tokio::test]
+async fn d3_3_deleting_is_asked_for_in_the_token() {
+    let server = Server::start().await;
+    let image = with_image(&server);
+    want_tokens(&server, "");
+    let name = reference(&server.address, "a");
+    // The server takes a deletion for reading; what matters is what it was asked.
+    let client = client();
+    let deleted = client.delete_manifest(&name, image.manifest.digest);
+    deleted.await.unwrap();
+    let last = server
+        .log()
+        .into_iter()
+        .rfind(|asked| asked.path == "/token")
+        .unwrap();
+    assert_eq!(
+        last.query,
+        "service=test&scope=repository%3Aa%3Adelete%2Cpull%2Cpush"
+    );
+}

@@ -4,7 +4,7 @@ use kiln_registry::copy::{self, Options, Place, Sink, Source};
 use kiln_registry::digest::Digest;
 use kiln_registry::layout::Layout;
 use kiln_registry::spec::media_type::{OCI_INDEX, OCI_MANIFEST};
-use kiln_registry::spec::{Descriptor, Index, Raw};
+use kiln_registry::spec::{Descriptor, Index, Manifest, Raw};
 use tempfile::TempDir;
 
 use crate::env::{chain, client, silent};
@@ -111,7 +111,9 @@ async fn d9_3_indexes_are_followed_so_far_only() {
     );
 
     let missing = Descriptor::new(OCI_MANIFEST, Digest::of(b"missing"), 7);
-    let error = made.refused(&made.index(&[missing.clone()])).await;
+    let error = made
+        .refused(&made.index(std::slice::from_ref(&missing)))
+        .await;
     assert!(
         error.contains(&format!("{} not found", missing.digest)),
         "{error}"
@@ -123,6 +125,26 @@ async fn d9_3_indexes_are_followed_so_far_only() {
     assert!(error.contains("bytes"), "{error}");
     let lie = made.document(OCI_INDEX, b"{}");
     std::fs::write(made.layout.blob_path(&lie.digest), b"[]").unwrap();
-    let error = made.refused(&made.index(&[lie.clone()])).await;
+    let error = made.refused(&made.index(std::slice::from_ref(&lie))).await;
     assert!(error.contains(&lie.digest.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn d8_1_content_that_a_manifest_carries_need_not_lie_beside_it() {
+    let made = Made::new();
+    let mut config = Descriptor::new("application/vnd.oci.empty.v1+json", Digest::of(b"{}"), 2);
+    config.data = Some("e30=".to_owned());
+    let manifest = Raw::write(Manifest::new(config.clone(), Vec::new())).unwrap();
+    let root = made.document(OCI_MANIFEST, &manifest.bytes);
+    made.layout.list(&root, Some("1")).unwrap();
+    let path = |name: &str| made.folder.path().join(name).display().to_string();
+    let from = Place::parse(&format!("oci:{}:1", path("from"))).unwrap();
+    let to = Place::parse(&format!("oci:{}", path("to"))).unwrap();
+    let source = Source::open(&from, &client(), made.folder.path()).unwrap();
+    let sink = Sink::open(&to, &client()).unwrap();
+    let options = Options::default();
+    let copied = copy::copy(&source, &sink, &options, &silent, |_| ());
+    copied.await.unwrap();
+    let there = Layout::open(path("to")).unwrap();
+    assert_eq!(there.document(&config).unwrap(), b"{}");
 }
