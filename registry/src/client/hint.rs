@@ -14,9 +14,7 @@ impl ClientError {
         match self {
             Self::Refused(refusal) => refusal.hint(),
             Self::Connect { url, .. } => connect_hint(&self.chain(), url),
-            Self::Network { url, .. } if self.wants_certificate() => {
-                connect_hint(&self.chain(), url)
-            }
+            Self::Network { url, .. } => network_hint(&self.chain(), url),
             Self::Stalled { .. } | Self::CutShort { .. } => Some("the network or the registry hangs; run the command again to go on".to_owned()),
             Self::Token { registry, source, .. } => match source.status() {
                 Some(401 | 403) => Some(login_hint(registry)),
@@ -126,7 +124,37 @@ fn host_of(url: &str) -> String {
     }
 }
 
+/// What to do when a connection broke. A server that misses a client's certificate says so after the
+/// handshake, and its word is often lost with the connection.
+fn network_hint(chain: &str, url: &str) -> Option<String> {
+    if wants_certificate(chain) {
+        return Some(format!(
+            "the server wants a certificate of its clients: {}",
+            certificate_place(url)
+        ));
+    }
+    let closed = [
+        "operation was canceled: connection closed",
+        "Connection reset",
+    ];
+    let at_once = url.starts_with("https:") && url.ends_with("/v2/");
+    (at_once && closed.iter().any(|text| chain.contains(text))).then(|| {
+        format!(
+            "the server closed the connection at once; if it wants a certificate of its clients, {}",
+            certificate_place(url)
+        )
+    })
+}
+
+fn certificate_place(url: &str) -> String {
+    let host = host_of(url);
+    format!("put it into `/etc/docker/certs.d/{host}/` as client.cert and client.key")
+}
+
 fn connect_hint(chain: &str, url: &str) -> Option<String> {
+    if wants_certificate(chain) {
+        return network_hint(chain, url);
+    }
     let has = |text: &str| chain.contains(text);
     let host = host_of(url);
     let hint = if has("InvalidContentType") {
@@ -136,10 +164,6 @@ fn connect_hint(chain: &str, url: &str) -> Option<String> {
     } else if has("UnknownIssuer") {
         format!(
             "the certificate's authority is not known: put its certificate into `/etc/docker/certs.d/{host}/ca.crt`, or name a file with all authorities in SSL_CERT_FILE"
-        )
-    } else if wants_certificate(chain) {
-        format!(
-            "the server wants a certificate of its clients: put it into `/etc/docker/certs.d/{host}/` as client.cert and client.key"
         )
     } else if has("CaUsedAsEndEntity") {
         "the server shows an authority's certificate as its own: give it one with CA:FALSE, or allow it with --insecure-registry".to_owned()

@@ -358,12 +358,6 @@ fn default_root(as_root: bool) -> anyhow::Result<PathBuf> {
 
 fn mirror(text: &str) -> anyhow::Result<Mirror> {
     let parts = text.split_once('=');
-    // What stands before an `@` may be a secret, and is not shown.
-    if text.contains('@') {
-        let message =
-            "a mirror's address must not hold a user or password: `kiln login` keeps them";
-        return Err(UsageError::new(message).into());
-    }
     match parts.filter(|(registry, url)| !registry.is_empty() && url.contains("://")) {
         Some((registry, url)) => Ok(Mirror {
             registry: registry.to_owned(),
