@@ -1,8 +1,5 @@
 //! From a reference to the manifest of one image: tag, index, platform (D5.1, D5.2, D5.6).
 
-use std::fmt;
-use std::sync::Arc;
-
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
@@ -11,6 +8,7 @@ use tokio::io::AsyncReadExt as _;
 
 use super::challenge::Scopes;
 use super::error::{ClientError, clean, redact};
+use super::known::Known;
 use super::transport::{Answer, Endpoint};
 use super::wire::Request;
 use super::{Client, Notice, Repository};
@@ -77,29 +75,6 @@ impl Resolved {
             variant: config.variant.clone(),
         };
         self.wanted.rank(&found).is_none().then_some(found)
-    }
-}
-
-/// Gives the bytes of manifests and indexes that need not be fetched, by their digest.
-#[derive(Clone)]
-pub struct Known(Arc<Lookup>);
-
-type Lookup = dyn Fn(&Digest) -> Option<Vec<u8>> + Send + Sync;
-
-impl Known {
-    /// Asks a function; what it gives is verified.
-    pub fn new(lookup: impl Fn(&Digest) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(lookup))
-    }
-
-    fn get(&self, digest: &Digest) -> Option<Vec<u8>> {
-        (self.0)(digest).filter(|bytes| Digest::of(bytes) == *digest)
-    }
-}
-
-impl fmt::Debug for Known {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Known").finish_non_exhaustive()
     }
 }
 
