@@ -53,6 +53,15 @@ const DEVICE_LINKS: [(&str, &str); 6] = [
     ("ptmx", "pts/ptmx"),
 ];
 
+/// Who fills /dev.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DevBy {
+    /// We do, with all that belongs in it.
+    Us,
+    /// Another runtime makes its nodes and links, and does not bear that they are there already.
+    Runtime,
+}
+
 /// Relative to /proc.
 pub(super) const MASKED_PROC: [&str; 10] = [
     "acpi",
@@ -86,7 +95,7 @@ pub(super) fn mount_all(
     points: &mut MountPoints<'_>,
     provider: &Provider,
 ) -> Result<OwnedFd, Failure> {
-    let devices = mount_dev(spec, points)?;
+    let devices = mount_dev(spec, points, DevBy::Us)?;
     mount_in(devices.as_fd(), "mqueue", "mqueue", &[], SEALED).act("mount `/dev/mqueue`")?;
     let sealed = match spec.privileges {
         Privileges::Sandbox(_) => Some(provider),
@@ -271,30 +280,41 @@ fn open_below(dir: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+fn fill_dev(spec: &ProcessSpec, dev: BorrowedFd<'_>) -> Result<(), Failure> {
+    for (name, major, minor) in DEVICES {
+        add_device(dev, name, major, minor).act(&format!("provide `/dev/{name}`"))?;
+    }
+    if spec.privileges == Privileges::Insecure {
+        add_more_devices(dev).act("provide devices in `/dev`")?;
+    }
+    for (name, target) in DEVICE_LINKS {
+        rustix::fs::symlinkat(target, dev, name).act("fill `/dev`")?;
+    }
+    Ok(())
+}
+
 /// Mounts /dev with what belongs in it. Its nodes are mounts of the host's one by one: the file
 /// system itself is `nodev`, so that a node which a step makes there is of no use. Message queues are
 /// those of the IPC namespace, and come later.
+///
+/// Nodes that another runtime makes have to work there: its steps may make none
+/// ([`oci`](super::oci)).
 pub(super) fn mount_dev(
     spec: &ProcessSpec,
     points: &mut MountPoints<'_>,
+    by: DevBy,
 ) -> Result<OwnedFd, Failure> {
-    let attributes = match spec.privileges {
-        Privileges::Sandbox(_) => {
+    let attributes = match (&spec.privileges, by) {
+        (Privileges::Sandbox(_), DevBy::Us) => {
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
         }
-        Privileges::Insecure => MountAttrFlags::MOUNT_ATTR_NOSUID,
+        _ => MountAttrFlags::MOUNT_ATTR_NOSUID,
     };
     let options = [("mode", "755"), ("size", "65536k")];
     let dev = mount::filesystem("tmpfs", &options, attributes).act("mount `/dev`")?;
     let dev = put(points, dev, "/dev")?;
-    for (name, major, minor) in DEVICES {
-        add_device(dev.as_fd(), name, major, minor).act(&format!("provide `/dev/{name}`"))?;
-    }
-    if spec.privileges == Privileges::Insecure {
-        add_more_devices(dev.as_fd()).act("provide devices in `/dev`")?;
-    }
-    for (name, target) in DEVICE_LINKS {
-        rustix::fs::symlinkat(target, &dev, name).act("fill `/dev`")?;
+    if by == DevBy::Us {
+        fill_dev(spec, dev.as_fd())?;
     }
     let nodev = SEALED;
     // The kernel makes the nodes of devpts itself.

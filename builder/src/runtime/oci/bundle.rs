@@ -86,7 +86,11 @@ fn contain(
     let (root, upper) = init::mount_root(spec, &places, &work).act("mount the root file system")?;
     let user = users::resolve(&root, &spec.user).map_err(|error| Failure::User(error.into()))?;
     let mut points = MountPoints::new(&root, upper);
-    drop(filesystems::mount_dev(spec, &mut points)?);
+    drop(filesystems::mount_dev(
+        spec,
+        &mut points,
+        container.dev_by(),
+    )?);
     let late = put_all(mounts, &mut points, &mut provider, staging)?;
     let points = Points {
         made: std::mem::take(&mut points.made),
@@ -188,6 +192,7 @@ fn describe(
         late,
         cgroup: container.cgroup(spec),
         permitted: capabilities(None).act("read capabilities")?.permitted,
+        dev_by: container.dev_by(),
     };
     if !is_unified() {
         join(&spec.cgroups).act("enter the control group of the step")?;
@@ -294,7 +299,8 @@ fn ended(status: ExitStatus, log: &Path, program: &Program) -> Result<Exit, Fail
     }
 }
 
-/// The last error in a log of JSON lines, each of which has a level and a message.
+/// The last error in a log of JSON lines, each of which has a level and a message: `msg` is what runc and
+/// crun call it, `message` youki.
 fn last_error(log: &Path) -> Option<String> {
     let mut text = String::new();
     let file = File::open(log).ok()?;
@@ -304,6 +310,7 @@ fn last_error(log: &Path) -> Option<String> {
     lines.find_map(|line| {
         let level = line["level"].as_str()?.to_lowercase();
         let message = line["msg"].as_str();
+        let message = message.or_else(|| line["message"].as_str());
         let message = message.or_else(|| line["fields"]["message"].as_str())?;
         matches!(level.as_str(), "error" | "fatal").then(|| message.to_owned())
     })

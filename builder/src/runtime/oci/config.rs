@@ -5,6 +5,7 @@ use std::path::Path;
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
+use crate::runtime::filesystems::DevBy;
 use crate::runtime::filesystems::{
     self, MASKED_PROC, MASKED_SYS, READ_ONLY_PROC, thermal_throttle_paths,
 };
@@ -79,6 +80,7 @@ pub(super) struct Facts<'a> {
     pub(super) cgroup: Option<String>,
     /// What the sandbox may do, and so at most what is in it.
     pub(super) permitted: CapabilitySet,
+    pub(super) dev_by: DevBy,
 }
 
 impl Facts<'_> {
@@ -115,7 +117,8 @@ impl Facts<'_> {
             "cwd": self.spec.cwd,
             "capabilities": self.capabilities(),
             "rlimits": self.rlimits(),
-            "noNewPrivileges": false,
+            // `noNewPrivileges` is false by default. youki takes any value for true when it decides
+            // whether the filter has to be loaded before capabilities go.
         })
     }
 
@@ -124,7 +127,9 @@ impl Facts<'_> {
         let permitted = all.filter(|(number, name)| {
             let one = CapabilitySet::from_bits_retain(1 << number);
             let wanted = !self.is_sandbox() || CAPABILITY_NAMES.contains(name);
-            wanted && self.permitted.contains(one)
+            // Nodes work in a /dev that the runtime fills, so nobody else may make any.
+            let harmless = self.dev_by == DevBy::Us || name != &&"CAP_MKNOD";
+            wanted && harmless && self.permitted.contains(one)
         });
         let bounding: Vec<_> = permitted.map(|(_, name)| name).collect();
         let kept = if self.user.uid == 0 {

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::filesystems::DevBy;
 use super::{Isolation, ProcessSpec, RuntimeError, Streams};
 
 pub(super) use bundle::run;
@@ -129,6 +130,14 @@ impl Container {
         let controllers = Path::new(CGROUPS).join("unified/cgroup.controllers");
         let hybrid = std::fs::read(controllers).is_ok_and(|names| !names.is_empty());
         hybrid && self.program.name().starts_with("crun")
+    }
+
+    /// Who fills /dev. youki makes what it has by default whatever there is.
+    fn dev_by(&self) -> DevBy {
+        match self.program.name().starts_with("youki") {
+            true => DevBy::Runtime,
+            false => DevBy::Us,
+        }
     }
 
     /// The group of its own that says which devices it may open.
