@@ -4,7 +4,8 @@ use reqwest::{Method, Url};
 
 use super::DOCKER_HUB_HOST;
 use super::aws::{AwsError, is_ecr};
-use super::error::{ClientError, Refusal, is_unknown_host, wants_certificate};
+use super::error::{ClientError, is_unknown_host, wants_certificate};
+use super::refusal::Refusal;
 use crate::reference::DOCKER_HUB;
 
 impl ClientError {

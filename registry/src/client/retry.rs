@@ -139,7 +139,7 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::error::Refusal;
+    use crate::client::refusal::Refusal;
     use reqwest::{Method, Url};
 
     fn policy() -> Policy {

@@ -10,7 +10,8 @@ use reqwest::header::{HeaderMap, LOCATION};
 use reqwest::{Method, Response, Url};
 use tokio::time::{Instant, sleep};
 
-use super::error::{ClientError, Refusal};
+use super::error::ClientError;
+use super::refusal::Refusal;
 use super::retry::asked_wait;
 use super::tls::Connections;
 

@@ -19,7 +19,8 @@ use reqwest::Url;
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
-use super::error::{ClientError, Refusal, clean};
+use super::error::{ClientError, clean};
+use super::refusal::Refusal;
 use super::retry::{Backoff, Policy};
 use super::wire::{Request, Wire};
 use crate::credentials::{Login, Secret};
