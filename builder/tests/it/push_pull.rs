@@ -357,3 +357,40 @@ fn several_pulls_and_pushes_at_once_do_not_disturb_each_other() {
         .map(|_| env.kiln_in("fourth", ["build", "context"]))
         .collect());
 }
+
+#[test]
+fn d5_4_d7_6_all_tags_of_a_repository_go_and_come() {
+    let env = test_env!("docker-registry").with_busybox();
+    let registry = env.registry();
+    let name = built(&env, &registry);
+    let repository = registry.name("team/app");
+    let other = format!("{repository}:v2");
+    env.built(&other, "FROM busybox\nRUN echo three >/three\n");
+    // Neither another repository nor one whose name only begins alike is meant.
+    let beside = registry.name("team/app2:v3");
+    env.kiln(["tag", &other, &beside]).success();
+    let pushed = env.kiln(["push", "-a", &repository]).success();
+    let lines: Vec<_> = pushed.stdout.lines().map(|line| &line[..3]).collect();
+    assert_eq!(lines, ["v1:", "v2:"], "{pushed}");
+
+    let elsewhere = TestEnv::new();
+    let pulled = elsewhere
+        .kiln(["pull", "--all-tags", &repository])
+        .success();
+    assert_eq!(pulled.stdout, format!("{name}\n{other}\n"), "{pulled}");
+    for name in [&name, &other] {
+        assert_eq!(elsewhere.inspect(name)["Id"], env.inspect(name)["Id"]);
+    }
+    let refused = elsewhere.kiln(["pull", &beside]).failure(1);
+    assert!(refused.stderr.contains("team/app2"), "{refused}");
+
+    for command in ["push", "pull"] {
+        let refused = env.kiln([command, "-a", &name]).failure(125);
+        let message = "tag can't be used with --all-tags/-a";
+        assert!(refused.stderr.contains(message), "{refused}");
+    }
+    let none = env.kiln(["push", "-a", &registry.name("nobody/nothing")]);
+    let none = none.failure(1);
+    let message = "An image does not exist locally with the name";
+    assert!(none.stderr.contains(message), "{none}");
+}

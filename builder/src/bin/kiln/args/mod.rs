@@ -453,6 +453,9 @@ pub(crate) struct PushArgs {
     /// Print nothing but the name
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Push all tags that the repository has here
+    #[arg(short, long)]
+    pub(crate) all_tags: bool,
     /// The image, NAME[:TAG]
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
@@ -464,6 +467,9 @@ pub(crate) struct PullArgs {
     /// Print nothing but the name
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Pull all tags of the repository
+    #[arg(short, long)]
+    pub(crate) all_tags: bool,
     /// Platform to fetch, OS/ARCH[/VARIANT] [default: this machine's]
     #[arg(long, env = "DOCKER_DEFAULT_PLATFORM", value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,

@@ -44,6 +44,7 @@ use kiln_registry::client::{
     AwsEnvironment, Client, ClientOptions, Mirror, Notice, Observer, Quota,
 };
 use kiln_registry::credentials::Keychain;
+use kiln_registry::reference::Reference;
 use kiln_registry::settings::Settings;
 use kiln_registry::spec::Platform;
 use tokio::signal::unix::{SignalKind, signal};
@@ -370,6 +371,16 @@ fn mirror(text: &str) -> anyhow::Result<Mirror> {
             Err(UsageError::new(message).into())
         }
     }
+}
+
+/// The repository of which all tags are meant.
+fn all_tags_of(name: &str) -> anyhow::Result<Reference> {
+    let reference = Reference::parse(name)?;
+    if reference.tag.is_some() || reference.digest.is_some() {
+        let message = format!("tag can't be used with --all-tags/-a: `{name}`");
+        return Err(UsageError::new(message).into());
+    }
+    Ok(reference)
 }
 
 /// The platform of a flag, else this machine's; and whether it was given.

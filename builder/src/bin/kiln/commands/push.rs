@@ -10,11 +10,14 @@ use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 
-use super::{Setup, block_on};
+use super::{Setup, all_tags_of, block_on};
 use crate::args::PushArgs;
 use crate::render::{self, transfer};
 
 pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
+    if args.all_tags {
+        return push_all(setup, args);
+    }
     let mut reference = Reference::parse(&args.name)?;
     if reference.digest.is_some() {
         bail!("cannot push `{}` by digest: name it by a tag", args.name);
@@ -38,6 +41,34 @@ pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
         &cancel,
         push(&store, &client, &cancel, &reference, &image, args.quiet),
     )
+}
+
+/// Pushes all images that have a name in the repository here.
+fn push_all(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
+    let repository = all_tags_of(&args.name)?;
+    let store = setup.store()?;
+    let mut named = Vec::new();
+    for entry in store.names()? {
+        let reference = Reference::parse(&entry.name)?;
+        let same = reference.name() == repository.name();
+        if same && reference.digest.is_none() {
+            named.push((reference, entry.image));
+        }
+    }
+    if named.is_empty() {
+        bail!(
+            "An image does not exist locally with the name: {}",
+            args.name
+        );
+    }
+    let client = setup.client(args.quiet)?;
+    let cancel = Cancel::new()?;
+    block_on(&cancel, async {
+        for (reference, image) in &named {
+            push(&store, &client, &cancel, reference, image, args.quiet).await?;
+        }
+        Ok(())
+    })
 }
 
 /// Pushes an image under a name and says so.

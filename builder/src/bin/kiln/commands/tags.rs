@@ -43,7 +43,7 @@ pub(crate) fn run(setup: &Setup, args: &TagsArgs) -> anyhow::Result<()> {
 }
 
 /// Whether a tag is made of a digest: `sha256-HEX`, with an ending or without (D8.2, D8.3).
-fn is_digest_tag(tag: &str) -> bool {
+pub(super) fn is_digest_tag(tag: &str) -> bool {
     let hex = tag
         .strip_prefix("sha256-")
         .map(|rest| rest.split('.').next().unwrap_or_default());
