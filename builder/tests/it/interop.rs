@@ -185,7 +185,7 @@ fn kiln_pulls_what_skopeo_pushed_in_either_format() {
 }
 
 #[test]
-fn kiln_pulls_zstd_layers() {
+fn d5_7_kiln_pulls_zstd_layers() {
     let env = test_env!("docker-registry", "skopeo").with_busybox();
     let registry = env.registry();
     sample(&env, "app");

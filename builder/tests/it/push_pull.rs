@@ -394,3 +394,42 @@ fn d5_4_d7_6_all_tags_of_a_repository_go_and_come() {
     let message = "An image does not exist locally with the name";
     assert!(none.stderr.contains(message), "{none}");
 }
+
+#[test]
+fn d8_4_content_trust_is_refused_and_not_left_out() {
+    let env = test_env!().with_busybox();
+    env.dockerfile("FROM busybox\n");
+    let trusted = |args: &[&str]| {
+        let args = args.iter().copied();
+        env.kiln(args).env("DOCKER_CONTENT_TRUST", "1")
+    };
+    let context = env.context();
+    let build = ["build", context.to_str().unwrap()];
+    for args in [
+        &["pull", "a"][..],
+        &["push", "a"],
+        &["run", "busybox"],
+        &build,
+    ] {
+        let refused = trusted(args).failure(125);
+        assert!(refused.stderr.contains("DOCKER_CONTENT_TRUST"), "{refused}");
+    }
+    trusted(&["images"]).success();
+    trusted(&build).arg("--disable-content-trust").success();
+    env.kiln(build).env("DOCKER_CONTENT_TRUST", "0").success();
+}
+
+/// Pushed again elsewhere, a layer is the bytes that it was: it is compressed once.
+#[test]
+fn d7_8_what_was_compressed_is_kept() {
+    let env = test_env!("docker-registry").with_busybox();
+    let (one, two) = (env.registry(), env.registry());
+    let name = built(&env, &one);
+    let first = env.kiln(["push", &name]).success();
+    assert!(first.stderr.contains("Compressing"), "{first}");
+    let other = two.name("team/app:v1");
+    env.kiln(["tag", &name, &other]).success();
+    let second = env.kiln(["push", &other]).success();
+    assert_eq!(digest(&first), digest(&second));
+    assert!(!second.stderr.contains("Compressing"), "{second}");
+}

@@ -365,7 +365,7 @@ fn signals_go_to_the_program_and_the_second_one_kills() {
 }
 
 #[test]
-fn an_image_is_fetched_when_the_policy_says_so() {
+fn d5_5_an_image_is_fetched_when_the_policy_says_so() {
     let bases = bases!();
     let env = test_env!();
     let name = format!("{bases}/library/busybox:stable");

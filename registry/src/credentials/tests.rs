@@ -26,7 +26,7 @@ fn with_key(key: &str) -> String {
 
 /// D2.3: the spellings of one registry.
 #[tokio::test]
-async fn keys_of_a_registry() {
+async fn d2_3_keys_of_a_registry() {
     for (key, registry, fits) in [
         ("r.example", "r.example", true),
         ("r.example:5000", "r.example:5000", true),
@@ -71,7 +71,7 @@ async fn keys_of_a_registry() {
 
 /// D2.4: `host/ns/repo`, then `host/ns`, then `host`; never a neighbour.
 #[tokio::test]
-async fn keys_of_parts_of_a_registry() {
+async fn d2_4_keys_of_parts_of_a_registry() {
     let entry = |user: &str| format!(r#"{{"username":"{user}","password":"p"}}"#);
     let config = format!(
         r#"{{"auths":{{"h":{},"h/ns":{},"h/ns/repo":{},"docker.io/team":{}}}}}"#,
@@ -103,7 +103,7 @@ async fn keys_of_parts_of_a_registry() {
 
 /// D2.1, D2.2: what an entry can hold.
 #[tokio::test]
-async fn entries() {
+async fn d2_2_entries() {
     for (entry, expected) in [
         (format!(r#"{{"auth":"{AUTH}"}}"#), basic("u", "p:w")),
         (r#"{"auth":"dTpwOnc"}"#.to_owned(), basic("u", "p:w")),

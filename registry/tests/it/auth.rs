@@ -212,7 +212,7 @@ async fn d3_5_a_service_without_post_is_asked_by_get() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_the_error_and_holds_no_secret() {
+async fn d3_6_a_refused_token_is_the_error_and_holds_no_secret() {
     let server = Server::start().await;
     want_tokens(&server, "");
     let body = r#"{"details":"incorrect username or password"}"#;

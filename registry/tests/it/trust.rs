@@ -141,6 +141,46 @@ async fn d4_1_certificates_on_both_sides() {
     round_trip(&registry.address, &client_with(settings)).await;
 }
 
+/// A certificate that held for a day, long ago.
+fn expired_certificate(folder: &Path, name: &str, by: &str) {
+    openssl(
+        folder,
+        &format!("req -new {CURVE} -subj /CN={name} -keyout {name}.key -out {name}.csr"),
+    );
+    let settings = "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nserial=serial\nnew_certs_dir=.\n\
+                    policy=p\nx509_extensions=e\n[p]\ncommonName=supplied\n\
+                    [e]\nsubjectAltName=IP:0.0.0.0\n";
+    for (file, text) in [("ca.cnf", settings), ("index", ""), ("serial", "01\n")] {
+        std::fs::write(folder.join(file), text).unwrap();
+    }
+    openssl(
+        folder,
+        &format!(
+            "ca -batch -config ca.cnf -md sha256 -in {name}.csr -cert {by}.pem -keyfile {by}.key -startdate 20200101000000Z -enddate 20200102000000Z -notext -out {name}.pem"
+        ),
+    );
+}
+
+#[tokio::test]
+async fn d6_5_a_certificate_that_has_expired_is_told_with_the_host() {
+    if !present(&["docker-registry", "openssl"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    authority(folder.path(), "ca");
+    expired_certificate(folder.path(), "server", "ca");
+    let tls = "  tls:\n    certificate: FOLDER/server.pem\n    key: FOLDER/server.key\n";
+    let address = free_address().replace("127.0.0.1", "0.0.0.0");
+    let registry = Registry::start_at(folder, address, tls);
+    let client = client_with(certs(&registry, &registry.address, &[CA]));
+    let name = reference(&registry.address, "a:1");
+    let refused = client.resolve(&name, &linux("amd64")).await.unwrap_err();
+    let (message, hint) = (chain(&refused), refused.hint().unwrap());
+    assert!(message.contains(&registry.address), "{message}");
+    assert!(message.contains("expired"), "{message}");
+    assert!(hint.contains("check the clock of this machine"), "{hint}");
+}
+
 #[tokio::test]
 async fn d4_4_https_through_proxies_is_checked_from_end_to_end() {
     if !present(&["docker-registry", "openssl"]) {

@@ -22,6 +22,11 @@ pub(crate) struct LegacyArgs {
 }
 
 impl LegacyArgs {
+    /// Whether images need not be signed, whatever the environment says.
+    pub(crate) fn disables_content_trust(&self) -> bool {
+        self.disable_content_trust == Some(true)
+    }
+
     /// A warning that names those that were given, if any were.
     ///
     /// # Errors

@@ -292,7 +292,30 @@ fn said(client: &Client) {
     }
 }
 
+/// Refuses to fetch or send images that somebody wants to be signed as docker did it once: kiln would
+/// do it unsigned and unchecked (D8.4).
+fn refuse_content_trust(command: &Command) -> anyhow::Result<()> {
+    let disabled = match command {
+        Command::Build(args) => args.legacy.disables_content_trust(),
+        Command::Run(_)
+        | Command::Shell(_)
+        | Command::Push(_)
+        | Command::Pull(_)
+        | Command::Copy(_) => false,
+        _ => return Ok(()),
+    };
+    let value = std::env::var_os("DOCKER_CONTENT_TRUST").unwrap_or_default();
+    let off = ["", "0", "f", "F", "false", "False", "FALSE"];
+    if disabled || off.iter().any(|off| value == *off) {
+        return Ok(());
+    }
+    let message = "DOCKER_CONTENT_TRUST is set, and kiln neither signs nor checks signatures of that kind: \
+                   unset it to go on without";
+    Err(UsageError::new(message).into())
+}
+
 fn run_one(setup: &Setup, command: Command) -> anyhow::Result<()> {
+    refuse_content_trust(&command)?;
     match command {
         Command::Build(args) => build::run(setup, &args),
         Command::Check(args) => check::run(setup, &args),
