@@ -372,6 +372,11 @@ fn d5_4_d7_6_all_tags_of_a_repository_go_and_come() {
     let pushed = env.kiln(["push", "-a", &repository]).success();
     let lines: Vec<_> = pushed.stdout.lines().map(|line| &line[..3]).collect();
     assert_eq!(lines, ["v1:", "v2:"], "{pushed}");
+    for args in [&["push", "-a", &repository][..], &["push", &name]] {
+        let args = args.iter().copied();
+        let other = env.kiln(args).args(["--platform", "plan9/mips"]).failure(1);
+        assert!(other.stderr.contains("is not for plan9/mips"), "{other}");
+    }
 
     let elsewhere = TestEnv::new();
     let pulled = elsewhere

@@ -181,7 +181,9 @@ impl<'a> Bench<'a> {
         if let Some(published) = self.published.get() {
             return Ok(&published.image);
         }
-        let (storage, registry) = self.empty_registry()?;
+        // Not where the empty ones are: that is emptied for each of them.
+        let storage = Scratch::new("bench-published")?;
+        let registry = Registry::start(&storage.join("storage"))?;
         let image = format!("{}/bench/layers:latest", registry.address());
         let publisher = Tool::publisher(self.binary, self.scratch);
         self.build_layers(&publisher, &image, LARGE)?;

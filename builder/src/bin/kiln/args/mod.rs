@@ -456,6 +456,9 @@ pub(crate) struct PushArgs {
     /// Push all tags that the repository has here
     #[arg(short, long)]
     pub(crate) all_tags: bool,
+    /// Push the image for this platform, OS/ARCH[/VARIANT], and fail if it is for another
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
     /// The image, NAME[:TAG]
     #[arg(value_name = "NAME")]
     pub(crate) name: String,

@@ -10,7 +10,8 @@ use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 
-use super::{Setup, all_tags_of, block_on};
+use super::run::fits;
+use super::{Setup, all_tags_of, block_on, platform};
 use crate::args::PushArgs;
 use crate::render::{self, transfer};
 
@@ -35,12 +36,27 @@ pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
         }
         reference.tag = Some("latest".to_owned());
     }
+    require_platform(&store, &image, &args.name, args)?;
     let client = setup.client(args.quiet)?;
     let cancel = Cancel::new()?;
     block_on(
         &cancel,
         push(&store, &client, &cancel, &reference, &image, args.quiet),
     )
+}
+
+/// Makes sure that an image is for the platform that is asked for; the store has one of each name.
+fn require_platform(
+    store: &Store,
+    image: &Digest,
+    name: &str,
+    args: &PushArgs,
+) -> anyhow::Result<()> {
+    let (platform, given) = platform(args.platform.as_deref())?;
+    if given && !fits(store, image, &platform)? {
+        bail!("the image `{name}` in the store is not for {platform}");
+    }
+    Ok(())
 }
 
 /// Pushes all images that have a name in the repository here.
@@ -52,6 +68,7 @@ fn push_all(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
         let reference = Reference::parse(&entry.name)?;
         let same = reference.name() == repository.name();
         if same && reference.digest.is_none() {
+            require_platform(&store, &entry.image, &entry.name, args)?;
             named.push((reference, entry.image));
         }
     }

@@ -186,7 +186,7 @@ impl Wanted<'_> {
     }
 }
 
-fn fits(store: &Store, image: &Digest, platform: &Platform) -> anyhow::Result<bool> {
+pub(super) fn fits(store: &Store, image: &Digest, platform: &Platform) -> anyhow::Result<bool> {
     let config = store.config(image)?;
     Ok(config.os == platform.os && config.architecture == platform.architecture)
 }
