@@ -36,7 +36,7 @@ usage: cargo xtask VERB [ARGUMENT...]
   test [ARGS]       installs what the tests need, makes the base images, runs `cargo test ARGS`
   bases [NAME...]   makes the base images (all of them, or those named) under target/bases
   bench [--runs N] [--write] [WORKLOAD...]
-                    measures kiln against buildah and docker
+                    measures kiln against buildah, podman, skopeo and docker
   dist              builds the static binaries into target/dist
   deny              checks the dependencies' licences, bans and sources against deny.toml
   fuzz [TARGET] [SECONDS]

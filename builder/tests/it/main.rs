@@ -15,6 +15,7 @@ mod env;
 mod fault_proxy;
 mod lab;
 mod liar;
+mod own;
 mod people;
 mod run;
 mod saved;

@@ -7,12 +7,12 @@ use std::fs;
 use kiln_registry::blob::{BlobSink as _, InMemory};
 use kiln_registry::digest::Digest;
 use kiln_registry::layout::Layout;
-use kiln_registry::server::{Server, ServerOptions};
 use kiln_registry::spec::media_type::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST};
 use kiln_registry::spec::{Descriptor, Index, Manifest, Platform, Raw};
 use serde_json::{Value, json};
 
 use crate::env::{TestEnv, test_env};
+use crate::own::Own;
 use crate::web::Web;
 
 /// A layout with images, made without any other tool.
@@ -384,36 +384,10 @@ fn d8_2_referrers_are_listed_and_copied_without_an_api_for_them() {
     assert_eq!(lines(&tags), ["1"]);
 }
 
-/// kiln's own registry, for as long as this value lives.
-struct Own {
-    address: String,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Own {
-    fn start(env: &TestEnv) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        let folder = env.path("own");
-        let bound = Server::bind(any, &folder, ServerOptions::default());
-        let server = runtime.block_on(bound).unwrap();
-        let address = server.address().unwrap().to_string();
-        runtime.spawn(server.run(std::future::pending()));
-        Self {
-            address,
-            _runtime: runtime,
-        }
-    }
-}
-
 #[test]
 fn kiln_s_own_registry_serves_all_verbs() {
     let env = test_env!().with_busybox();
-    let own = Own::start(&env);
+    let own = Own::start(&env.path("own"));
     let [one, two] = ["team/one:1", "team/two:1"].map(|name| format!("{}/{name}", own.address));
     env.kiln(["tag", "busybox", &one]).success();
     env.kiln(["push", &one]).success();

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kiln_registry::digest::{Digest, Hasher};
-use kiln_registry::server::{Server, ServerOptions};
 use serde_json::json;
 
 use crate::env::{Output, Run, TestEnv, test_env};
 use crate::fault_proxy::{Fault, Proxy, Reply};
+use crate::own::Own;
 
 const MIB: u64 = 1 << 20;
 
@@ -112,31 +112,6 @@ fn document(folder: &Path, value: &serde_json::Value) -> (Digest, u64) {
     let digest = Digest::of(&bytes);
     fs::write(folder.join("blobs/sha256").join(digest.hex()), &bytes).unwrap();
     (digest, bytes.len() as u64)
-}
-
-/// kiln's own registry over a folder, for as long as this value lives.
-struct Own {
-    address: String,
-    _runtime: tokio::runtime::Runtime,
-}
-
-impl Own {
-    fn start(folder: &Path) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
-        let address = "127.0.0.1:0".parse().unwrap();
-        let bound = Server::bind(address, folder, ServerOptions::default());
-        let server = runtime.block_on(bound).unwrap();
-        let address = server.address().unwrap().to_string();
-        runtime.spawn(server.run(std::future::pending()));
-        Self {
-            address,
-            _runtime: runtime,
-        }
-    }
 }
 
 /// Runs a command, kills it twice on its way, and lets it come to its end the third time.

@@ -76,7 +76,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
                 // what the others took is worth knowing all the same
                 Err(error) => failures.push(format!("{name}, {}: {error:#}", tool.name())),
             }
-            tool.reset()?;
+            if let Err(error) = tool.reset() {
+                failures.push(format!("emptying the store of {}: {error:#}", tool.name()));
+            }
         }
     }
     let mut text = report::render(&rows, &tools, options.runs);
