@@ -1,8 +1,9 @@
 //! Kiln as a helper of its own: a process with another task, on the other end of a socket.
 //!
-//! The program file of the sandbox is opened in a form that a step cannot write to. A step can make kiln's process show up as `/proc/self/exe` (its program may even be that path)
-//! and, once kiln has ended, open the file behind it for writing. That is how a container
-//! overwrote its runtime in CVE-2019-5736. So the sandbox is not started from the file itself.
+//! The program file of the sandbox is opened in a form that a step cannot write to. A step can make
+//! kiln's process show up as `/proc/self/exe` (its program may even be that path) and, once kiln has
+//! ended, open the file behind it for writing. That is how a container overwrote its runtime in
+//! CVE-2019-5736. So the sandbox is not started from the file itself.
 
 use std::fs::File;
 use std::io;
