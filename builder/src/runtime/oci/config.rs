@@ -126,10 +126,10 @@ impl Facts<'_> {
         let all = CAPABILITIES.iter().enumerate();
         let permitted = all.filter(|(number, name)| {
             let one = CapabilitySet::from_bits_retain(1 << number);
-            let wanted = !self.is_sandbox() || CAPABILITY_NAMES.contains(name);
-            // Nodes work in a /dev that the runtime fills, so nobody else may make any.
+            // Nodes work in a /dev that the runtime fills, so nobody in a sandbox may make any.
             let harmless = self.dev_by == DevBy::Us || name != &&"CAP_MKNOD";
-            wanted && harmless && self.permitted.contains(one)
+            let wanted = !self.is_sandbox() || harmless && CAPABILITY_NAMES.contains(name);
+            wanted && self.permitted.contains(one)
         });
         let bounding: Vec<_> = permitted.map(|(_, name)| name).collect();
         let kept = if self.user.uid == 0 {
