@@ -11,11 +11,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kiln_registry::digest::Digest;
-
+use super::digests::ContentDigest;
 use super::metadata::{Metadata, Timestamp};
 
-const MAGIC: &[u8; 16] = b"kiln stat v1\n\0\0\0";
+const MAGIC: &[u8; 16] = b"kiln stat v2\n\0\0\0";
 const RECORD: usize = 84;
 /// Records that no build has asked for in so many days are dropped.
 const KEEP_DAYS: u32 = 60;
@@ -31,7 +30,7 @@ const COARSE_TICK: i128 = 2_100_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Remembered {
     /// Digest of its content.
-    pub(super) digest: Digest,
+    pub(super) digest: ContentDigest,
     /// Whether it has no attributes that a copy would carry.
     pub(super) plain: bool,
 }
@@ -191,7 +190,7 @@ fn encode(key: Key, record: &Record, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(&time.seconds.to_le_bytes());
         bytes.extend_from_slice(&time.nanoseconds.to_le_bytes());
     }
-    bytes.extend_from_slice(record.remembered.digest.bytes());
+    bytes.extend_from_slice(&record.remembered.digest);
     let plain = u32::from(record.remembered.plain) << 31;
     bytes.extend_from_slice(&(record.day | plain).to_le_bytes());
 }
@@ -205,14 +204,14 @@ fn decode(bytes: &[u8; RECORD]) -> Option<(Key, Record)> {
             nanoseconds: u32_at(at + 8)?,
         })
     };
-    let digest: [u8; 32] = *bytes.get(48..)?.first_chunk()?;
+    let digest: ContentDigest = *bytes.get(48..)?.first_chunk()?;
     let day = u32_at(80)?;
     let record = Record {
         size: u64_at(16)?,
         mtime: time_at(24)?,
         ctime: time_at(36)?,
         remembered: Remembered {
-            digest: Digest::from(digest),
+            digest,
             plain: day >> 31 == 1,
         },
         day: day & !(1 << 31),
@@ -248,7 +247,7 @@ mod tests {
 
     fn remembered(text: &[u8]) -> Remembered {
         Remembered {
-            digest: Digest::of(text),
+            digest: *blake3::hash(text).as_bytes(),
             plain: text.len().is_multiple_of(2),
         }
     }

@@ -27,7 +27,7 @@ use super::{ContextError, Tree};
 use crate::graph::CopyOp;
 
 /// Version of the encoding.
-const ENCODING: &[u8] = b"kiln copy content 1\n";
+const ENCODING: &[u8] = b"kiln copy content 2\n";
 
 /// Permission bits of inline files (A13.8).
 pub const INLINE_MODE: u32 = 0o644;
@@ -162,7 +162,7 @@ impl Key {
             Kind::File => {
                 if let Some(Content { digest, xattrs }) = content {
                     self.number(file.metadata.size);
-                    self.hasher.update(digest.bytes());
+                    self.hasher.update(&digest);
                     self.xattrs(&xattrs);
                 }
             }

@@ -46,19 +46,19 @@ fn the_encoding_is_pinned() {
     for (words, hex) in [
         (
             "src /d/",
-            "c6c2c37b061056a05eececfb5be02d0c4e2ff997004ba5d8c2840469ca99250d",
+            "cc09640b37d9d102710ad805ce2b2e306afa1f0a6b6bb43f36beb948838168e6",
         ),
         (
             "lone /d",
-            "f4dcf6dcfa40122fdbc444909814c8c0fd60d75a7a04b0e6e98ba608a89ba383",
+            "1cee4bb1bafdc23e837306a8cb876b8bffc11ad4fba28b398818757f4d28c6b6",
         ),
         (
             "<<F --chmod=0755 /d/",
-            "4bbbc895b6dfa0ccd37137e562fc35b2b0249e11c76ff0a8676389e6f401a1cf",
+            "9ee155977b29793789ecb678a578c7f7f4a2c26f6eef8699f5a5a6bdb31c18d8",
         ),
         (
             "--parents src/sub /d/",
-            "2821ed206af2d6664f6269f5b5621f30611282fce1be4d5b1d54a58eabfdcccd",
+            "9db9c7f6d9e1ab0480c9ea44664b8181e21f563ba4f7ce0a9b1d19f307c74fc6",
         ),
     ] {
         found.push((words, key(words).hex()));
