@@ -27,7 +27,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use crate::layer;
-use crate::store::{SnapshotFacts, Store, StoreError, TempDir};
+use crate::store::{Eviction, SnapshotFacts, Store, StoreError, TempDir};
 use crate::sys::root::Root;
 
 use trees::Trees;
@@ -414,7 +414,7 @@ impl Snapshots {
         if whole {
             self.store.settle_snapshot(id)?;
         } else {
-            self.store.forget_snapshot(id)?;
+            self.store.forget_snapshot(id, Eviction::Damaged)?;
         }
         Ok(whole)
     }

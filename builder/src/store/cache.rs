@@ -12,6 +12,8 @@ pub struct CacheRecord {
     pub snapshot: SnapshotId,
     /// When it was made, seconds since 1970.
     pub created: i64,
+    /// What the results were that it was made upon, where that is known.
+    pub upon: Option<String>,
 }
 
 impl Store {
@@ -22,11 +24,11 @@ impl Store {
     pub fn cached(&self, key: &Digest) -> Result<Option<CacheRecord>, StoreError> {
         let record = self.query(|db| {
             db.prepare_cached(
-                "SELECT snapshots.id, snapshots.created FROM cache JOIN snapshots ON snapshots.id = cache.snapshot
+                "SELECT snapshots.id, snapshots.created, cache.upon FROM cache JOIN snapshots ON snapshots.id = cache.snapshot
                  WHERE cache.key = ?1",
             )?
             .query_row([key.to_string()], |row| {
-                Ok(CacheRecord { snapshot: SnapshotId::from_name(row.get(0)?), created: row.get(1)? })
+                Ok(CacheRecord { snapshot: SnapshotId::from_name(row.get(0)?), created: row.get(1)?, upon: row.get(2)? })
             })
             .optional()
         })?;
@@ -39,12 +41,28 @@ impl Store {
     /// # Errors
     /// When the database cannot be written.
     pub fn remember(&self, keys: &[&Digest], snapshot: &SnapshotId) -> Result<(), StoreError> {
+        let keys: Vec<_> = keys.iter().map(|key| (*key, None)).collect();
+        self.remember_upon(&keys, snapshot)
+    }
+
+    /// Remembers the result of a step under its keys, and for each of them what it was made upon,
+    /// where the key itself does not say it.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn remember_upon(
+        &self,
+        keys: &[(&Digest, Option<&str>)],
+        snapshot: &SnapshotId,
+    ) -> Result<(), StoreError> {
         self.change(|db| {
             let mut insert = db.prepare_cached(
-                "INSERT OR REPLACE INTO cache (key, snapshot, used) VALUES (?1, ?2, unixepoch())",
+                "INSERT OR REPLACE INTO cache (key, snapshot, upon, used) VALUES (?1, ?2, ?3, unixepoch())",
             )?;
-            for key in keys {
-                insert.execute(params![key.to_string(), snapshot.name()])?;
+            let mut there = db.prepare_cached("DELETE FROM evictions WHERE key = ?1")?;
+            for (key, upon) in keys {
+                insert.execute(params![key.to_string(), snapshot.name(), upon])?;
+                there.execute([key.to_string()])?;
             }
             Ok(())
         })

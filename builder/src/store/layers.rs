@@ -10,7 +10,7 @@ use rusqlite::{OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::lock::random_name;
-use super::{Store, StoreError, digest};
+use super::{Eviction, Store, StoreError, digest};
 
 /// After so many seconds the kernel has written dirty pages by itself, so syncing is cheap.
 const SETTLED: i64 = 60;
@@ -279,12 +279,13 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a snapshot and what refers to it.
+    /// Forgets a snapshot and what refers to it; for steps that it was the result of, the reason is
+    /// kept.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn forget_snapshot(&self, id: &SnapshotId) -> Result<(), StoreError> {
-        self.forget_snapshots("id = ?1", id.name())
+    pub fn forget_snapshot(&self, id: &SnapshotId, why: Eviction) -> Result<(), StoreError> {
+        self.forget_snapshots("id = ?1", id.name(), why)
     }
 
     /// Makes sure that snapshots of earlier commands are on disk. Snapshots are not synced one by
@@ -301,7 +302,11 @@ impl Store {
             )
         })?;
         if unsettled.0 > 0 {
-            self.forget_snapshots("boot <> ?1 AND diff_id IS NULL", &self.boot)?;
+            self.forget_snapshots(
+                "boot <> ?1 AND diff_id IS NULL",
+                &self.boot,
+                Eviction::Unsafe,
+            )?;
         }
         if unsettled.1 > 0 {
             let folder = self.root.join("snapshots");
@@ -322,12 +327,17 @@ impl Store {
         &self,
         condition: &str,
         parameter: &str,
+        why: Eviction,
     ) -> Result<(), StoreError> {
         let ids = self.change(|db| {
             let ids = db
                 .prepare(&format!("SELECT id FROM snapshots WHERE {condition}"))?
                 .query_map([parameter], |row| row.get::<_, String>(0))?
                 .collect::<rusqlite::Result<Vec<_>>>()?;
+            db.execute(
+                &format!("INSERT OR REPLACE INTO evictions (key, reason, at) SELECT key, ?2, unixepoch() FROM cache WHERE snapshot IN (SELECT id FROM snapshots WHERE {condition})"),
+                [parameter, why.word()],
+            )?;
             for table in ["cache", "chains"] {
                 let delete = format!("DELETE FROM {table} WHERE snapshot IN (SELECT id FROM snapshots WHERE {condition})");
                 db.execute(&delete, [parameter])?;

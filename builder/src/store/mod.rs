@@ -8,7 +8,8 @@
 //! ROOT/partial/HEX         a blob that is not whole yet, see `partial`
 //! ROOT/partial/upload-HEX  where a blob is being uploaded to; readable by its owner only
 //! ROOT/snapshots/ID/       one layer each, unpacked, in overlayfs form; never changed once named
-//! ROOT/kiln.db             names, images, layer facts, cache records (SQLite, write-ahead log)
+//! ROOT/kiln.db             names, images, layer facts, cache records, what was built last (SQLite,
+//!                         write-ahead log)
 //! ROOT/cache/              stat caches of build contexts
 //! ROOT/mounts/KEY/N/       contents of cache mounts, with the lock of those who use them
 //! ROOT/last/build.json     the steps of the last build, for `kiln shell`; readable by its owner only
@@ -26,6 +27,7 @@
 //! left in `tmp` is removed by the next one, because the kernel freed its lock.
 
 mod blobs;
+mod builds;
 mod cache;
 mod ids;
 mod images;
@@ -49,6 +51,7 @@ use kiln_registry::digest::{Digest, Mismatch};
 use rusqlite::Connection;
 
 pub use blobs::{BlobWriter, Blobs};
+pub use builds::{BuildRecord, Eviction, FileList, Project, StepRecord};
 pub use cache::CacheRecord;
 pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use last::Held;
@@ -87,6 +90,18 @@ pub enum StoreError {
         path: PathBuf,
         /// Its version.
         found: String,
+    },
+    /// Another version of kiln made the store's database.
+    #[error(
+        "the store's database `{path}` has format version {found}, this kiln knows version {known}"
+    )]
+    DatabaseVersion {
+        /// The database file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The version that this kiln knows.
+        known: i64,
     },
     /// The owners of the snapshots' files mean something else here.
     #[error(
@@ -173,7 +188,7 @@ impl StoreError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Version { .. } => {
+            Self::Version { .. } | Self::DatabaseVersion { .. } => {
                 "use the kiln that made it, or choose another place with --root"
             }
             Self::Ids { .. } => {

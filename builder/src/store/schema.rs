@@ -7,8 +7,10 @@ use rusqlite::Connection;
 
 use super::StoreError;
 
-/// Format version of the database, in `PRAGMA user_version`.
-const VERSION: i64 = 1;
+/// What brings a database from one version to the next, oldest first: number 1 makes the tables of
+/// version 1 in an empty one. `PRAGMA user_version` holds the version. A migration that has been
+/// released stays as it is; a change is a new one at the end.
+const MIGRATIONS: &[&str] = &[TABLES, BUILDS];
 
 /// Times are seconds since 1970; digests are `sha256:HEX`.
 const TABLES: &str = "
@@ -59,6 +61,42 @@ CREATE TABLE cache (             -- results of steps
 ) STRICT;
 ";
 
+/// What was built, so that a miss of the cache can be explained (`store::builds`).
+const BUILDS: &str = "
+ALTER TABLE cache ADD COLUMN upon TEXT;  -- what the results were that the step stood on; NULL: not known
+CREATE TABLE evictions (         -- results of steps that there were
+    key    TEXT PRIMARY KEY,
+    reason TEXT NOT NULL,
+    at     INTEGER NOT NULL
+) STRICT;
+CREATE TABLE file_lists (        -- files that went into a key, as `cache::explain` packs them
+    digest TEXT PRIMARY KEY,
+    files  BLOB NOT NULL
+) STRICT;
+CREATE TABLE steps (             -- what went into the keys of a step
+    key         TEXT PRIMARY KEY,     -- its definition key
+    description TEXT NOT NULL,        -- JSON of `cache::explain`
+    files       TEXT REFERENCES file_lists (digest) ON DELETE SET NULL,
+    seconds     REAL,                 -- how long it took the last time it was executed
+    used        INTEGER NOT NULL
+) STRICT;
+CREATE INDEX steps_by_files ON steps (files);
+CREATE TABLE builds (            -- the last build of each project
+    id      INTEGER PRIMARY KEY,
+    project TEXT NOT NULL UNIQUE,     -- digest of context and Dockerfile
+    name    TEXT,                     -- repository of its first tag
+    ended   INTEGER NOT NULL
+) STRICT;
+CREATE INDEX builds_by_name ON builds (name);
+CREATE TABLE build_steps (       -- its steps
+    build    INTEGER NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    key      TEXT NOT NULL REFERENCES steps (key) ON DELETE CASCADE,
+    PRIMARY KEY (build, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX build_steps_by_key ON build_steps (key);
+";
+
 /// How long the set-up is tried again while other processes are at theirs.
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -105,28 +143,109 @@ fn prepare(path: &Path) -> Result<Connection, StoreError> {
     database
         .pragma_update(None, "foreign_keys", true)
         .map_err(wrap)?;
+    migrate(&mut database, path, MIGRATIONS)?;
+    Ok(database)
+}
+
+/// Brings a database to the last version, all steps of the way or none.
+fn migrate(database: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), StoreError> {
+    let wrap = |source| StoreError::Database {
+        path: path.to_owned(),
+        source,
+    };
     let version = |database: &Connection| {
         database.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
     };
-    if version(&database).map_err(wrap)? == 0 {
+    let last = i64::try_from(migrations.len()).unwrap_or(i64::MAX);
+    if version(database).map_err(wrap)? < last {
         let transaction = database
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(wrap)?;
-        // Another process may have made the tables while we waited for the lock.
-        if version(&transaction).map_err(wrap)? == 0 {
-            transaction.execute_batch(TABLES).map_err(wrap)?;
+        // Another process may have done it while we waited for the lock.
+        let found = version(&transaction).map_err(wrap)?;
+        for migration in migrations.iter().skip(usize::try_from(found).unwrap_or(0)) {
+            transaction.execute_batch(migration).map_err(wrap)?;
+        }
+        if found < last {
             transaction
-                .pragma_update(None, "user_version", VERSION)
+                .pragma_update(None, "user_version", last)
                 .map_err(wrap)?;
         }
         transaction.commit().map_err(wrap)?;
     }
-    let found = version(&database).map_err(wrap)?;
-    if found != VERSION {
-        return Err(StoreError::Version {
+    let found = version(database).map_err(wrap)?;
+    if found != last {
+        return Err(StoreError::DatabaseVersion {
             path: path.to_owned(),
-            found: found.to_string(),
+            found,
+            known: last,
         });
     }
-    Ok(database)
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables(database: &Connection) -> Vec<String> {
+        let mut statement = database
+            .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+            .unwrap();
+        let names = statement.query_map([], |row| row.get(0)).unwrap();
+        names.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_database_of_each_earlier_version_gets_what_a_new_one_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let new = open(&folder.path().join("new")).unwrap();
+        for version in 0..MIGRATIONS.len() {
+            let path = folder.path().join(version.to_string());
+            let mut old = Connection::open(&path).unwrap();
+            if version > 0 {
+                migrate(&mut old, &path, &MIGRATIONS[..version]).unwrap();
+                old.execute("INSERT INTO images (id, stored) VALUES ('sha256:1', 2)", [])
+                    .unwrap();
+            }
+            drop(old);
+            let now = open(&path).unwrap();
+            assert_eq!(tables(&now), tables(&new), "from version {version}");
+            let images: i64 = now
+                .query_row("SELECT count(*) FROM images", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(images, i64::from(version > 0), "what it held stays");
+        }
+    }
+
+    #[test]
+    fn a_migration_that_fails_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        drop(open(&path).unwrap());
+        let mut database = Connection::open(&path).unwrap();
+        let before = tables(&database);
+        let mut more = MIGRATIONS.to_vec();
+        more.extend(["CREATE TABLE more (a TEXT) STRICT;", "no statement"]);
+        assert!(migrate(&mut database, &path, &more).is_err());
+        assert_eq!(tables(&database), before);
+        migrate(&mut database, &path, MIGRATIONS).unwrap();
+    }
+
+    #[test]
+    fn a_database_of_a_later_version_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let last = i64::try_from(MIGRATIONS.len()).unwrap();
+        let database = open(&path).unwrap();
+        database
+            .pragma_update(None, "user_version", last + 1)
+            .unwrap();
+        let error = open(&path).unwrap_err();
+        let text = format!(
+            "has format version {}, this kiln knows version {last}",
+            last + 1
+        );
+        assert!(error.to_string().ends_with(&text), "{error}");
+    }
 }

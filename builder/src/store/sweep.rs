@@ -6,7 +6,7 @@ use std::fs;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ChainId, Index, Manifest};
 
-use super::{Store, StoreError};
+use super::{Eviction, Store, StoreError};
 
 impl Store {
     /// Removes blobs, and unpacked image layers, that no image refers to; returns the bytes of
@@ -27,7 +27,7 @@ impl Store {
             })?;
             for (chain, snapshot) in known {
                 if !chains.contains(&chain) {
-                    self.forget_snapshots("id = ?1", &snapshot)?;
+                    self.forget_snapshots("id = ?1", &snapshot, Eviction::Removed)?;
                 }
             }
             self.forget_failed()?;

@@ -6,7 +6,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::{DiffId, Manifest};
 
-use super::{LayerBlob, SnapshotFacts, SnapshotId, Store, StoreError};
+use super::{Eviction, LayerBlob, SnapshotFacts, SnapshotId, Store, StoreError};
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
@@ -190,6 +190,25 @@ fn a_cache_record_whose_snapshot_is_gone_is_a_miss() {
     assert_eq!(store.cached(&key).unwrap().unwrap().snapshot, id);
     fs::remove_dir(store.snapshot_path(&id)).unwrap();
     assert_eq!(store.cached(&key).unwrap(), None);
+    let lost = store.eviction(&key).unwrap();
+    assert_eq!(lost, Some((Eviction::Lost, None)));
+}
+
+#[test]
+fn what_was_evicted_is_known_until_it_is_there_again() {
+    let (_folder, store) = store();
+    let (id, key) = (snapshot(&store, "one"), Digest::of(b"key"));
+    store.remember_upon(&[(&key, Some("base"))], &id).unwrap();
+    let record = store.cached(&key).unwrap().unwrap();
+    assert_eq!(record.upon.as_deref(), Some("base"));
+    assert_eq!(store.eviction(&key).unwrap(), None);
+    store.forget_snapshot(&id, Eviction::Damaged).unwrap();
+    let (why, at) = store.eviction(&key).unwrap().unwrap();
+    assert_eq!(why, Eviction::Damaged);
+    assert!(at.is_some());
+    let again = snapshot(&store, "again");
+    store.remember(&[&key], &again).unwrap();
+    assert_eq!(store.eviction(&key).unwrap(), None);
 }
 
 #[test]
@@ -217,6 +236,8 @@ fn snapshots_of_an_earlier_boot_are_not_trusted_blindly() {
     ));
     assert!(!store.snapshot_path(&open).exists());
     assert_eq!(store.cached(&Digest::of(b"key")).unwrap(), None);
+    let evicted = store.eviction(&Digest::of(b"key")).unwrap();
+    assert_eq!(evicted.map(|(why, _)| why), Some(Eviction::Unsafe));
     store.settle_snapshot(&sealed).unwrap();
     assert!(store.snapshot(&sealed).unwrap().settled);
 }
