@@ -9,6 +9,7 @@
 //! order and [`tar::Writer`] for the form.
 
 pub mod archive;
+mod beside;
 pub mod compression;
 pub mod copy;
 pub mod gzip;

@@ -7,6 +7,7 @@ use kiln_registry::digest::{Digest, Hasher};
 use kiln_registry::spec::DiffId;
 use kiln_registry::spec::media_type::Compression;
 
+use super::beside::HashingBeside;
 use super::gzip::GzipWriter;
 use super::pack::{PackError, PackOptions, Packed, pack};
 
@@ -125,14 +126,9 @@ fn tar(
     out: impl Write,
     options: &PackOptions,
 ) -> Result<(DiffId, Packed), PackError> {
-    // Headers are small: gathered, they cost the hasher and the compressor less.
-    let mut tar = io::BufWriter::with_capacity(64 << 10, Hashing::new(out));
+    let mut tar = HashingBeside::new(out);
     let packed = pack(upper, &mut tar, options)?;
-    let tar = tar
-        .into_inner()
-        .map_err(|error| write(error.into_error()))?;
-    let (digest, _, _) = tar.finish();
-    Ok((DiffId(digest), packed))
+    Ok((DiffId(tar.finish().map_err(write)?), packed))
 }
 
 fn write(source: io::Error) -> PackError {

@@ -95,6 +95,15 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Snap
     }
 }
 
+/// How much a snapshot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Files, directories and whatever else there is below its root.
+    pub entries: u64,
+    /// Bytes of the contents of files, for each of their names.
+    pub bytes: u64,
+}
+
 /// A snapshot being made. Dropped without [`Snapshots::commit`], it is gone.
 #[derive(Debug)]
 pub struct Active {
@@ -240,20 +249,33 @@ impl Snapshots {
     ///
     /// # Errors
     /// When it cannot be named or recorded.
+    pub fn commit(&self, active: Active) -> Result<SnapshotId, SnapshotError> {
+        let upper = active.upper();
+        let measured = measure(&upper).map_err(io_error("measuring", &upper))?;
+        self.commit_measured(active, measured)
+    }
+
+    /// Like [`Self::commit`], for who knows how much the snapshot holds: that saves a walk through it.
+    ///
+    /// # Errors
+    /// When it cannot be named or recorded.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "a committed snapshot must not be used again"
     )]
-    pub fn commit(&self, active: Active) -> Result<SnapshotId, SnapshotError> {
+    pub fn commit_measured(
+        &self,
+        active: Active,
+        measured: Measured,
+    ) -> Result<SnapshotId, SnapshotError> {
         let upper = active.upper();
-        let (entries, bytes) = measure(&upper).map_err(io_error("measuring", &upper))?;
         let id = active.id.clone();
         let target = self.store.snapshot_path(&id);
         fs::rename(&upper, &target).map_err(io_error("naming the snapshot", &target))?;
         let facts = SnapshotFacts {
             layer: None,
-            bytes,
-            entries,
+            bytes: measured.bytes,
+            entries: measured.entries,
             created: now(),
             settled: true,
         };
@@ -436,17 +458,16 @@ fn is_opaque(layer: &Path) -> bool {
     ) && value == *b"y"
 }
 
-/// Number of entries below a directory and bytes of file content in them.
-fn measure(directory: &Path) -> io::Result<(u64, u64)> {
-    let (mut entries, mut bytes) = (0, 0);
+fn measure(directory: &Path) -> io::Result<Measured> {
+    let mut measured = Measured::default();
     for entry in walkdir::WalkDir::new(directory).min_depth(1) {
         let entry = entry?;
-        entries += 1;
+        measured.entries += 1;
         if entry.file_type().is_file() {
-            bytes += entry.metadata()?.size();
+            measured.bytes += entry.metadata()?.size();
         }
     }
-    Ok((entries, bytes))
+    Ok(measured)
 }
 
 /// Seconds since 1970.

@@ -324,19 +324,26 @@ pub fn execute(
     let stack = worker.unpacked(root)?;
     let active = worker.snapshots.prepare()?;
     let step = inputs.id.index();
-    match (&inputs.graph.vertex(inputs.id).op, selections) {
+    let measured = match (&inputs.graph.vertex(inputs.id).op, selections) {
         (Op::Run(op), _) => {
             if let Err(error) = run::execute(worker, op, inputs, &stack, &active) {
                 worker.keep_failed(step, active, &error);
                 return Err(error);
             }
+            None
         }
-        (Op::Mkdir(op), _) => mkdir::execute(worker, op, &stack, &active.upper())?,
+        (Op::Mkdir(op), _) => {
+            mkdir::execute(worker, op, &stack, &active.upper())?;
+            None
+        }
         (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, step, &active)?,
         // The scheduler selects before it copies, and has its own ways for all other operations.
         (op, _) => unreachable!("{op:?} makes no layer on a stack"),
-    }
-    Ok(worker.snapshots.commit(active)?)
+    };
+    Ok(match measured {
+        Some(measured) => worker.snapshots.commit_measured(active, measured)?,
+        None => worker.snapshots.commit(active)?,
+    })
 }
 
 impl Worker {

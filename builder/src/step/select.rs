@@ -12,7 +12,7 @@ use crate::context::select::{Selection, select_all};
 use crate::event::Event;
 use crate::graph::{CopyOp, Graph, Op, VertexId};
 use crate::layer::{self, Form, Limits, UnpackOptions};
-use crate::snapshot::{Active, SnapshotId};
+use crate::snapshot::{Active, Measured, SnapshotId};
 
 /// The files that a copy selects. They are found once, for the cache key, and then copied.
 #[derive(Debug)]
@@ -77,14 +77,15 @@ impl Selections {
         self.trees.iter().map(Option::as_deref).collect()
     }
 
-    /// Writes the selected files into a new layer on top of a stack.
+    /// Writes the selected files into a new layer on top of a stack; says how much it holds, where
+    /// that is known.
     pub(super) fn copy(
         &self,
         worker: &Worker,
         stack: &[SnapshotId],
         step: usize,
         active: &Active,
-    ) -> Result<(), StepError> {
+    ) -> Result<Option<Measured>, StepError> {
         let lower = worker.snapshots.view(stack)?;
         let upper = active.upper();
         let inputs = copy::CopyInputs {
@@ -102,7 +103,7 @@ impl Selections {
                 text: note.to_string(),
             });
         }
-        Ok(())
+        Ok(report.measured)
     }
 }
 

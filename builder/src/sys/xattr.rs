@@ -13,6 +13,8 @@ use rustix::io::Errno;
 
 /// The most that the kernel lets a list of names, or a value, have.
 const MOST: usize = 64 << 10;
+/// What nearly all of them fit in. The kernel takes as much memory as it is offered, each time.
+const USUAL: usize = 1 << 10;
 
 /// A file whose attributes are meant.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +60,11 @@ impl Reader {
         wanted: impl Fn(&[u8]) -> bool,
     ) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
         let mut attributes = BTreeMap::new();
-        let length = match list(place, &mut self.names) {
+        let listed = match list(place, &mut self.names[..USUAL]) {
+            Err(Errno::RANGE) => list(place, &mut self.names),
+            listed => listed,
+        };
+        let length = match listed {
             Ok(length) => length,
             Err(Errno::NOTSUP | Errno::NODATA) => return Ok(attributes),
             Err(error) => return Err(error.into()),
@@ -68,7 +74,11 @@ impl Reader {
             if !wanted(name) {
                 continue;
             }
-            match get(place, name, &mut self.value) {
+            let value = match get(place, name, &mut self.value[..USUAL]) {
+                Err(Errno::RANGE) => get(place, name, &mut self.value),
+                value => value,
+            };
+            match value {
                 Ok(length) => {
                     attributes.insert(name.to_vec(), self.value[..length].to_vec());
                 }

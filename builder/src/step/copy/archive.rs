@@ -62,6 +62,7 @@ impl Step<'_> {
             source,
         })?;
         if unpacked {
+            self.destination.uncounted = true;
             let base = self.directory_target()?;
             self.move_in(&scratch, &base)?;
         }

@@ -42,6 +42,9 @@ pub(super) struct Destination<'a> {
     created: Attributes,
     directories: BTreeMap<PathBuf, Attributes>,
     opened: Option<(PathBuf, Rc<OwnedFd>)>,
+    /// Whether something is in the layer otherwise than by one writing of one file, so that counting
+    /// what was written does not tell what the layer holds.
+    pub(super) uncounted: bool,
 }
 
 impl<'a> Destination<'a> {
@@ -59,6 +62,7 @@ impl<'a> Destination<'a> {
             created,
             directories: BTreeMap::new(),
             opened: None,
+            uncounted: false,
         };
         // The root of a layer is the root of the image once it is the topmost layer.
         let top = Path::new("");
@@ -188,6 +192,7 @@ impl<'a> Destination<'a> {
 
     /// Removes a file that is no directory from the upper layer.
     pub(super) fn unlink(&mut self, dir: &Path, name: &OsStr) -> Result<(), CopyError> {
+        self.uncounted = true;
         let handle = self.handle(dir)?;
         rustix::fs::unlinkat(&*handle, name, AtFlags::empty())
             .map_err(|error| CopyError::write("replace", &dir.join(name), error.into()))
@@ -197,8 +202,14 @@ impl<'a> Destination<'a> {
     pub(super) fn remove_tree(&mut self, path: &Path) -> Result<(), CopyError> {
         self.directories.retain(|dir, _| !dir.starts_with(path));
         self.opened = None;
+        self.uncounted = true;
         std::fs::remove_dir_all(self.upper_path.join(path))
             .map_err(|error| CopyError::write("replace", path, error))
+    }
+
+    /// Directories of the layer, without its root.
+    pub(super) fn directories(&self) -> u64 {
+        self.directories.len() as u64 - 1
     }
 
     /// Gives all directories what is theirs, the deepest first: writing into a directory changes

@@ -277,6 +277,7 @@ impl<'a, 'd> Merge<'a, 'd> {
             let from = self.destination.handle(&first_dir)?;
             let to = self.destination.handle(&dir)?;
             clear_for_file(self.destination, &dir, name)?;
+            self.destination.uncounted = true;
             rustix::fs::linkat(&*from, first, &*to, name, AtFlags::empty())
                 .map_err(|error| CopyError::write("link", &dir.join(name), error.into()))?;
             self.written.files += 1;

@@ -27,6 +27,7 @@ use crate::context::resolve::{End, clean};
 use crate::context::select::{Item, Picked, SelectError, Selection};
 use crate::context::{ContextError, Tree};
 use crate::graph::CopyOp;
+use crate::snapshot::Measured;
 use crate::sys::root::Root;
 use crate::sys::users::{self, UserError};
 use attributes::{Attributes, Flags, Owners};
@@ -61,6 +62,8 @@ pub struct CopyReport {
     pub files: u64,
     /// Bytes of their contents.
     pub bytes: u64,
+    /// How much the layer holds, where that is known from the writing.
+    pub measured: Option<Measured>,
     /// What could not be kept as it was; at most a hundred.
     pub notes: Vec<Note>,
 }
@@ -238,6 +241,12 @@ pub fn copy(
     };
     for item in selections.iter().flat_map(|selection| &selection.items) {
         step.item(item, unpack)?;
+    }
+    if !step.destination.uncounted {
+        step.report.measured = Some(Measured {
+            entries: step.report.files + step.destination.directories(),
+            bytes: step.report.bytes,
+        });
     }
     step.destination.finish(&mut step.owners)?;
     step.report.notes.append(&mut step.owners.notes);

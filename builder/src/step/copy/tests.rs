@@ -16,6 +16,18 @@ struct Place {
     dir: tempfile::TempDir,
 }
 
+fn measure(directory: &Path) -> Measured {
+    let mut measured = Measured::default();
+    for entry in walkdir::WalkDir::new(directory).min_depth(1) {
+        let metadata = entry.unwrap().metadata().unwrap();
+        measured.entries += 1;
+        if metadata.is_file() {
+            measured.bytes += metadata.len();
+        }
+    }
+    measured
+}
+
 impl Place {
     fn new(context: &[&str], lower: &[&str]) -> Self {
         let place = Self {
@@ -56,7 +68,12 @@ impl Place {
             scratch: &self.path("scratch"),
             time: UNIX_EPOCH + Duration::from_secs(TIME),
         };
-        copy(&op, &selections, &inputs, unpack)
+        let empty = fs::read_dir(inputs.upper).unwrap().next().is_none();
+        let report = copy(&op, &selections, &inputs, unpack)?;
+        if empty && let Some(measured) = report.measured {
+            assert_eq!(measured, measure(inputs.upper));
+        }
+        Ok(report)
     }
 
     fn upper(&self, name: &str) -> fs::Metadata {
@@ -494,6 +511,7 @@ fn many_files_are_all_there() {
     let place = Place::new(&names, &["dest/3/3/f3"]);
     let report = place.copy("d /dest").unwrap();
     assert_eq!(report.files, 3000);
+    assert!(report.measured.is_some());
     for (index, file) in files.iter().enumerate() {
         let copied = place
             .path("upper/dest")
