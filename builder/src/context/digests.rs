@@ -33,45 +33,70 @@ impl Tree {
         &self,
         files: &[(&Path, &Metadata)],
     ) -> Result<Vec<Content>, ContextError> {
+        let mut contents = self.remembered(files);
+        let unknown: Vec<usize> = (0..files.len())
+            .filter(|&index| contents[index].is_none())
+            .collect();
+        for (index, content) in self.read_all(files, &unknown)? {
+            contents[index] = Some(content);
+        }
+        Ok(contents.into_iter().flatten().collect())
+    }
+
+    /// What is known without opening a file: most, in a build that was done before.
+    fn remembered(&self, files: &[(&Path, &Metadata)]) -> Vec<Option<Content>> {
+        let mut stats = lock(&self.stats);
+        let known = files.iter().map(|(_, metadata)| {
+            let Remembered { digest, plain } = stats.get(metadata)?;
+            let xattrs = Vec::new();
+            plain.then_some(Content { digest, xattrs })
+        });
+        known.collect()
+    }
+
+    /// Reads those of the files on several threads; gives their indices with the contents.
+    fn read_all(
+        &self,
+        files: &[(&Path, &Metadata)],
+        wanted: &[usize],
+    ) -> Result<Vec<(usize, Content)>, ContextError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
         let next = AtomicUsize::new(0);
         let work = || {
             let mut buffer = vec![0; BUFFER];
             let mut done = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((path, metadata)) = files.get(index) else {
-                    return Ok(done);
-                };
+            while let Some(&index) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let (path, metadata) = files[index];
                 match self.content(path, metadata, &mut buffer) {
                     Ok(content) => done.push((index, content)),
                     Err(error) => {
                         // The others need not go on.
-                        next.store(files.len(), Ordering::Relaxed);
+                        next.store(wanted.len(), Ordering::Relaxed);
                         return Err(error);
                     }
                 }
             }
+            Ok(done)
         };
-        let mut contents = if files.len() < 2 {
-            work()?
-        } else {
-            thread::scope(|scope| {
-                let others: Vec<_> = (1..threads()).map(|_| scope.spawn(work)).collect();
-                let mut all = work();
-                for other in others {
-                    let more = other
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                    all = all.and_then(|mut all| {
-                        all.extend(more?);
-                        Ok(all)
-                    });
-                }
-                all
-            })?
-        };
-        contents.sort_unstable_by_key(|(index, _)| *index);
-        Ok(contents.into_iter().map(|(_, content)| content).collect())
+        if wanted.len() < 2 {
+            return work();
+        }
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..threads()).map(|_| scope.spawn(work)).collect();
+            let mut all = work();
+            for other in others {
+                let more = other
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                all = all.and_then(|mut all| {
+                    all.extend(more?);
+                    Ok(all)
+                });
+            }
+            all
+        })
     }
 
     fn content(
@@ -81,14 +106,6 @@ impl Tree {
         buffer: &mut [u8],
     ) -> Result<Content, ContextError> {
         let remembered = lock(&self.stats).get(metadata);
-        if let Some(Remembered {
-            digest,
-            plain: true,
-        }) = remembered
-        {
-            let xattrs = Vec::new();
-            return Ok(Content { digest, xattrs });
-        }
         let begun = SystemTime::now().into();
         let failed = |error| self.read_error(path, error);
         let file = self.open(path)?;

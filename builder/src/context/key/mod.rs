@@ -29,6 +29,9 @@ use crate::graph::CopyOp;
 /// Version of the encoding.
 const ENCODING: &[u8] = b"kiln copy content 2\n";
 
+/// Bytes that are gathered for the hasher.
+const GATHERED: usize = 32 << 10;
+
 /// Permission bits of inline files (A13.8).
 pub const INLINE_MODE: u32 = 0o644;
 
@@ -59,27 +62,30 @@ pub fn content_key(
     let chmod = op.chmod.as_deref().map(ModeChange::parse).transpose()?;
     let mut key = Key {
         hasher: Hasher::new(),
+        gathered: Vec::with_capacity(GATHERED),
         chmod,
         chown: op.chown.is_some(),
         keep_owner: op.keep_owner,
     };
-    key.hasher.update(ENCODING);
+    key.put(ENCODING);
     key.bytes(op.destination.as_bytes());
     key.text(op.chown.as_deref());
     key.text(op.chmod.as_deref());
-    key.hasher
-        .update(&[op.link.into(), op.unpack.into(), op.parents.into()]);
+    key.put(&[op.link.into(), op.unpack.into(), op.parents.into()]);
     for selection in selections {
         key.number(selection.items.len() as u64);
         for item in &selection.items {
             key.item(item, trees)?;
         }
     }
+    key.hasher.update(&key.gathered);
     Ok(key.hasher.finish())
 }
 
 struct Key {
     hasher: Hasher,
+    /// Fields that the hasher has not seen yet: most are a few bytes, and cost less together.
+    gathered: Vec<u8>,
     chmod: Option<ModeChange>,
     chown: bool,
     keep_owner: bool,
@@ -162,7 +168,7 @@ impl Key {
             Kind::File => {
                 if let Some(Content { digest, xattrs }) = content {
                     self.number(file.metadata.size);
-                    self.hasher.update(&digest);
+                    self.put(&digest);
                     self.xattrs(&xattrs);
                 }
             }
@@ -190,11 +196,11 @@ impl Key {
                 Some(change) => change.apply(metadata.mode, metadata.is_dir()),
                 None => metadata.mode,
             };
-            self.hasher.update(&mode.to_le_bytes());
+            self.put(&mode.to_le_bytes());
         }
         if self.keep_owner && !self.chown {
-            self.hasher.update(&metadata.uid.to_le_bytes());
-            self.hasher.update(&metadata.gid.to_le_bytes());
+            self.put(&metadata.uid.to_le_bytes());
+            self.put(&metadata.gid.to_le_bytes());
         }
     }
 
@@ -217,15 +223,23 @@ impl Key {
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
-        self.hasher.update(bytes);
+        self.put(bytes);
     }
 
     fn number(&mut self, number: u64) {
-        self.hasher.update(&number.to_le_bytes());
+        self.put(&number.to_le_bytes());
     }
 
     fn tag(&mut self, tag: u8) {
-        self.hasher.update(&[tag]);
+        self.put(&[tag]);
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        if self.gathered.len() + bytes.len() > GATHERED {
+            self.hasher.update(&self.gathered);
+            self.gathered.clear();
+        }
+        self.gathered.extend_from_slice(bytes);
     }
 }
 

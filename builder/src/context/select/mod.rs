@@ -464,21 +464,23 @@ impl Selector<'_> {
             Ok(entries) => entries,
             Err(error) => return Err(self.tree.list_error(dir, *error).into()),
         };
+        below.reserve(entries.len());
         for entry in entries {
-            let name = name.join(&entry.name);
+            let name = joined(name, &entry.name);
             let is_dir = entry.metadata.is_dir();
             let excluded = match self.exclude.verdict(&name, is_dir) {
                 Verdict::Excluded => continue,
                 verdict => verdict == Verdict::Passage,
             };
-            let path = dir.join(&entry.name);
+            let path = joined(dir, &entry.name);
             let mark = below.len();
+            let inside = is_dir.then(|| (path.clone(), name.clone()));
             below.push(Picked {
-                path: path.clone(),
-                name: name.clone(),
+                path,
+                name,
                 metadata: entry.metadata,
             });
-            if is_dir {
+            if let Some((path, name)) = inside {
                 self.gather(&path, &name, below)?;
             }
             if (entry.passage || excluded) && below.len() == mark + 1 {
@@ -535,6 +537,14 @@ impl Selector<'_> {
             tree,
         }
     }
+}
+
+/// A name in a directory, with no more memory than that takes: there may be very many.
+fn joined(dir: &Path, name: &OsStr) -> PathBuf {
+    let mut path = PathBuf::with_capacity(dir.as_os_str().len() + 1 + name.len());
+    path.push(dir);
+    path.push(name);
+    path
 }
 
 impl Spot {
