@@ -30,10 +30,7 @@ pub(super) enum Step {
         path: Vec<u8>,
     },
     /// What is no directory, in an opened one.
-    File {
-        parent: Arc<OwnedFd>,
-        path: Vec<u8>,
-    },
+    File { parent: Arc<OwnedFd>, path: Vec<u8> },
     /// Nothing more, for this reason.
     Failed(PackError),
 }
