@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
         self.batch = empty;
         for step in steps {
             let done = match step {
-                Step::Directory { directory, path } => self.directory(&directory, path),
+                Step::Directory { directory, path } => self.directory(&directory, &path),
                 Step::File { parent, path } => self.file(&parent, path),
                 Step::Failed(error) => Err(error),
             };
@@ -93,21 +93,21 @@ impl<'a> Reader<'a> {
     }
 
     /// A directory's own entry, and its opaque mark.
-    fn directory(&mut self, directory: &OwnedFd, path: Vec<u8>) -> Result<(), PackError> {
-        let failed = |error: Errno| unreadable(&path, error.into());
+    fn directory(&mut self, directory: &OwnedFd, path: &[u8]) -> Result<(), PackError> {
+        let failed = |error: Errno| unreadable(path, error.into());
         let place = Place::Open(directory.as_fd());
         let mut stat = rustix::fs::fstat(directory).map_err(failed)?;
         owner::correct(place, &mut stat).map_err(failed)?;
-        let attributes = self.attributes(place, &path)?;
+        let attributes = self.attributes(place, path)?;
         let is_root = path.is_empty();
         if !is_root || self.options.root {
-            let name = if is_root { b".".to_vec() } else { path.clone() };
+            let name = if is_root { b".".to_vec() } else { path.to_vec() };
             let mut header = self.header(name, Kind::Directory, &stat);
             header.xattrs = attributes.packed;
             self.put(header, None, Content::None);
         }
         if attributes.opaque {
-            let header = Header::new(join(&path, whiteout::OPAQUE), Kind::File);
+            let header = Header::new(join(path, whiteout::OPAQUE), Kind::File);
             self.put(header, None, Content::None);
         }
         Ok(())
