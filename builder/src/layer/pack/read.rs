@@ -101,7 +101,11 @@ impl<'a> Reader<'a> {
         let attributes = self.attributes(place, path)?;
         let is_root = path.is_empty();
         if !is_root || self.options.root {
-            let name = if is_root { b".".to_vec() } else { path.to_vec() };
+            let name = if is_root {
+                b".".to_vec()
+            } else {
+                path.to_vec()
+            };
             let mut header = self.header(name, Kind::Directory, &stat);
             header.xattrs = attributes.packed;
             self.put(header, None, Content::None);
