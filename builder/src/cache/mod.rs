@@ -41,6 +41,10 @@
 //! executed again because its stage was rebuilt, and selects the same bytes as before, finds its
 //! old layer by its content key; what stands on it sees the same identity and is not run again
 //! (A15.5).
+//!
+//! [`remote`] says how that works between machines.
+
+pub mod remote;
 
 use std::fmt;
 
@@ -102,6 +106,13 @@ pub fn content_key(vertex: &Vertex, root: &[StackLayer], content: Option<&Digest
         StackLayer::Built(snapshot) => format!("built {}", snapshot.name()),
     });
     key("content", vertex, layers, content)
+}
+
+/// What a vertex does and reads besides its root: of its content key the part that is the same on every
+/// machine, see [`remote`].
+#[must_use]
+pub fn reads_key(vertex: &Vertex, content: Option<&Digest>) -> Digest {
+    key("reads", vertex, std::iter::empty(), content).0
 }
 
 fn key(

@@ -21,12 +21,14 @@ use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
 
+use crate::cache::remote::options::{CacheFrom, CacheTo, Target};
+use crate::cache::remote::{Entry, Exporter, INLINE, Imports, RemoteError, Summary, inline};
 use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImages, LowerOptions, Plan};
 use crate::runtime::{Cancel, RuntimeError};
-use crate::schedule::{CachePolicy, Failure, Schedule};
+use crate::schedule::{CachePolicy, Failure, Schedule, Sharing};
 use crate::snapshot::{Backend, Snapshots, now};
 use crate::step::secrets::SecretSource;
 use crate::step::{ResolveError, Settings, StepError, Worker};
@@ -63,6 +65,10 @@ pub struct Request {
     pub backend: Backend,
     /// Time that replaces all times of this build (C11.1), seconds since 1970.
     pub epoch: Option<i64>,
+    /// Caches besides the store's (`--cache-from`).
+    pub cache_from: Vec<CacheFrom>,
+    /// Where the cache of this build goes (`--cache-to`).
+    pub cache_to: Vec<CacheTo>,
 }
 
 /// Where a Dockerfile comes from.
@@ -85,6 +91,29 @@ pub struct Outcome {
     pub source: Source,
     /// What is worth a word.
     pub warnings: Vec<Diagnostic>,
+    /// The cache, where it is shared beyond the store.
+    pub shared: Option<Shared>,
+}
+
+/// The cache of a finished build that is shared beyond its store.
+#[derive(Debug)]
+pub struct Shared {
+    /// Steps that were found in a cache.
+    pub hits: usize,
+    /// Steps that were executed.
+    pub executed: usize,
+    export: Option<(Exporter, Vec<Entry>)>,
+}
+
+impl Shared {
+    /// Waits until the cache is exported, if it is.
+    pub async fn finish(&mut self, cancel: &Cancel) -> Option<Summary> {
+        let (exporter, entries) = self.export.take()?;
+        tokio::select! {
+            summary = exporter.finish(&entries) => Some(summary),
+            () = cancel.cancelled() => None,
+        }
+    }
 }
 
 /// A Dockerfile as it was read.
@@ -188,6 +217,9 @@ pub enum BuildError {
     /// The store refused.
     #[error("{0}")]
     Store(#[from] StoreError),
+    /// The cache of the image's layers could not be written down.
+    #[error("writing down the cache of the image's layers")]
+    Cache(#[source] RemoteError),
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -241,6 +273,17 @@ pub async fn build(
         return Err(wrong(early));
     }
 
+    // Read while base images are looked up.
+    let imports =
+        (!request.cache_from.is_empty() && request.cache == CachePolicy::Use).then(|| {
+            let platform = &request.options.platform;
+            Arc::new(Imports::start(
+                &request.cache_from,
+                &client,
+                platform,
+                &observer,
+            ))
+        });
     let mut resolver = Resolver {
         client: &client,
         store: &store,
@@ -252,7 +295,7 @@ pub async fn build(
         .resolve_all(&file, &source, &request.options)
         .await?;
     let images = resolver.images;
-    let plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
+    let mut plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
     let secrets = request.settings.secrets.keys();
     for text in lower::unused_secrets(&file, &plan.graph, secrets) {
         observer.tell(Event::Note { step: None, text });
@@ -287,12 +330,21 @@ pub async fn build(
         points: OnceLock::new(),
     });
     let exported = plan.layers().collect();
+    let exporter = Exporter::start(
+        &request.cache_to,
+        &worker.client,
+        &request.options.platform,
+        &worker.snapshots,
+        &store,
+        imports.clone(),
+    );
     let mut schedule = Schedule::new(
         plan.graph.clone(),
         Arc::clone(&worker),
         request.cache,
         exported,
-    );
+    )
+    .sharing(Sharing { imports, exporter });
     let finished = schedule.run(plan.root).await;
     let keep = Keep {
         worker: &worker,
@@ -311,6 +363,7 @@ pub async fn build(
         });
     }
 
+    let shared = share(&request, &mut schedule, &store, &mut plan).await?;
     let image = image::assemble(&store, &plan, &finished.layers, request.epoch)?;
     for tag in &request.tags {
         store.tag(tag, &image)?;
@@ -319,7 +372,41 @@ pub async fn build(
         image,
         source,
         warnings,
+        shared,
     })
+}
+
+/// What is shared of a build whose steps are done; with `type=inline` the image's config says it.
+async fn share(
+    request: &Request,
+    schedule: &mut Schedule,
+    store: &Store,
+    plan: &mut Plan,
+) -> Result<Option<Shared>, BuildError> {
+    // That of the base image, if it has any, is not this one's.
+    plan.config.extra.remove(INLINE);
+    if request.cache_from.is_empty() && request.cache_to.is_empty() {
+        return Ok(None);
+    }
+    let (hits, executed) = schedule.counts();
+    let mut export = None;
+    if !request.cache_to.is_empty() {
+        let entries = schedule.entries().await.map_err(ImageError::from)?;
+        if request
+            .cache_to
+            .iter()
+            .any(|to| to.target == Target::Inline)
+        {
+            let cache = inline(store, &entries).map_err(BuildError::Cache)?;
+            plan.config.extra.insert(INLINE.to_owned(), cache);
+        }
+        export = schedule.take_exporter().map(|exporter| (exporter, entries));
+    }
+    Ok(Some(Shared {
+        hits,
+        executed,
+        export,
+    }))
 }
 
 /// What the Dockerfile, or the build argument that replaces its word, wants to hear of (A2.7).

@@ -249,8 +249,9 @@ impl Step {
         };
         let layer = match kind {
             Kind::Image(..) => None,
-            _ => result.and_then(|stack| stack.built.last().cloned()),
+            _ => result.and_then(|stack| schedule.here(stack.built.last()?)),
         };
+        let elsewhere = layer.is_none() && result.is_some_and(|stack| !stack.built.is_empty());
         let known = match kind {
             Kind::Run(..) => schedule.known_of(id),
             _ => BTreeMap::new(),
@@ -260,7 +261,8 @@ impl Step {
             name: masked(&vertex.name),
             number: numbers.number(id.index()),
             inputs: vertex.inputs.iter().map(|input| input.index()).collect(),
-            done: result.is_some(),
+            // What came from a cache elsewhere and nobody needed is not here.
+            done: result.is_some() && !(elsewhere && !matches!(kind, Kind::Image(..))),
             kind,
             layer,
             known,

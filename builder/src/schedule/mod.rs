@@ -3,9 +3,11 @@
 //! at the same time.
 
 mod define;
+mod elsewhere;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use futures_util::StreamExt as _;
@@ -23,6 +25,9 @@ use crate::snapshot::SnapshotId;
 use crate::step::{self, Inputs, Selections, Stack, StepError, Worker};
 use crate::store::StepLock;
 use define::{Defined, reads_root};
+use elsewhere::{Elsewhere, Want};
+
+pub use elsewhere::Sharing;
 
 /// A step that failed, and which vertex it was.
 #[derive(Debug, thiserror::Error)]
@@ -54,13 +59,14 @@ pub struct Schedule {
     /// What is known of each vertex that the root needs before anything runs.
     defined: BTreeMap<VertexId, Defined>,
     results: Vec<SetOnce<Stack>>,
-    /// Vertices whose results are waited for.
-    wanted: mpsc::UnboundedSender<VertexId>,
-    requests: Mutex<mpsc::UnboundedReceiver<VertexId>>,
+    /// What is waited for.
+    wanted: mpsc::UnboundedSender<Want>,
+    requests: Mutex<mpsc::UnboundedReceiver<Want>>,
     /// Each step holds one while it executes; who gets all of them knows that nothing runs.
     permits: Arc<Semaphore>,
     width: u32,
     seals: Mutex<BTreeMap<SnapshotId, Seal>>,
+    elsewhere: Elsewhere,
 }
 
 /// A layer whose digest and tar size are being computed.
@@ -108,6 +114,7 @@ impl Schedule {
             permits: Arc::new(Semaphore::new(width as usize)),
             width,
             seals: Mutex::default(),
+            elsewhere: Elsewhere::default(),
         }
     }
 
@@ -153,6 +160,7 @@ impl Schedule {
             else {
                 continue;
             };
+            let snapshot = &self.actual(snapshot);
             let seal = self.seals.lock().await.remove(snapshot);
             let (diff_id, size) = match seal {
                 Some(task) => task.await.map_err(|_| StepError::Thread).flatten(),
@@ -183,30 +191,46 @@ impl Schedule {
         let mut requests = self.requests.lock().await;
         let mut started = BTreeSet::new();
         let mut running = FuturesUnordered::new();
-        let mut start = |id: VertexId, running: &mut FuturesUnordered<_>| {
-            if !known(&id) && started.insert(id) {
-                running.push(async move { (id, self.evaluate(id).await) });
+        // Layers that are on their way: nobody waits for those of the image, but the image.
+        let mut coming = 0_usize;
+        let mut start = |want: Want, running: &mut FuturesUnordered<_>, coming: &mut usize| {
+            if matches!(&want, Want::Result(id) if known(id)) || !started.insert(want.clone()) {
+                return;
             }
+            *coming += usize::from(!matches!(want, Want::Result(_)));
+            running.push(async move {
+                match want {
+                    Want::Result(id) => (Some(id), self.evaluate(id).await),
+                    Want::Layer(layer) => (None, self.bring(layer, false).await.map(one_layer)),
+                    Want::Files(layer) => (None, self.bring(layer, true).await.map(one_layer)),
+                }
+            });
         };
         for &id in ids {
-            start(id, &mut running);
+            start(Want::Result(id), &mut running, &mut coming);
         }
-        while !ids.iter().all(known) {
+        loop {
+            while let Ok(want) = requests.try_recv() {
+                start(want, &mut running, &mut coming);
+            }
+            if coming == 0 && ids.iter().all(known) {
+                return Ok(());
+            }
             tokio::select! {
-                Some(id) = requests.recv() => start(id, &mut running),
-                Some((id, result)) = running.next() => {
+                Some(want) = requests.recv() => start(want, &mut running, &mut coming),
+                Some((id, result)) = running.next() => match (id, result?) {
                     // Each vertex is started once, so nothing was set before.
-                    drop(self.results[id.index()].set(result?));
-                }
+                    (Some(id), stack) => drop(self.results[id.index()].set(stack)),
+                    (None, _) => coming -= 1,
+                },
             }
         }
-        Ok(())
     }
 
     /// Waits for the result of a vertex that another one needs.
     async fn result(&self, id: VertexId) -> Stack {
         // The receiver lives as long as the sender: it is always heard.
-        self.wanted.send(id).ok();
+        self.wanted.send(Want::Result(id)).ok();
         self.results[id.index()].wait().await.clone()
     }
 
@@ -287,7 +311,12 @@ impl Schedule {
         let fail = |error| Failure { vertex: id, error };
         let vertex = self.graph.vertex(id);
         let defined = &self.defined[&id];
-        if let Some(layer) = self.remembered(defined.key).await.map_err(fail)? {
+        let mut remembered = self.remembered(defined.key).await.map_err(fail)?;
+        match &remembered {
+            Some(layer) => self.note_packed(id, defined.key, layer),
+            None => remembered = self.imported(id, defined.key).await.map_err(fail)?,
+        }
+        if let Some(layer) = remembered {
             let root = self.result(vertex.inputs[0]).await;
             self.cached_event(id);
             self.start_seal(id, &layer).await;
@@ -303,11 +332,11 @@ impl Schedule {
         let others = join_all(vertex.inputs[1..].iter().map(|&input| self.result(input)));
         let made = if reads_root(vertex) {
             let (root, others) = join(root, others).await;
-            let layer = self.made(id, root.clone(), others).await;
+            let layer = self.made(id, root.clone(), others, true).await;
             layer.map(|layer| (root, layer))
         } else {
             let root = async { Ok(root.await) };
-            let layer = async { self.made(id, Stack::default(), others.await).await };
+            let layer = async { self.made(id, Stack::default(), others.await, true).await };
             try_join(root, layer).await
         };
         let (root, layer) = made.map_err(fail)?;
@@ -315,15 +344,18 @@ impl Schedule {
         Ok(root.with(layer))
     }
 
-    /// The layer of a vertex whose inputs are there: remembered for what they are, or made now.
+    /// The layer of a vertex whose inputs are there: remembered for what they are, here or with
+    /// `imports` elsewhere, or made now.
     async fn made(
         &self,
         id: VertexId,
         root: Stack,
         inputs: Vec<Stack>,
+        imports: bool,
     ) -> Result<SnapshotId, StepError> {
         let vertex = self.graph.vertex(id);
         let defined = &self.defined[&id];
+        let inputs = self.all_with_files(inputs).await;
         let selected = match (&vertex.op, &defined.selected) {
             (Op::Copy(_), None) => Some(self.select(id, inputs.clone()).await?),
             (_, known) => known.clone(),
@@ -340,18 +372,27 @@ impl Schedule {
             self.worker
                 .store
                 .remember(&[defined.key.digest()], &layer)?;
+            self.note_packed(id, defined.key, &layer);
             return Ok(layer);
         }
+        if imports && let Some(layer) = self.imported_content(id, &root, content.as_ref()).await? {
+            self.cached_event(id);
+            return Ok(layer);
+        }
+        let root = self.with_files(root).await;
+        let key = content_key(vertex, &root.identity(), content.as_ref());
         // Another process may be executing the very same step: then its result is ours.
         let lock = self.lock(key).await?;
         if let Some(layer) = self.remembered(key).await? {
             self.cached_event(id);
+            self.note_packed(id, defined.key, &layer);
             return Ok(layer);
         }
         let selections = selected.map(|(selections, _)| selections);
         let layer = self
             .observed(id, self.execute(id, root, inputs, known, selections))
             .await?;
+        self.elsewhere.executed.fetch_add(1, Ordering::Relaxed);
         let keys = [key.digest(), defined.key.digest()];
         self.worker.store.remember(&keys, &layer)?;
         drop(lock);
@@ -493,6 +534,9 @@ impl Schedule {
     }
 
     fn cached_event(&self, id: VertexId) {
+        if !matches!(self.graph.vertex(id).op, Op::Image(_)) {
+            self.elsewhere.hits.fetch_add(1, Ordering::Relaxed);
+        }
         self.worker.observer.tell(Event::Cached {
             step: id.index(),
             name: self.graph.vertex(id).name.clone(),
@@ -501,6 +545,10 @@ impl Schedule {
 
     /// Starts computing the digest of a layer that the image will name, beside the next steps.
     async fn start_seal(&self, id: VertexId, layer: &SnapshotId) {
+        if self.is_elsewhere(layer) {
+            return;
+        }
+        self.offer(id, layer);
         if !self.exported.contains(&id) {
             return;
         }
@@ -519,6 +567,11 @@ impl Schedule {
                 })
             });
     }
+}
+
+/// A layer as a result.
+fn one_layer(layer: SnapshotId) -> Stack {
+    Stack::default().with(layer)
 }
 
 /// Runs work that blocks on a thread for such work.

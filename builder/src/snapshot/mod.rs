@@ -10,6 +10,7 @@
 mod backend;
 mod changes;
 mod fuse;
+mod packed;
 mod record;
 mod trees;
 
@@ -71,6 +72,12 @@ pub enum SnapshotError {
     /// The layer could not be packed.
     #[error("packing a layer")]
     Pack(#[from] layer::PackError),
+    /// The layer could not be unpacked.
+    #[error("unpacking layer {0}")]
+    Unpack(DiffId, #[source] layer::UnpackError),
+    /// A layer is not what is recorded of it, or cannot be unpacked just as it is.
+    #[error("layer {0} is not what it should be")]
+    Altered(DiffId),
 }
 
 impl SnapshotError {

@@ -220,7 +220,10 @@ pub(super) fn unpacked(worker: &Worker, stack: &Stack) -> Result<Vec<SnapshotId>
             None => unpack_once(worker, chain, diff_id, &snapshots)?,
         });
     }
-    snapshots.extend(stack.built.iter().cloned());
+    for layer in &stack.built {
+        worker.snapshots.unpack(layer)?;
+        snapshots.push(layer.clone());
+    }
     Ok(snapshots)
 }
 

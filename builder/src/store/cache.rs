@@ -32,8 +32,11 @@ impl Store {
             })
             .optional()
         })?;
-        // A record whose folder somebody removed is a miss, never a failed build.
-        Ok(record.filter(|record| self.snapshot_path(&record.snapshot).is_dir()))
+        // A record of which somebody removed the files is a miss, never a failed build.
+        match record {
+            Some(record) if self.holds(&record.snapshot)? => Ok(Some(record)),
+            _ => Ok(None),
+        }
     }
 
     /// Remembers the result of a step under its keys.

@@ -363,7 +363,7 @@ impl Store {
 }
 
 /// SQLite's integers are signed; sizes beyond 8 EiB do not occur.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

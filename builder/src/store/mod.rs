@@ -36,6 +36,7 @@ mod layers;
 mod lists;
 mod lock;
 mod mounts;
+mod packed;
 mod partial;
 mod schema;
 mod sweep;

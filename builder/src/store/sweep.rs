@@ -60,6 +60,11 @@ impl Store {
                 self.reachable_from(&manifest.digest, &mut blobs);
             }
         }
+        // The results of steps that came from a cache elsewhere, and are not unpacked.
+        for diff_id in self.packed_layers()? {
+            let forms = self.layer_blobs(diff_id)?;
+            blobs.extend(forms.iter().map(|blob| blob.digest.hex()));
+        }
         for entry in self.repo_digests()? {
             self.reachable_from(&entry.digest, &mut blobs);
         }

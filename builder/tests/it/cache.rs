@@ -9,7 +9,7 @@ use crate::env::{Output, TestEnv, test_env};
 
 /// The instructions that a build executed, and those it took from the cache, each in the order of
 /// their numbers and without their `[1/2]`.
-fn steps(output: &Output) -> (Vec<String>, Vec<String>) {
+pub(crate) fn steps(output: &Output) -> (Vec<String>, Vec<String>) {
     let mut names: BTreeMap<u32, String> = BTreeMap::new();
     let (mut executed, mut cached) = (Vec::new(), Vec::new());
     for line in output.stderr.lines() {

@@ -50,6 +50,7 @@ mod push_pull;
 mod remote;
 mod rootless;
 mod security;
+mod shared_cache;
 mod shell;
 mod ssh;
 mod standalone;

@@ -82,6 +82,11 @@ pub(crate) struct NotPushed {
     pub(crate) source: anyhow::Error,
 }
 
+/// The image was built, and its cache could not be exported, which was to be an error (C5.2).
+#[derive(Debug, thiserror::Error)]
+#[error("the image was built and is kept, but {0}")]
+pub(crate) struct NotExported(pub(crate) String);
+
 /// Prints what clap found, on the right stream.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     match requires(error) {
@@ -267,6 +272,9 @@ fn code(error: &anyhow::Error) -> u8 {
     }
     if error.is::<NotPushed>() {
         return NOT_PUSHED;
+    }
+    if error.is::<NotExported>() {
+        return ENVIRONMENT;
     }
     if let Some(StepError::Thread) = find(error) {
         return BUG;

@@ -21,7 +21,7 @@ use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
 use super::security::{Allowed, runtime, seccomp};
-use super::{Setup, block_on, call, platform, push, shell};
+use super::{Setup, block_on, call, platform, push, share, shell};
 use crate::args::{self, BuildArgs, OnFail};
 use crate::render;
 use crate::render::excerpt::Excerpts;
@@ -82,7 +82,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let tags = request.tags.clone();
     let settings = request.settings.clone();
     let built = block_on(&cancel, async {
-        let outcome = pipeline::build(
+        let mut outcome = pipeline::build(
             request,
             Arc::clone(&store),
             client.clone(),
@@ -106,16 +106,24 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             fs::write(file, outcome.image.to_string())
                 .with_context(|| format!("writing `{}`", file.display()))?;
         }
-        if args.push {
-            for (at, tag) in tags.iter().enumerate() {
-                let pushed =
-                    push::push(&store, &client, &cancel, tag, &outcome.image, args.quiet).await;
-                pushed.map_err(|source| NotPushed {
-                    names: tags.iter().skip(at).map(Reference::familiar).collect(),
-                    source,
-                })?;
+        let mut pushed = Ok(());
+        for (at, tag) in tags.iter().enumerate().filter(|_| args.push) {
+            let push = push::push(&store, &client, &cancel, tag, &outcome.image, args.quiet);
+            pushed = push.await.map_err(|source| NotPushed {
+                names: tags.iter().skip(at).map(Reference::familiar).collect(),
+                source,
+            });
+            if pushed.is_err() {
+                break;
             }
         }
+        // What the cache gained is worth keeping when the image could not be pushed, too.
+        let shared = match &mut outcome.shared {
+            Some(shared) => share::finish(shared, &cancel, args.quiet).await,
+            None => Ok(()),
+        };
+        pushed?;
+        shared?;
         if args.quiet {
             render::out(&outcome.image.to_string());
         }
@@ -209,6 +217,8 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         secrets: Vec::new(),
         backend: Backend::default(),
         epoch,
+        cache_from: share::from(&args.cache_from)?,
+        cache_to: share::to(&args.cache_to)?,
     })
 }
 

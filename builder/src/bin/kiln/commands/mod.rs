@@ -25,6 +25,7 @@ mod run;
 mod save;
 mod search;
 mod security;
+mod share;
 mod shell;
 mod tag;
 mod tags;

@@ -1,0 +1,59 @@
+//! `--cache-from` and `--cache-to` of `kiln build`.
+
+use kiln_builder::cache::remote::Summary;
+use kiln_builder::cache::remote::options::{CacheFrom, CacheTo};
+use kiln_builder::pipeline::Shared;
+use kiln_builder::runtime::Cancel;
+
+use crate::render::{self, text};
+use crate::report::{NotExported, UsageError};
+
+pub(super) fn from(texts: &[String]) -> anyhow::Result<Vec<CacheFrom>> {
+    let parsed = texts.iter().map(|text| CacheFrom::parse(text));
+    let parsed = parsed.map(|one| one.map_err(|error| UsageError::new(error.to_string()).into()));
+    parsed.collect()
+}
+
+pub(super) fn to(texts: &[String]) -> anyhow::Result<Vec<CacheTo>> {
+    let parsed = texts.iter().map(|text| CacheTo::parse(text));
+    let parsed = parsed.map(|one| one.map_err(|error| UsageError::new(error.to_string()).into()));
+    parsed.collect()
+}
+
+/// Waits for the export, and says what the cache was good for.
+pub(super) async fn finish(
+    shared: &mut Shared,
+    cancel: &Cancel,
+    quiet: bool,
+) -> anyhow::Result<()> {
+    let summary = shared.finish(cancel).await;
+    if !quiet {
+        render::err(&line(shared.hits, shared.executed, summary.as_ref()));
+    }
+    let mut fatal = None;
+    for failed in summary.into_iter().flat_map(|summary| summary.failed) {
+        let message = format!(
+            "exporting the cache to {} failed: {}",
+            failed.place, failed.reason
+        );
+        match failed.fatal {
+            true => fatal = Some(NotExported(text::printable(message.as_bytes()))),
+            false if quiet => {}
+            false => render::err(&text::printable(format!("warning: {message}").as_bytes())),
+        }
+    }
+    fatal.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn line(hits: usize, executed: usize, summary: Option<&Summary>) -> String {
+    let mut line = format!("cache: {hits} hit, {executed} new");
+    if let Some(summary) = summary {
+        let (sent, seconds) = (text::size(summary.sent), summary.seconds);
+        line.push_str(&format!(", sent {sent} in {seconds:.1} s"));
+        if let Some((held, max)) = summary.kept {
+            let (held, max) = (text::size(held), text::size(max));
+            line.push_str(&format!(", keeps {held} of {max}"));
+        }
+    }
+    line
+}

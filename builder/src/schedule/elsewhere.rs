@@ -1,0 +1,423 @@
+//! Layers that are known and not here: a step that is found in a cache from elsewhere has a layer at
+//! once, by a name; its bytes come when the image, or a step upon it, needs them. What then turns out
+//! to be of no use is a miss after all, and the step is executed.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::join_all;
+use kiln_registry::digest::Digest;
+use kiln_registry::spec::{ChainId, Descriptor, DiffId};
+use tokio::sync::{OnceCell, SetOnce};
+
+use super::{CachePolicy, Schedule, blocking};
+use crate::cache::CacheKey;
+use crate::cache::remote::{Entry, Exporter, Found, Imports, Made, RemoteError};
+use crate::graph::{Op, VertexId};
+use crate::snapshot::SnapshotId;
+use crate::step::{Stack, StepError, blob_event};
+use crate::store::Eviction;
+
+/// How a build shares its cache beyond its store.
+#[derive(Debug, Default)]
+pub struct Sharing {
+    /// Caches that it may use.
+    pub imports: Option<Arc<Imports>>,
+    /// Where its own goes.
+    pub exporter: Option<Exporter>,
+}
+
+/// Something that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Want {
+    /// The result of a vertex.
+    Result(VertexId),
+    /// A layer from elsewhere in the store, in whatever form.
+    Layer(SnapshotId),
+    /// A layer from elsewhere as files.
+    Files(SnapshotId),
+}
+
+/// A layer of which the files, or all bytes, are not here.
+#[derive(Debug)]
+struct Absent {
+    /// What makes it.
+    vertex: VertexId,
+    /// The step, by its definition.
+    key: CacheKey,
+    /// Where it can be fetched; nowhere when it lies here, packed.
+    found: Vec<Found>,
+    /// What it turned out to be.
+    layer: SetOnce<SnapshotId>,
+    files: SetOnce<SnapshotId>,
+    /// What its step made when it was executed after all.
+    again: OnceCell<SnapshotId>,
+}
+
+/// What a schedule knows of layers from elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    pub(super) sharing: Sharing,
+    absent: Mutex<BTreeMap<SnapshotId, Arc<Absent>>>,
+    /// Digest of what a vertex has read besides its root.
+    contents: Mutex<BTreeMap<VertexId, Digest>>,
+    pub(super) hits: AtomicUsize,
+    pub(super) executed: AtomicUsize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Schedule {
+    /// With caches besides the store's.
+    #[must_use]
+    pub fn sharing(mut self, sharing: Sharing) -> Self {
+        self.elsewhere.sharing = sharing;
+        self
+    }
+
+    /// How many steps were found in a cache, and how many were executed.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let Elsewhere { hits, executed, .. } = &self.elsewhere;
+        (
+            hits.load(Ordering::Relaxed),
+            executed.load(Ordering::Relaxed),
+        )
+    }
+
+    fn absent(&self, layer: &SnapshotId) -> Option<Arc<Absent>> {
+        lock(&self.elsewhere.absent).get(layer).cloned()
+    }
+
+    /// Whether nothing of a layer is in the store yet.
+    pub(super) fn is_elsewhere(&self, layer: &SnapshotId) -> bool {
+        let absent = self.absent(layer);
+        absent.is_some_and(|absent| !absent.found.is_empty() && absent.latest().is_none())
+    }
+
+    /// The layer that stands for this one now, unless it is elsewhere only.
+    #[must_use]
+    pub fn here(&self, layer: &SnapshotId) -> Option<SnapshotId> {
+        (!self.is_elsewhere(layer)).then(|| self.actual(layer))
+    }
+
+    /// The layer that stands for this one now.
+    pub(super) fn actual(&self, layer: &SnapshotId) -> SnapshotId {
+        let actual = self.absent(layer).and_then(|absent| absent.latest());
+        actual.unwrap_or_else(|| layer.clone())
+    }
+
+    /// The layer of a step in a cache from elsewhere, by the step's definition.
+    pub(super) async fn imported(
+        &self,
+        id: VertexId,
+        key: CacheKey,
+    ) -> Result<Option<SnapshotId>, StepError> {
+        match &self.elsewhere.sharing.imports {
+            Some(imports) if self.policy == CachePolicy::Use => {
+                let found = imports.find(&key).await;
+                self.take(id, key, found).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The layer of a step in a cache from elsewhere, by what it reads and by the layers below
+    /// (A15.5).
+    pub(super) async fn imported_content(
+        &self,
+        id: VertexId,
+        root: &Stack,
+        content: Option<&Digest>,
+    ) -> Result<Option<SnapshotId>, StepError> {
+        let reads = crate::cache::reads_key(self.graph.vertex(id), content);
+        lock(&self.elsewhere.contents).insert(id, reads);
+        let Some(imports) = &self.elsewhere.sharing.imports else {
+            return Ok(None);
+        };
+        if self.policy == CachePolicy::Ignore || !imports.reads(&reads).await {
+            return Ok(None);
+        }
+        let mut below = root.image.clone();
+        for layer in &root.built {
+            below.push(self.diff_id(layer).await?);
+        }
+        let found = imports
+            .find_content(&reads, ChainId::of(&below).last().copied())
+            .await;
+        self.take(id, self.defined[&id].key, found).await
+    }
+
+    async fn diff_id(&self, layer: &SnapshotId) -> Result<DiffId, StepError> {
+        if let Some(absent) = self.absent(layer).filter(|one| one.latest().is_none())
+            && let Some(found) = absent.found.first()
+        {
+            return Ok(found.layer.facts.diff_id);
+        }
+        let (worker, layer) = (Arc::clone(&self.worker), self.actual(layer));
+        blocking(move || Ok(worker.snapshots.seal(&layer)?.0)).await
+    }
+
+    /// Gives a layer that was found a name; it is the name of the same layer where that is here. What
+    /// the image needs is fetched from now on.
+    async fn take(
+        &self,
+        id: VertexId,
+        key: CacheKey,
+        found: Vec<Found>,
+    ) -> Result<Option<SnapshotId>, StepError> {
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let (worker, diff_ids) = (
+            Arc::clone(&self.worker),
+            found
+                .iter()
+                .map(|one| one.layer.facts.diff_id)
+                .collect::<Vec<_>>(),
+        );
+        let here = blocking(move || {
+            for diff_id in diff_ids {
+                if let Some(layer) = worker.store.layer_snapshot(diff_id)?
+                    && worker.snapshots.check(&layer)?
+                {
+                    worker.store.remember(&[key.digest()], &layer)?;
+                    return Ok(Some(layer));
+                }
+            }
+            Ok(None)
+        });
+        if let Some(layer) = here.await? {
+            self.note_packed(id, key, &layer);
+            return Ok(Some(layer));
+        }
+        let layer = SnapshotId::random();
+        self.add_absent(&layer, Absent::new(id, key, found));
+        if self.exported.contains(&id) {
+            self.wanted.send(Want::Layer(layer.clone())).ok();
+        }
+        Ok(Some(layer))
+    }
+
+    fn add_absent(&self, layer: &SnapshotId, absent: Absent) {
+        let mut all = lock(&self.elsewhere.absent);
+        all.entry(layer.clone()).or_insert_with(|| Arc::new(absent));
+    }
+
+    /// Takes note of a remembered layer whose files are to be unpacked first.
+    pub(super) fn note_packed(&self, id: VertexId, key: CacheKey, layer: &SnapshotId) {
+        if !self.worker.store.snapshot_path(layer).is_dir() {
+            self.add_absent(layer, Absent::new(id, key, Vec::new()));
+        }
+    }
+
+    /// A stack with the files of all its layers.
+    pub(super) async fn with_files(&self, mut stack: Stack) -> Stack {
+        let layers = stack.built.iter().map(|layer| self.files(layer));
+        stack.built = join_all(layers).await;
+        stack
+    }
+
+    /// The same for several.
+    pub(super) async fn all_with_files(&self, stacks: Vec<Stack>) -> Vec<Stack> {
+        join_all(stacks.into_iter().map(|stack| self.with_files(stack))).await
+    }
+
+    async fn files(&self, layer: &SnapshotId) -> SnapshotId {
+        let Some(absent) = self.absent(layer) else {
+            return layer.clone();
+        };
+        // The receiver lives as long as the sender: it is always heard.
+        self.wanted.send(Want::Files(layer.clone())).ok();
+        absent.files.wait().await.clone()
+    }
+
+    /// Brings a layer here or, where that fails, executes its step.
+    pub(super) async fn bring(
+        &self,
+        layer: SnapshotId,
+        files: bool,
+    ) -> Result<SnapshotId, super::Failure> {
+        let Some(absent) = self.absent(&layer) else {
+            return Ok(layer);
+        };
+        let id = absent.vertex;
+        let fail = |error| super::Failure { vertex: id, error };
+        let brought = tokio::select! {
+            brought = self.brought(&absent, &layer, files) => brought.map_err(fail)?,
+            () = self.worker.cancel.cancelled() => return Err(fail(StepError::Cancelled)),
+        };
+        let actual = match brought {
+            true => layer,
+            false => {
+                let again = absent.again.get_or_try_init(|| self.again(id));
+                again.await?.clone()
+            }
+        };
+        let set = if files { &absent.files } else { &absent.layer };
+        // Each is wanted once.
+        drop(set.set(actual.clone()));
+        Ok(actual)
+    }
+
+    /// Whether a layer could be brought here.
+    async fn brought(
+        &self,
+        absent: &Absent,
+        layer: &SnapshotId,
+        files: bool,
+    ) -> Result<bool, StepError> {
+        let observer = self.worker.observer.clone();
+        let progress = move |blob: &Descriptor, step| observer.tell(blob_event(blob, step));
+        let Some(imports) = &self.elsewhere.sharing.imports else {
+            return self.unpacked(absent, layer).await;
+        };
+        if absent.found.is_empty() {
+            return self.unpacked(absent, layer).await;
+        }
+        for found in &absent.found {
+            let store = &self.worker.store;
+            let fetched = imports.fetch(found, layer, store, files, &progress).await;
+            let error = match fetched {
+                Ok(()) if !files => {
+                    self.worker.store.remember(&[absent.key.digest()], layer)?;
+                    return Ok(true);
+                }
+                Ok(()) => match self.unpacked(absent, layer).await? {
+                    true => return Ok(true),
+                    false => RemoteError::Layer,
+                },
+                Err(error) => error,
+            };
+            imports.refuse(found, &self.graph.vertex(absent.vertex).name, &error);
+        }
+        Ok(false)
+    }
+
+    /// Whether a layer whose blob is here could be unpacked; it is forgotten where not.
+    async fn unpacked(&self, absent: &Absent, layer: &SnapshotId) -> Result<bool, StepError> {
+        let (worker, layer, key) = (Arc::clone(&self.worker), layer.clone(), absent.key);
+        self.permitted(move || {
+            if worker.snapshots.unpack(&layer).is_ok() {
+                worker.store.remember(&[key.digest()], &layer)?;
+                return Ok(true);
+            }
+            worker.store.forget_snapshot(&layer, Eviction::Damaged)?;
+            Ok(false)
+        })
+        .await
+    }
+
+    /// Executes a step that seemed to be remembered.
+    async fn again(&self, id: VertexId) -> Result<SnapshotId, super::Failure> {
+        let vertex = self.graph.vertex(id);
+        let inputs = vertex.inputs.iter().map(|&input| self.result(input));
+        let mut stacks = join_all(inputs).await.into_iter();
+        let mut root = stacks.next().unwrap_or_default();
+        if !super::reads_root(vertex) {
+            root = Stack::default();
+        }
+        self.elsewhere.hits.fetch_sub(1, Ordering::Relaxed);
+        let made = self.made(id, root, stacks.collect(), false).await;
+        made.map_err(|error| super::Failure { vertex: id, error })
+    }
+
+    /// Hands a finished layer to the export.
+    pub(super) fn offer(&self, id: VertexId, layer: &SnapshotId) {
+        let exports = matches!(
+            self.graph.vertex(id).op,
+            Op::Run(_) | Op::Copy(_) | Op::Mkdir(_)
+        );
+        if let Some(exporter) = &self.elsewhere.sharing.exporter
+            && exports
+        {
+            exporter.layer(layer, self.exported.contains(&id));
+        }
+    }
+
+    /// The export, which goes on when the build is done.
+    #[must_use]
+    pub fn take_exporter(&mut self) -> Option<Exporter> {
+        self.elsewhere.sharing.exporter.take()
+    }
+
+    /// All steps for an export, whether they were looked at or only stand below something that was
+    /// remembered.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn entries(&self) -> Result<Vec<Entry>, StepError> {
+        let mut entries = Vec::new();
+        for (&id, defined) in &self.defined {
+            let op = &self.graph.vertex(id).op;
+            if !matches!(op, Op::Run(_) | Op::Copy(_) | Op::Mkdir(_)) {
+                continue;
+            }
+            let Some(made) = self.where_made(id, defined.key).await? else {
+                continue;
+            };
+            let reads = lock(&self.elsewhere.contents).get(&id).copied();
+            entries.push(Entry {
+                key: defined.key,
+                content: reads.map(|reads| self.stands_on(id, reads)),
+                made,
+                in_image: self.exported.contains(&id),
+            });
+        }
+        Ok(entries)
+    }
+
+    async fn where_made(&self, id: VertexId, key: CacheKey) -> Result<Option<Made>, StepError> {
+        if let Some(layer) = self.results[id.index()]
+            .get()
+            .and_then(|stack| stack.built.last())
+        {
+            return Ok(Some(self.made_at(layer)));
+        }
+        if let Some(record) = self.worker.store.cached(key.digest())? {
+            return Ok(Some(Made::Here(record.snapshot)));
+        }
+        let Some(imports) = &self.elsewhere.sharing.imports else {
+            return Ok(None);
+        };
+        let found = imports.find(&key).await.into_iter().next();
+        Ok(found.map(|found| Made::Elsewhere(Box::new(found))))
+    }
+
+    fn made_at(&self, layer: &SnapshotId) -> Made {
+        let absent = self.absent(layer).filter(|one| one.latest().is_none());
+        match absent.and_then(|absent| absent.found.first().cloned()) {
+            Some(found) => Made::Elsewhere(Box::new(found)),
+            None => Made::Here(self.actual(layer)),
+        }
+    }
+
+    fn stands_on(&self, id: VertexId, reads: Digest) -> (Digest, Vec<DiffId>, Vec<Made>) {
+        let vertex = self.graph.vertex(id);
+        let root = vertex.inputs.first().filter(|_| super::reads_root(vertex));
+        let root = root.map(|root| self.finished(*root)).unwrap_or_default();
+        let built = root.built.iter().map(|layer| self.made_at(layer));
+        (reads, root.image.clone(), built.collect())
+    }
+}
+
+impl Absent {
+    fn new(vertex: VertexId, key: CacheKey, found: Vec<Found>) -> Self {
+        Self {
+            vertex,
+            key,
+            found,
+            layer: SetOnce::new(),
+            files: SetOnce::new(),
+            again: OnceCell::new(),
+        }
+    }
+
+    /// What it turned out to be, as far as that is known.
+    fn latest(&self) -> Option<SnapshotId> {
+        self.files.get().or_else(|| self.layer.get()).cloned()
+    }
+}

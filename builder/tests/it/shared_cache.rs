@@ -1,0 +1,543 @@
+//! Caches beyond one store (C5): two stores stand for two machines, which build in turn.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kiln_registry::digest::Digest;
+use serde_json::Value;
+
+use crate::cache::steps;
+use crate::env::{Output, Run, TestEnv, bases, busybox, test_env};
+
+/// Steps of several stages whose results differ each time they run: who has them has fetched them.
+const STAGES: &str = "FROM busybox AS tools\n\
+     RUN echo tool >/tool; head -c 9 /dev/urandom | base64 >/stamp\n\
+     FROM busybox AS build\n\
+     WORKDIR /src\n\
+     COPY src /src\n\
+     COPY --from=tools /tool /stamp /tools/\n\
+     RUN cat /src/* | tr -d '#' >/out; head -c 9 /dev/urandom | base64 >/other\n\
+     FROM busybox\n\
+     COPY --from=build /out /app/out\n\
+     RUN head -c 9 /dev/urandom | base64 >/app/id; ln /app/id /app/link\n\
+     LABEL name=app\n\
+     CMD [\"cat\", \"/app/out\"]\n";
+
+const STEPS: [&str; 7] = [
+    "RUN echo tool >/tool; head -c 9 /dev/urandom | base64 >/stamp",
+    "WORKDIR /src",
+    "COPY src /src",
+    "COPY --from=tools /tool /stamp /tools/",
+    "RUN cat /src/* | tr -d '#' >/out; head -c 9 /dev/urandom | base64 >/other",
+    "COPY --from=build /out /app/out",
+    "RUN head -c 9 /dev/urandom | base64 >/app/id; ln /app/id /app/link",
+];
+
+/// An environment with the project.
+fn project(env: TestEnv) -> TestEnv {
+    env.file("src/a", "one\n")
+        .file("src/b", "two\n")
+        .dockerfile(STAGES);
+    env
+}
+
+/// A build on the machine whose store has this name. A new one has the base image.
+fn build(env: &TestEnv, machine: &str, args: &[&str]) -> Run {
+    if !env.path(machine).exists() {
+        env.kiln_in(machine, ["load"]).stdin(busybox()).success();
+    }
+    let run = env.kiln_in(machine, ["build", "-t", "app"]);
+    run.args(args.iter().copied()).arg(env.context())
+}
+
+/// What was executed, in the order of the Dockerfile.
+fn executed(output: &Output) -> Vec<String> {
+    let mut executed = steps(output).0;
+    let place = |step: &String| STEPS.iter().position(|known| known == step);
+    executed.sort_by_key(place);
+    executed
+}
+
+fn id(env: &TestEnv, machine: &str) -> String {
+    let text = env.kiln_in(machine, ["inspect", "app"]).success().stdout;
+    let list: Value = serde_json::from_str(&text).unwrap();
+    list[0]["Id"].to_string()
+}
+
+/// The line that says what the cache was good for.
+fn summary(output: &Output) -> &str {
+    let mut lines = output.stderr.lines();
+    lines.find(|line| line.starts_with("cache: ")).unwrap()
+}
+
+/// Two machines build in turn and the second runs nothing; a third one builds a change, a fourth one
+/// a change that makes no difference to what is built.
+fn in_turn(env: &TestEnv, to: &str, from: &str) {
+    let first = build(env, "one", &["--cache-to", to]).success();
+    assert_eq!(executed(&first), STEPS);
+    assert!(
+        summary(&first).starts_with("cache: 0 hit, 7 new, sent "),
+        "{first}"
+    );
+
+    let second = build(env, "two", &["--cache-from", from]).success();
+    assert_eq!(executed(&second), [""; 0], "{second}");
+    assert_eq!(summary(&second), "cache: 2 hit, 0 new");
+    assert_eq!(id(env, "one"), id(env, "two"), "it is the same image");
+    let run = env.kiln_in("two", ["run", "--rm", "app"]).success();
+    assert_eq!(run.stdout, "one\ntwo\n");
+
+    env.file("src/a", "changed\n");
+    let third = build(env, "three", &["--cache-from", from]).success();
+    assert_eq!(
+        executed(&third),
+        [STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6]]
+    );
+    let run = env.kiln_in("three", ["run", "--rm", "app"]).success();
+    assert_eq!(run.stdout, "changed\ntwo\n");
+
+    // what the last stage reads is what it was (A15.5)
+    env.file("src/a", "#one\n");
+    let fourth = build(env, "four", &["--cache-from", from]).success();
+    assert_eq!(
+        executed(&fourth),
+        [STEPS[2], STEPS[3], STEPS[4]],
+        "{fourth}"
+    );
+    assert_eq!(id(env, "one"), id(env, "four"));
+    env.file("src/a", "one\n");
+}
+
+#[test]
+fn c5_1_two_machines_share_a_registry() {
+    let env = project(test_env!("docker-registry"));
+    let registry = env.registry();
+    let cache = registry.name("app:cache");
+    let to = format!("type=registry,ref={cache},mode=max");
+    in_turn(&env, &to, &cache);
+}
+
+#[test]
+fn c5_1_two_machines_share_a_folder() {
+    let env = project(test_env!());
+    in_turn(
+        &env,
+        "type=local,dest=cache,mode=max",
+        "type=local,src=cache",
+    );
+}
+
+#[test]
+fn c5_1_two_machines_share_a_build_on_a_real_base_image() {
+    let env = test_env!("docker-registry");
+    let mirror = format!("docker.io=http://{}", bases!());
+    let registry = env.registry();
+    env.file("main.sh", "cat /etc/debian_version >/version\n")
+        .dockerfile(
+            "FROM debian AS build\n\
+         RUN useradd -m app && su app -c 'echo mine >/home/app/mine'\n\
+         COPY main.sh /\n\
+         RUN sh /main.sh\n\
+         FROM debian\n\
+         COPY --from=build /version /home/app/ /data/\n\
+         RUN rm -rf /usr/share/doc && head -c 9 /dev/urandom | base64 >/id\n",
+        );
+    let cache = registry.name("debian:cache");
+    let to = format!("type=registry,ref={cache},mode=max,compression=zstd");
+    let on = |machine: &str, flag: &str, place: &str| {
+        let run = env.kiln_in(
+            machine,
+            ["--mirror", &mirror, "build", "-t", "app", flag, place],
+        );
+        run.arg(env.context()).success()
+    };
+    // fetching the base image is no step
+    let ran = |output: &Output| -> Vec<String> {
+        let executed = steps(output).0.into_iter();
+        executed.filter(|step| !step.starts_with("FROM ")).collect()
+    };
+    assert_eq!(ran(&on("one", "--cache-to", &to)).len(), 5);
+    let second = on("two", "--cache-from", &cache);
+    assert_eq!(ran(&second), [""; 0], "{second}");
+    assert_eq!(id(&env, "one"), id(&env, "two"));
+    env.file("main.sh", "cat /home/app/mine >/version\n");
+    let third = on("three", "--cache-from", &cache);
+    let expected = [
+        "COPY main.sh /",
+        "RUN sh /main.sh",
+        "COPY --from=build /version /home/app/ /data/",
+    ];
+    assert_eq!(ran(&third)[..3], expected);
+    let run = env
+        .kiln_in("three", ["run", "--rm", "app", "cat", "/data/version"])
+        .success();
+    assert_eq!(run.stdout, "mine\n");
+}
+
+#[test]
+fn c5_what_was_fetched_is_remembered_and_what_is_not_needed_is_not_fetched() {
+    let env = project(test_env!("docker-registry"));
+    let registry = env.registry();
+    let cache = registry.name("app:cache");
+    let to = format!("type=registry,ref={cache},mode=max");
+    build(&env, "one", &["--cache-to", &to]).success();
+    build(&env, "two", &["--cache-from", &cache]).success();
+    let log = registry.log();
+    let fetched = |line: &&str| line.contains("GET") && line.contains("/app/blobs/sha256:");
+    let fetched = log
+        .lines()
+        .filter(fetched)
+        .filter(|line| line.contains("http.response.status=200"));
+    assert_eq!(
+        fetched.count(),
+        3,
+        "the config and the image's two layers\n{log}"
+    );
+    // without the cache
+    let again = build(&env, "two", &[]).success();
+    assert_eq!(executed(&again), [""; 0]);
+    // and a step upon what was not unpacked yet
+    let more = format!("{STAGES}RUN test -s /app/id && cat /app/link >/seen\n");
+    env.dockerfile(&more);
+    let upon = build(&env, "two", &[]).success();
+    assert_eq!(
+        steps(&upon).0,
+        ["RUN test -s /app/id && cat /app/link >/seen"]
+    );
+    // a second export sends what is new only
+    let third = build(&env, "one", &["--cache-to", &to]).success();
+    assert!(!summary(&third).contains("sent 0B"), "{third}");
+    let fourth = build(&env, "one", &["--cache-to", &to]).success();
+    assert!(
+        summary(&fourth).starts_with("cache: 3 hit, 0 new, sent 0B in "),
+        "{fourth}"
+    );
+}
+
+#[test]
+fn c5_1_min_has_the_layers_of_the_image_only() {
+    let env = project(test_env!());
+    build(&env, "one", &["--cache-to", "type=local,dest=cache"]).success();
+    let (manifest, _) = documents(&env.path("cache"));
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 2);
+    let second = build(&env, "two", &["--cache-from", "type=local,src=cache"]).success();
+    assert_eq!(executed(&second), [""; 0]);
+    env.file("src/a", "#one\n");
+    let third = build(&env, "three", &["--cache-from", "type=local,src=cache"]).success();
+    assert_eq!(executed(&third), STEPS[..5], "the stages are not in it");
+    assert_eq!(
+        id(&env, "one"),
+        id(&env, "three"),
+        "their result was (A15.5)"
+    );
+}
+
+/// The manifest and the config of a cache in a folder.
+fn documents(folder: &Path) -> (Value, Value) {
+    let read =
+        |path: PathBuf| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().unwrap();
+        folder.join("blobs/sha256").join(&digest["sha256:".len()..])
+    };
+    let index = read(folder.join("index.json"));
+    let manifest = read(blob(&index["manifests"][0]));
+    let config = read(blob(&manifest["config"]));
+    (manifest, config)
+}
+
+/// Writes other documents in their place.
+fn replace(folder: &Path, manifest: &Value, config: &[u8]) {
+    let put = |bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        fs::write(folder.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        (digest.to_string(), bytes.len())
+    };
+    let mut manifest = manifest.clone();
+    let (digest, size) = put(config);
+    manifest["config"]["digest"] = digest.into();
+    manifest["config"]["size"] = size.into();
+    let (digest, size) = put(&serde_json::to_vec(&manifest).unwrap());
+    let path = folder.join("index.json");
+    let mut index: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    index["manifests"][0]["digest"] = digest.into();
+    index["manifests"][0]["size"] = size.into();
+    fs::write(path, serde_json::to_vec(&index).unwrap()).unwrap();
+}
+
+/// All layers of a cache are damaged in some way: each that is needed is a miss, and the image is what
+/// it would be without.
+#[test]
+fn c5_a_damaged_entry_is_a_miss() {
+    let env = project(test_env!());
+    build(
+        &env,
+        "one",
+        &["--cache-to", "type=local,dest=cache,mode=max"],
+    )
+    .success();
+    let cache = env.path("cache");
+    let (manifest, config) = documents(&cache);
+    let layers = manifest["layers"].as_array().unwrap().clone();
+    let path = |layer: &Value| {
+        let digest = layer["digest"].as_str().unwrap();
+        cache.join("blobs/sha256").join(&digest["sha256:".len()..])
+    };
+    let whole: Vec<Vec<u8>> = layers
+        .iter()
+        .map(|layer| fs::read(path(layer)).unwrap())
+        .collect();
+    let damages: [(&str, &dyn Fn(&Value, &[u8])); 3] = [
+        ("cut", &|layer, bytes| {
+            fs::write(path(layer), &bytes[..bytes.len() / 2]).unwrap()
+        }),
+        ("flipped", &|layer, bytes| {
+            let mut bytes = bytes.to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(path(layer), bytes).unwrap();
+        }),
+        ("gone", &|layer, _| fs::remove_file(path(layer)).unwrap()),
+    ];
+    for (machine, damage) in damages {
+        for (layer, bytes) in layers.iter().zip(&whole) {
+            damage(layer, bytes);
+        }
+        let built = build(&env, machine, &["--cache-from", "type=local,src=cache"]).success();
+        assert_eq!(executed(&built), STEPS, "{machine}: {built}");
+        assert!(
+            built
+                .stderr
+                .contains("what the cache cache has for `[build 4/5] COPY --from=tools /tool /stamp /tools/` is of no use: "),
+            "{built}"
+        );
+        assert_eq!(summary(&built), "cache: 0 hit, 7 new", "{built}");
+        let run = env.kiln_in(machine, ["run", "--rm", "app"]).success();
+        assert_eq!(run.stdout, "one\ntwo\n");
+        let again = build(&env, machine, &[]).success();
+        assert_eq!(executed(&again), [""; 0]);
+    }
+    for (layer, bytes) in layers.iter().zip(&whole) {
+        fs::write(path(layer), bytes).unwrap();
+    }
+
+    // layers that are not what the document says: each is the one of another step
+    let mut other = config.clone();
+    let facts = other["layers"].as_array_mut().unwrap();
+    facts.rotate_left(1);
+    replace(&cache, &manifest, &serde_json::to_vec(&other).unwrap());
+    let built = build(&env, "swapped", &["--cache-from", "type=local,src=cache"]).success();
+    assert_eq!(executed(&built), STEPS, "{built}");
+
+    // documents that are no cache
+    let mut far = config.clone();
+    far["steps"][0]["layer"] = 1_000_000.into();
+    let mut later = config.clone();
+    later["version"] = 2.into();
+    let deep = format!("{{\"version\":1,\"layers\":{}", "[".repeat(100_000));
+    let mut foreign = manifest.clone();
+    foreign["config"]["mediaType"] = "application/vnd.buildkit.cacheconfig.v0".into();
+    let bytes = |value: &Value| serde_json::to_vec(value).unwrap();
+    for (machine, manifest, config, message) in [
+        (
+            "far",
+            &manifest,
+            bytes(&far),
+            "it is damaged: a step names a layer that it has not",
+        ),
+        (
+            "later",
+            &manifest,
+            bytes(&later),
+            "it has version 2, and this kiln reads version 1",
+        ),
+        (
+            "deep",
+            &manifest,
+            deep.into_bytes(),
+            "its document cannot be understood",
+        ),
+        ("large", &manifest, vec![b' '; 9 << 20], "is larger than"),
+        (
+            "foreign",
+            &foreign,
+            bytes(&config),
+            "it is a cache of BuildKit, which kiln cannot read",
+        ),
+    ] {
+        replace(&cache, manifest, &config);
+        let built = build(&env, machine, &["--cache-from", "type=local,src=cache"]).success();
+        assert_eq!(executed(&built), STEPS, "{machine}");
+        let begin = "importing cache manifest from cache: ";
+        let told = built
+            .stderr
+            .lines()
+            .find(|line| line.contains(begin))
+            .unwrap();
+        assert!(told.contains(message), "{told}");
+        assert!(told.ends_with("; the build goes on without it"), "{told}");
+    }
+}
+
+#[test]
+fn c5_2_what_is_missing_or_cannot_be_written_is_told_and_no_more() {
+    let env = project(test_env!("docker-registry"));
+    let registry = env.registry();
+    let none = registry.name("none:cache");
+    let file = env.path("file");
+    fs::write(&file, "").unwrap();
+    let built = build(
+        &env,
+        "one",
+        &[
+            "--cache-from",
+            &none,
+            "--cache-from",
+            "type=local,src=nowhere",
+            "--cache-from",
+            "127.0.0.1:1/app:cache",
+            "--cache-to",
+            "type=local,dest=file",
+            "--cache-to",
+            "127.0.0.1:1/app:cache",
+        ],
+    )
+    .success();
+    assert_eq!(executed(&built), STEPS);
+    for place in [none.as_str(), "nowhere"] {
+        let told = format!(
+            "importing cache manifest from {place}: not found; the build goes on without it"
+        );
+        assert!(built.stderr.contains(&told), "{built}");
+    }
+    assert!(
+        built
+            .stderr
+            .contains("importing cache manifest from 127.0.0.1:1/app:cache: "),
+        "{built}"
+    );
+    for place in ["file", "127.0.0.1:1/app:cache"] {
+        let told = format!("warning: exporting the cache to {place} failed: ");
+        assert!(built.stderr.contains(&told), "{built}");
+    }
+    let to = "type=local,dest=file,ignore-error=false";
+    let failed = build(&env, "one", &["--cache-to", to]).failure(3);
+    assert!(
+        failed.stderr.contains(
+            "error: the image was built and is kept, but exporting the cache to file failed: "
+        ),
+        "{failed}"
+    );
+    let wrong = build(&env, "one", &["--cache-to", "type=local,dst=x"]).failure(125);
+    assert!(
+        wrong
+            .stderr
+            .contains("unknown option `dst` for type=local in --cache-to, did you mean dest?"),
+        "{wrong}"
+    );
+    let wrong = build(&env, "one", &["--cache-from", "type=gha,scope=x"]).failure(125);
+    assert!(
+        wrong
+            .stderr
+            .contains("--cache-from: type=gha is not supported"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn c5_a_folder_keeps_older_entries_as_far_as_they_fit() {
+    let env = test_env!().with_busybox();
+    let size = |folder: &str| -> u64 {
+        let blobs = fs::read_dir(env.path(folder).join("blobs/sha256")).unwrap();
+        blobs
+            .map(|blob| blob.unwrap().metadata().unwrap().len())
+            .sum()
+    };
+    let variant = |name: &str, to: &str| {
+        // 100 kB that do not compress
+        let text = format!("FROM busybox\nRUN : {name}; head -c 100000 /dev/urandom >/{name}\n");
+        env.dockerfile(&text);
+        build(&env, "store", &["--cache-to", to]).success()
+    };
+    let known = |name: &str, folder: &str, machine: &str| {
+        env.dockerfile(&format!(
+            "FROM busybox\nRUN : {name}; head -c 100000 /dev/urandom >/{name}\n"
+        ));
+        let from = format!("type=local,src={folder}");
+        steps(&build(&env, machine, &["--cache-from", &from]).success())
+            .0
+            .is_empty()
+    };
+    for name in ["a", "b", "c"] {
+        variant(name, "type=local,dest=all");
+        let limited = variant(name, "type=local,dest=some,max=250kB");
+        assert!(summary(&limited).contains("kB of 250kB"), "{limited}");
+    }
+    assert!(size("all") > 300_000);
+    assert!(known("a", "all", "one") && known("b", "all", "one") && known("c", "all", "one"));
+    assert!(size("some") < 260_000, "{}", size("some"));
+    assert!(!known("a", "some", "two"));
+    assert!(known("b", "some", "two") && known("c", "some", "two"));
+    variant("d", "type=local,dest=all,reset=true");
+    assert!(size("all") < 110_000, "{}", size("all"));
+    assert!(!known("c", "all", "three") && known("d", "all", "three"));
+}
+
+#[test]
+fn c5_layers_are_sent_while_later_steps_run() {
+    let env = test_env!("docker-registry").with_busybox();
+    let registry = env.registry();
+    env.dockerfile(
+        "FROM busybox\nRUN echo first >/first\nRUN while ! test -e /wait/go; do sleep 0.1; done\n",
+    );
+    env.dockerfile(
+        "FROM busybox\nRUN echo first >/first\n\
+         RUN --mount=type=cache,target=/wait touch /wait/on; while ! test -e /wait/go; do sleep 0.05; done\n",
+    );
+    let to = format!("type=registry,ref={}", registry.name("app:cache"));
+    let mut child = build(&env, "store", &["--cache-to", &to]).spawn();
+    let sent = |log: &str| {
+        log.lines().any(|line| {
+            line.contains("PUT") && line.contains("/v2/app/blobs/uploads/") && line.contains("201")
+        })
+    };
+    let start = std::time::Instant::now();
+    while !sent(&registry.log()) {
+        assert!(
+            start.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none(),
+            "nothing was sent"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let mounts = fs::read_dir(env.store().join("mounts")).unwrap();
+    for mount in mounts {
+        fs::write(mount.unwrap().path().join("0/fs/go"), "").unwrap();
+    }
+    let output = Output::of(child);
+    assert_eq!(output.code, Some(0), "{output}");
+}
+
+#[test]
+fn c5_layers_from_elsewhere_become_plain_folders_too() {
+    let env = project(test_env!());
+    build(
+        &env,
+        "one",
+        &["--cache-to", "type=local,dest=cache,mode=max"],
+    )
+    .success();
+    env.file("src/a", "changed\n");
+    let args = [
+        "--cache-from",
+        "type=local,src=cache",
+        "--isolation",
+        "chroot",
+        "--snapshotter",
+        "plain",
+    ];
+    let second = build(&env, "two", &args).success();
+    assert_eq!(
+        executed(&second),
+        [STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6]]
+    );
+}
