@@ -262,7 +262,7 @@ impl Step {
             number: numbers.number(id.index()),
             inputs: vertex.inputs.iter().map(|input| input.index()).collect(),
             // What came from a cache elsewhere and nobody needed is not here.
-            done: result.is_some() && !(elsewhere && !matches!(kind, Kind::Image(..))),
+            done: result.is_some() && !elsewhere,
             kind,
             layer,
             known,
