@@ -265,6 +265,9 @@ fn replace(folder: &Path, manifest: &Value, config: &[u8]) {
     fs::write(path, serde_json::to_vec(&index).unwrap()).unwrap();
 }
 
+/// Does something to the blob of a layer that had these bytes.
+type Damage<'a> = dyn Fn(&Value, &[u8]) + 'a;
+
 /// All layers of a cache are damaged in some way: each that is needed is a miss, and the image is what
 /// it would be without.
 #[test]
@@ -287,9 +290,9 @@ fn c5_a_damaged_entry_is_a_miss() {
         .iter()
         .map(|layer| fs::read(path(layer)).unwrap())
         .collect();
-    let damages: [(&str, &dyn Fn(&Value, &[u8])); 3] = [
+    let damages: [(&str, &Damage); 3] = [
         ("cut", &|layer, bytes| {
-            fs::write(path(layer), &bytes[..bytes.len() / 2]).unwrap()
+            fs::write(path(layer), &bytes[..bytes.len() / 2]).unwrap();
         }),
         ("flipped", &|layer, bytes| {
             let mut bytes = bytes.to_vec();
