@@ -34,9 +34,11 @@ impl Snapshots {
         let active = self.prepare()?;
         self.extract(&active, diff_id, size, blob)?;
         let upper = active.upper();
-        let (entries, bytes) = measure(&upper).map_err(io_error("measuring", &upper))?;
+        let measured = measure(&upper).map_err(io_error("measuring", &upper))?;
         fs::rename(&upper, &folder).map_err(io_error("naming the snapshot", &folder))?;
-        Ok(self.store.set_unpacked(id, entries, bytes)?)
+        Ok(self
+            .store
+            .set_unpacked(id, measured.entries, measured.bytes)?)
     }
 
     /// A layer of a step names all folders on the way to its files, and no file of a layer below: so it
