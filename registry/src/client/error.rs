@@ -379,9 +379,13 @@ impl ClientError {
         }
     }
 
-    /// Whether nobody listens at the address.
-    pub(super) fn is_connection_refused(&self) -> bool {
-        matches!(self, Self::Connect { .. }) && self.chain().contains("Connection refused")
+    /// Whether nobody listens at the address, or the name is unknown.
+    pub(super) fn is_unreachable(&self) -> bool {
+        if !matches!(self, Self::Connect { .. }) {
+            return false;
+        }
+        let text = self.chain();
+        text.contains("Connection refused") || is_unknown_host(&text)
     }
 
     /// The error and its causes in one line, for people who are told that kiln tries again.

@@ -16,6 +16,7 @@ mod hint;
 mod known;
 mod login;
 mod mount;
+mod names;
 mod paging;
 mod places;
 mod pull;
@@ -45,6 +46,7 @@ pub use error::{ClientError, is_library_error};
 pub use fetch::{Body, redacted};
 pub use known::Known;
 pub use login::{LoginFacts, LoginKind};
+pub use names::NameLookup;
 pub use quota::Quota;
 pub use referrers::{is_fallback_tag, referrer};
 pub use refusal::Refusal;
@@ -148,6 +150,8 @@ pub struct ClientOptions {
     /// A folder where unfinished uploads are remembered, so that the next process goes on with
     /// them (D7.2); made when first wanted.
     pub uploads: Option<PathBuf>,
+    /// How host names become addresses.
+    pub names: NameLookup,
     /// Who is told about retries, mirrors and warnings.
     pub observer: Observer,
 }
@@ -167,6 +171,7 @@ impl Default for ClientOptions {
             patience: Duration::from_secs(600),
             stall: Duration::from_secs(60),
             uploads: None,
+            names: NameLookup::default(),
             observer: Observer::default(),
         }
     }
@@ -215,6 +220,7 @@ impl Client {
                 options.settings.clone(),
                 options.ca_files,
                 options.user_agent,
+                options.names,
             ),
             stall: options.stall,
         };

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::Repository;
 use super::challenge::Scopes;
 use super::error::{ClientError, redact};
-use super::transport::Answer;
+use super::transport::Whole;
 use super::wire::Request;
 
 /// The largest page, bytes.
@@ -31,14 +31,11 @@ impl Repository {
         let transport = self.transport();
         let mut request = first;
         for _ in 0..PAGES {
-            let answer = transport.call(&self.origin, &scopes, &request).await?;
+            let answer = transport
+                .read(&self.origin, &scopes, &request, PAGE)
+                .await?;
             let next = next(&answer)?;
-            let Answer {
-                method,
-                url,
-                response,
-            } = answer;
-            let body = transport.wire.body(&method, &url, response, PAGE).await?;
+            let Whole { url, body, .. } = answer;
             let page = serde_json::from_slice(&body).map_err(|source| ClientError::Document {
                 url: redact(&url),
                 what,
@@ -73,9 +70,9 @@ pub(super) fn within(
 }
 
 /// Where the next page is. It must be at the same host: the request carries credentials.
-fn next(answer: &Answer) -> Result<Option<Url>, ClientError> {
-    let wrong = |problem: &str| ClientError::protocol(&answer.method, &answer.url, problem);
-    let links = answer.response.headers().get_all(LINK).iter();
+fn next(answer: &Whole) -> Result<Option<Url>, ClientError> {
+    let wrong = |problem: &str| ClientError::protocol(&Method::GET, &answer.url, problem);
+    let links = answer.headers.get_all(LINK).iter();
     let texts = links.filter_map(|value| value.to_str().ok());
     let Some(target) = texts
         .flat_map(links_of)

@@ -275,7 +275,15 @@ impl Repository {
                 found => return found,
             }
         }
-        self.stored(name).await
+        match self.stored(name).await {
+            Err(error) if error.is_not_found() => {
+                let path = ["manifests", name];
+                let url = self.transport().url(&self.origin, &path).await?;
+                let problem = "it was accepted, but the registry does not have it";
+                Err(ClientError::protocol(&Method::PUT, &url, problem))
+            }
+            found => found,
+        }
     }
 }
 

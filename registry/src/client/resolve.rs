@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt as _;
 use super::challenge::Scopes;
 use super::error::{ClientError, clean, redact};
 use super::known::Known;
-use super::transport::{Answer, Endpoint};
+use super::transport::{Endpoint, Whole};
 use super::wire::Request;
 use super::{Client, Notice, Repository};
 use crate::blob::{BlobError, BlobSource as _};
@@ -283,21 +283,20 @@ impl Repository {
         error
     }
 
-    async fn ask(
+    /// A question for a manifest.
+    async fn request(
         &self,
         place: &Endpoint,
         method: Method,
         name: &str,
-        scopes: &Scopes,
-    ) -> Result<Answer, ClientError> {
+    ) -> Result<Request, ClientError> {
         let url = self.transport().url(place, &["manifests", name]).await?;
         let mut request = Request::new(method, url);
-        request
-            .headers
-            .insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let accepted = HeaderValue::from_static(ACCEPTED);
+        request.headers.insert(ACCEPT, accepted);
         let plain = HeaderValue::from_static("identity");
         request.headers.insert(ACCEPT_ENCODING, plain);
-        self.transport().call(place, scopes, &request).await
+        Ok(request)
     }
 
     /// Digest, size and type of a manifest from its HEAD; `None` when the answer lacks the digest.
@@ -317,7 +316,8 @@ impl Repository {
         name: &str,
         scopes: &Scopes,
     ) -> Result<Option<Descriptor>, ClientError> {
-        let answer = self.ask(place, Method::HEAD, name, scopes).await?;
+        let request = self.request(place, Method::HEAD, name).await?;
+        let answer = self.transport().call(place, scopes, &request).await?;
         let digest = answer
             .header(CONTENT_DIGEST)
             .and_then(|text| text.parse().ok());
@@ -343,21 +343,16 @@ impl Repository {
             });
         }
         let scopes = Scopes::pull(&place.repository);
-        let answer = self.ask(place, Method::GET, name, &scopes).await?;
+        let request = self.request(place, Method::GET, name).await?;
+        let answer = self.transport().read(place, &scopes, &request, MANIFEST);
+        let answer = answer.await?;
         let content_type = answer.header(CONTENT_TYPE).map(str::to_owned);
         let announced = answer
             .header(CONTENT_DIGEST)
             .and_then(|text| text.parse().ok());
-        let Answer {
-            method,
-            url,
-            response,
+        let Whole {
+            url, body: bytes, ..
         } = answer;
-        let bytes = self
-            .transport()
-            .wire
-            .body(&method, &url, response, MANIFEST)
-            .await?;
         let actual = Digest::of(&bytes);
         // Without a digest asked for, the registry's own word is all there is to check against.
         match expected.or(announced) {

@@ -26,7 +26,8 @@ pub(super) struct Policy {
 pub(super) struct Backoff {
     policy: Policy,
     attempt: u32,
-    /// Whether the host has answered before: then nobody listening is a restart, not a wrong name.
+    /// Whether the host has answered before: then nobody listening is a restart, and a name that is
+    /// not known any more is the name server's trouble; neither is a wrong name.
     known: bool,
 }
 
@@ -59,7 +60,7 @@ impl Backoff {
 
     /// How long to wait before the next attempt; `None` when there is to be none.
     pub(super) fn next(&mut self, error: &ClientError) -> Option<Duration> {
-        let may_help = error.is_transient() || (self.known && error.is_connection_refused());
+        let may_help = error.is_transient() || (self.known && error.is_unreachable());
         if !may_help || self.attempt >= self.policy.retries {
             return None;
         }

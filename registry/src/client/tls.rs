@@ -2,17 +2,17 @@
 //! D4.4).
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Identity, Proxy, Url, redirect};
 use tokio::sync::OnceCell;
 use zeroize::Zeroize as _;
 
 use super::error::ClientError;
+use super::names::{NameLookup, is_localhost};
 use super::transport::lock;
 use crate::files;
 use crate::settings::{Certificates, ClientPair, Network, Proxies, Settings};
@@ -33,6 +33,7 @@ pub(super) struct Connections {
     inside: Mutex<BTreeSet<String>>,
     ca_files: Vec<PathBuf>,
     user_agent: String,
+    names: NameLookup,
     own: Mutex<HashMap<(String, u16), Certificates>>,
     clients: Mutex<HashMap<Kind, Slot>>,
 }
@@ -52,7 +53,12 @@ struct Kind {
 }
 
 impl Connections {
-    pub(super) fn new(settings: Settings, ca_files: Vec<PathBuf>, user_agent: String) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        ca_files: Vec<PathBuf>,
+        user_agent: String,
+        names: NameLookup,
+    ) -> Self {
         let networks = settings.insecure.iter();
         Self {
             networks: networks.filter_map(|text| Network::parse(text)).collect(),
@@ -60,6 +66,7 @@ impl Connections {
             inside: Mutex::default(),
             ca_files,
             user_agent,
+            names,
             own: Mutex::default(),
             clients: Mutex::default(),
         }
@@ -92,10 +99,8 @@ impl Connections {
             return;
         }
         // A name that only a proxy knows lies in no network of ours.
-        if let Ok(found) = tokio::net::lookup_host((host, 0)).await
-            && found
-                .into_iter()
-                .any(|at| self.is_in_network(Some(at.ip())))
+        if let Ok(found) = self.names.addresses(host).await
+            && found.into_iter().any(|at| self.is_in_network(Some(at)))
         {
             lock(&self.inside).insert(host.to_owned());
         }
@@ -143,6 +148,7 @@ impl Connections {
                 own,
                 ca_files: self.ca_files.clone(),
                 user_agent: self.user_agent.clone(),
+                names: self.names.clone(),
                 proxies: self.settings.proxies.clone(),
             };
             // Reading the system's certificates is file access and parsing.
@@ -160,6 +166,7 @@ struct Plan {
     own: Certificates,
     ca_files: Vec<PathBuf>,
     user_agent: String,
+    names: NameLookup,
     proxies: Proxies,
 }
 
@@ -174,7 +181,7 @@ impl Plan {
             .connect_timeout(CONNECT)
             .http2_initial_stream_window_size(WINDOW)
             .http2_initial_connection_window_size(4 * WINDOW)
-            .dns_resolver(Resolver)
+            .dns_resolver(self.names)
             // The library's own reading of the environment knows no ports in NO_PROXY.
             .no_proxy();
         if !self.kind.direct {
@@ -304,38 +311,9 @@ fn ip(host: &str) -> Option<IpAddr> {
     bare.parse().ok()
 }
 
-fn is_localhost(host: &str) -> bool {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost") || host.to_ascii_lowercase().ends_with(".localhost")
-}
-
-/// Resolves `localhost` by itself, as there may be no `/etc/hosts`, and all else with the system.
-#[derive(Debug)]
-struct Resolver;
-
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let addresses: Addrs = if is_localhost(name.as_str()) {
-                // Port 0 stands for the port of the address.
-                let both = [
-                    IpAddr::from(Ipv4Addr::LOCALHOST),
-                    Ipv6Addr::LOCALHOST.into(),
-                ];
-                Box::new(both.into_iter().map(|ip| SocketAddr::new(ip, 0)))
-            } else {
-                let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-                Box::new(found.collect::<Vec<_>>().into_iter())
-            };
-            Ok(addresses)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::str::FromStr as _;
 
     #[test]
     fn d4_2_loopback_is_insecure_by_default() {
@@ -344,7 +322,12 @@ mod tests {
             insecure: insecure.map(str::to_owned).to_vec(),
             ..Settings::default()
         };
-        let connections = Connections::new(settings, Vec::new(), "kiln".to_owned());
+        let connections = Connections::new(
+            settings,
+            Vec::new(),
+            "kiln".to_owned(),
+            NameLookup::default(),
+        );
         for (url, expected) in [
             ("https://localhost:5000/", true),
             ("https://LOCALHOST./", true),
@@ -363,14 +346,6 @@ mod tests {
             let url = Url::parse(url).unwrap();
             assert_eq!(connections.is_insecure(&url), expected, "{url}");
         }
-    }
-
-    #[tokio::test]
-    async fn localhost_needs_no_hosts_file() {
-        let name = Name::from_str("localhost").unwrap();
-        let found: Vec<SocketAddr> = Resolver.resolve(name).await.unwrap().collect();
-        assert!(found.iter().all(|address| address.ip().is_loopback()));
-        assert_eq!(found.len(), 2);
     }
 
     #[test]

@@ -66,6 +66,21 @@ impl Answer {
     }
 }
 
+/// A whole answer.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+}
+
+impl Whole {
+    /// A header's text.
+    pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
 /// What all repositories of a client share.
 #[derive(Debug)]
 pub(super) struct Transport {
@@ -137,15 +152,59 @@ impl Transport {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let Some(wait) = backoff.next(&error) else {
-                return Err(error);
-            };
-            self.notice(&Notice::Retry {
-                wait,
-                reason: error.reason(),
-            });
-            sleep(wait).await;
+            self.pause(&mut backoff, error).await?;
         }
+    }
+
+    /// Sends a request and reads all of its answer, at most `limit` bytes; again where that may help,
+    /// also when the answer breaks off.
+    pub(super) async fn read(
+        &self,
+        to: &Endpoint,
+        scopes: &Scopes,
+        request: &Request,
+        limit: usize,
+    ) -> Result<Whole, ClientError> {
+        self.host(to).await?;
+        let mut backoff = Backoff::known(self.policy);
+        loop {
+            let error = match self.read_once(to, scopes, request, limit).await {
+                Ok(whole) => return Ok(whole),
+                Err(error) => error,
+            };
+            self.pause(&mut backoff, error).await?;
+        }
+    }
+
+    async fn read_once(
+        &self,
+        to: &Endpoint,
+        scopes: &Scopes,
+        request: &Request,
+        limit: usize,
+    ) -> Result<Whole, ClientError> {
+        let Answer {
+            method,
+            url,
+            response,
+        } = self.attempt(to, scopes, request).await?;
+        let headers = response.headers().clone();
+        let body = self.wire.body(&method, &url, response, limit).await?;
+        Ok(Whole { url, headers, body })
+    }
+
+    /// Waits before another attempt, and tells about it; gives the error back where there is to be
+    /// none.
+    async fn pause(&self, backoff: &mut Backoff, error: ClientError) -> Result<(), ClientError> {
+        let Some(wait) = backoff.next(&error) else {
+            return Err(error);
+        };
+        self.notice(&Notice::Retry {
+            wait,
+            reason: error.reason(),
+        });
+        sleep(wait).await;
+        Ok(())
     }
 
     /// Sends a request once, or twice where new credentials are wanted.
@@ -310,14 +369,7 @@ impl Transport {
                 Ok(host) => return Ok(Arc::new(host)),
                 Err(error) => error,
             };
-            let Some(wait) = backoff.next(&error) else {
-                return Err(error);
-            };
-            self.notice(&Notice::Retry {
-                wait,
-                reason: error.reason(),
-            });
-            sleep(wait).await;
+            self.pause(&mut backoff, error).await?;
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) struct Upload<'a> {
     mode: Mode,
     /// Bytes that the registry has.
     offset: u64,
-    /// Whether part of the blob was sent by an earlier request.
+    /// Whether an earlier request went to the same session: the registry may have dropped it since.
     resumed: bool,
     /// Whether the credentials have been renewed since there was progress.
     renewed: bool,
@@ -171,6 +171,12 @@ impl<'a> Upload<'a> {
                 Next::Resume => self.locate(session).await?,
                 Next::Restart => false,
             };
+            if found && broke && self.offset == 0 {
+                // Nothing is gained by going on there, and the registry may have dropped it.
+                self.repository.cancel(session.clone()).await;
+                *session = self.restart().await?;
+                continue;
+            }
             if found {
                 continue;
             }
@@ -429,7 +435,7 @@ impl<'a> Upload<'a> {
             self.remember(session).await;
         }
         self.offset = offset;
-        self.resumed |= offset > 0;
+        self.resumed = true;
         self.advance();
         Ok(true)
     }

@@ -1,6 +1,5 @@
 //! The same against the independent registry of Debian's `docker-registry`.
 
-use std::io::Read as _;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -81,24 +80,20 @@ impl Registry {
                 .unwrap();
             std::fs::write(folder.path().join("htpasswd"), made.stdout).unwrap();
         }
+        // Not a pipe, which would be full one day with nobody reading it.
+        let log = folder.path().join("log");
         let mut process = Command::new("docker-registry")
             .arg("serve")
             .arg(&path)
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
         let started = Instant::now();
         while std::net::TcpStream::connect(&address).is_err() {
             if started.elapsed() > Duration::from_secs(20) {
                 process.kill().unwrap();
-                let mut text = String::new();
-                process
-                    .stderr
-                    .take()
-                    .unwrap()
-                    .read_to_string(&mut text)
-                    .unwrap();
+                let text = std::fs::read_to_string(&log).unwrap();
                 panic!("docker-registry does not start: {text}");
             }
             std::thread::sleep(Duration::from_millis(50));

@@ -49,7 +49,11 @@ pub fn client_as(registry: &str, username: &str, password: &str) -> Client {
 }
 
 pub fn reference(address: &str, name: &str) -> Reference {
-    Reference::parse(&format!("{address}/{name}")).unwrap()
+    named(&format!("{address}/{name}"))
+}
+
+pub fn named(name: &str) -> Reference {
+    Reference::parse(name).unwrap()
 }
 
 pub fn linux(architecture: &str) -> Platform {

@@ -21,8 +21,8 @@ use crate::distribution::{present, round_trip};
 use crate::env::{Image, bytes, client, reference, silent};
 
 /// A server of a folder, for as long as this value lives.
-struct Served {
-    address: String,
+pub struct Served {
+    pub address: String,
     task: JoinHandle<()>,
 }
 
@@ -33,7 +33,7 @@ impl Drop for Served {
 }
 
 impl Served {
-    async fn start(folder: &Path, options: ServerOptions) -> Self {
+    pub async fn start(folder: &Path, options: ServerOptions) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::bind(any, folder, options).await.unwrap();
         Self {

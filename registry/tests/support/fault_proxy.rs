@@ -33,7 +33,9 @@ pub enum Fault {
     /// The registry's answer is changed.
     Edit(fn(&mut Reply)),
     /// The answer's body comes byte by byte, with so much time between.
-    Trickle(Duration),
+    TrickleBody(Duration),
+    /// The whole answer comes so.
+    TrickleHead(Duration),
 }
 
 /// An answer.
@@ -379,14 +381,10 @@ impl Shared {
                 send(client, &reply, is_head, received)?;
                 client.shutdown(Shutdown::Both)
             }
-            Some(Fault::Trickle(pause)) => {
+            Some(Fault::TrickleHead(pause)) => trickle(&answer.head()[..], client, pause, |_| ()),
+            Some(Fault::TrickleBody(pause)) => {
                 client.write_all(&answer.head())?;
-                for byte in io::BufReader::new(body).bytes() {
-                    std::thread::sleep(pause);
-                    received(1);
-                    client.write_all(&[byte?])?;
-                }
-                Ok(())
+                trickle(body, client, pause, received)
             }
             fault => {
                 client.write_all(&answer.head())?;
@@ -436,6 +434,21 @@ impl Shared {
         }
         Ok((copied, true))
     }
+}
+
+/// Copies byte by byte, until the other side has had enough.
+fn trickle(
+    from: impl Read,
+    mut to: &TcpStream,
+    pause: Duration,
+    count: impl Fn(u64),
+) -> io::Result<()> {
+    for byte in io::BufReader::new(from).bytes() {
+        std::thread::sleep(pause);
+        count(1);
+        to.write_all(&[byte?])?;
+    }
+    Ok(())
 }
 
 fn status(first: &str) -> u16 {
