@@ -203,6 +203,8 @@ struct Shared {
     settings: Settings,
     seen: Seen,
     sessions: Sessions,
+    /// Held by who changes a list of referrers under a tag.
+    lists: tokio::sync::Mutex<()>,
 }
 
 impl Client {
@@ -238,6 +240,7 @@ impl Client {
                 settings: options.settings,
                 seen: Seen::default(),
                 sessions: Sessions::new(options.uploads),
+                lists: tokio::sync::Mutex::default(),
             }),
         }
     }

@@ -195,7 +195,7 @@ pub(super) async fn put_manifest(
     {
         return Ok(Put::Existed);
     }
-    let put = put_once(repository, descriptor, bytes, tag).await?;
+    let put = put_once(repository, descriptor, bytes, tag, None).await?;
     if put == Put::Existed {
         return Ok(put);
     }
@@ -212,12 +212,14 @@ pub(super) async fn put_manifest(
     }
 }
 
-/// Puts a manifest, and believes the registry's answer.
+/// Puts a manifest, and believes the registry's answer. With a condition, as `If-Match`, a registry
+/// that knows it answers 412 where it does not hold.
 pub(super) async fn put_once(
     repository: &Repository,
     descriptor: &Descriptor,
     bytes: &[u8],
     tag: Option<&str>,
+    condition: Option<(HeaderName, HeaderValue)>,
 ) -> Result<Put, ClientError> {
     let digest = descriptor.digest.to_string();
     let name = tag.unwrap_or(&digest);
@@ -235,6 +237,7 @@ pub(super) async fn put_once(
         )
     })?;
     request.headers.insert(CONTENT_TYPE, kind);
+    request.headers.extend(condition);
     let scopes = Scopes::push(&repository.repository);
     let answer = match transport.call(&repository.origin, &scopes, &request).await {
         Ok(answer) => answer,

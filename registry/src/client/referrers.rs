@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use reqwest::header::HeaderName;
+use reqwest::header::{HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use serde::Deserialize;
 use tokio::time::sleep;
 
@@ -128,19 +128,18 @@ impl Repository {
         self.change_list(subject, remove).await
     }
 
-    /// Changes the list under the fallback tag. Nothing keeps others from doing so at the same
-    /// time: it is read again afterwards, and changed again where the change is lost.
+    /// Changes the list under the fallback tag. Where the registry knows conditional requests nobody
+    /// else's change is overwritten; most do not, so that the list is read again afterwards, and
+    /// changed again where the change is lost. Within one process one change waits for the other.
     async fn change_list(
         &self,
         subject: Digest,
         change: impl Fn(&mut Vec<Descriptor>) -> bool + Send,
     ) -> Result<(), ClientError> {
+        let _turn = self.shared.lists.lock().await;
         let tag = fallback_tag(subject);
         for attempt in 0..ATTEMPTS {
-            let mut index = match self.tagged(&tag).await? {
-                Some(found) => index_of(&found)?,
-                None => Index::new(OCI_INDEX, Vec::new()),
-            };
+            let (mut index, state) = self.list(&tag).await?;
             if !change(&mut index.manifests) {
                 return Ok(());
             }
@@ -152,22 +151,51 @@ impl Repository {
             })?;
             let size = written.bytes.len() as u64;
             let descriptor = Descriptor::new(OCI_INDEX, written.digest, size);
-            // Others may change it at the same time, which the next round sees.
-            push::put_once(self, &descriptor, &written.bytes, Some(&tag)).await?;
+            // A registry that refuses each time does not mean what the condition says.
+            let condition = state.filter(|_| attempt < ATTEMPTS / 2);
+            let put = push::put_once(self, &descriptor, &written.bytes, Some(&tag), condition);
+            match put.await {
+                Err(error) if error.status() == Some(412) => {
+                    sleep(full_jitter(SETTLE)).await;
+                    continue;
+                }
+                // Others may change it at the same time, which the next round sees.
+                put => put?,
+            };
             // Whoever has read the list before it was written will have written it by then.
             sleep(SETTLE + full_jitter(SETTLE * 2_u32.pow(attempt))).await;
         }
         // Each round wrote the list; only its last state was not looked at.
-        let left = self.tagged(&tag).await?;
-        let mut index = left.map_or(Ok(Index::new(OCI_INDEX, Vec::new())), |found| {
-            index_of(&found)
-        })?;
+        let (mut index, _) = self.list(&tag).await?;
         if change(&mut index.manifests) {
             return Err(ClientError::ListBusy {
                 list: format!("{self}:{tag}"),
             });
         }
         Ok(())
+    }
+}
+
+impl Repository {
+    /// The list under a tag, and the condition that it has not been changed since.
+    async fn list(
+        &self,
+        tag: &str,
+    ) -> Result<(Index, Option<(HeaderName, HeaderValue)>), ClientError> {
+        let found = match self.manifest_at(&self.origin, tag, None).await {
+            Ok(found) => found,
+            Err(error) if error.is_not_found() => {
+                let nothing = HeaderValue::from_static("*");
+                let list = Index::new(OCI_INDEX, Vec::new());
+                return Ok((list, Some((IF_NONE_MATCH, nothing))));
+            }
+            Err(error) => return Err(error),
+        };
+        // A weak one does not stand for one state only.
+        let etag = found.etag.clone();
+        let etag = etag.filter(|etag| !etag.as_bytes().starts_with(b"W/"));
+        let list = index_of(&found.found()?)?;
+        Ok((list, etag.map(|etag| (IF_MATCH, etag))))
     }
 }
 

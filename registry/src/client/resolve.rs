@@ -1,6 +1,6 @@
 //! From a reference to the manifest of one image: tag, index, platform (D5.1, D5.2, D5.6).
 
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, ETAG, HeaderName, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -198,6 +198,8 @@ fn name_of(reference: &Reference) -> String {
 pub(super) struct Fetched {
     url: Url,
     content_type: Option<String>,
+    /// What the registry calls this state of the document.
+    pub(super) etag: Option<HeaderValue>,
     pub(super) bytes: Vec<u8>,
 }
 
@@ -339,6 +341,7 @@ impl Repository {
             return Ok(Fetched {
                 url: self.transport().url(place, &["manifests", name]).await?,
                 content_type: None,
+                etag: None,
                 bytes,
             });
         }
@@ -350,6 +353,7 @@ impl Repository {
         let announced = answer
             .header(CONTENT_DIGEST)
             .and_then(|text| text.parse().ok());
+        let etag = answer.headers.get(ETAG).cloned();
         let Whole {
             url, body: bytes, ..
         } = answer;
@@ -369,6 +373,7 @@ impl Repository {
             _ => Ok(Fetched {
                 url,
                 content_type,
+                etag,
                 bytes,
             }),
         }
@@ -422,6 +427,7 @@ impl Document {
             url,
             content_type,
             bytes,
+            ..
         } = fetched;
         let url = redact(&url);
         let media_type = outline.media_type(content_type.as_deref());
@@ -526,6 +532,7 @@ mod tests {
     fn check(content_type: Option<&str>, body: &str) -> Result<String, ClientError> {
         let fetched = Fetched {
             url: Url::parse("https://r/v2/a/manifests/1").unwrap(),
+            etag: None,
             content_type: content_type.map(str::to_owned),
             bytes: body.as_bytes().to_vec(),
         };

@@ -6,11 +6,11 @@
 //! an upload of which a request broke (it binds the address to an offset that it does not tell), so
 //! that a push may send the layer a second time; the push goes through all the same.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
 use kiln_registry::client::{Client, ClientOptions, NameLookup, Resolved};
@@ -456,9 +456,11 @@ async fn d5_3_a_large_layer_comes_in_parts_where_that_helps() {
     push_to(&patient(), &format!("{}/a", registry.address), &image)
         .await
         .unwrap();
+    let mut seconds = Vec::new();
     for ranges in [true, false] {
         let proxy = Proxy::start(&registry.address);
-        proxy.slow(1);
+        // 16 MB/s for each connection.
+        proxy.slow(4);
         if ranges {
             for at in [1, 4] {
                 proxy.later(at, "GET", LAYER, Fault::CutAnswer(MIB));
@@ -466,9 +468,11 @@ async fn d5_3_a_large_layer_comes_in_parts_where_that_helps() {
         } else {
             proxy.fault("GET", LAYER, Fault::Edit(all_of_it));
         }
+        let started = Instant::now();
         pull_from(&patient(), &name_at(&proxy), &image)
             .await
             .unwrap();
+        seconds.push(started.elapsed().as_secs_f64());
         let size = image.manifest.value.layers[0].size;
         let again = proxy.bytes(LAYER).1 - size;
         match ranges {
@@ -481,6 +485,9 @@ async fn d5_3_a_large_layer_comes_in_parts_where_that_helps() {
             false => assert!(proxy.most() <= 2, "{} at once", proxy.most()),
         }
     }
+    let told = format!("68 MiB at 16 MB/s: {seconds:.2?} s, in parts and in one piece\n");
+    std::io::stderr().write_all(told.as_bytes()).unwrap();
+    assert!(seconds[0] * 1.5 < seconds[1], "{told}");
 }
 
 fn all_of_it(reply: &mut Reply) {

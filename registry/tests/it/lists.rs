@@ -2,12 +2,13 @@
 
 use kiln_registry::blob::BlobSink as _;
 use kiln_registry::digest::Digest;
+use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::{OCI_INDEX, OCI_MANIFEST};
 use kiln_registry::spec::{Descriptor, Index, Manifest, Raw};
 use serde_json::json;
 
-use crate::env::{client, reference};
-use crate::server::{Asked, Fault, Reply, Server};
+use crate::env::{Image, bytes, chain, client, options, reference};
+use crate::server::{self, Asked, Fault, Reply, Server};
 
 /// Answers one path with pages, whose links are relative; the last has none.
 fn paged(
@@ -176,15 +177,30 @@ async fn d8_2_without_an_api_the_tag_is_read() {
     );
 }
 
+/// A manifest about another one.
+fn about(subject: &Descriptor, kind: &str) -> (Descriptor, Vec<u8>) {
+    let mut about = Manifest::new(Descriptor::new("config", Digest::of(b"{}"), 2), Vec::new());
+    about.subject = Some(subject.clone());
+    about.artifact_type = Some(kind.to_owned());
+    let about = Raw::write(about).unwrap();
+    let descriptor = Descriptor::new(OCI_MANIFEST, about.digest, about.bytes.len() as u64);
+    (descriptor, about.bytes)
+}
+
+/// The artifact types that a registry lists, sorted.
+async fn kinds(name: &Reference, subject: Digest) -> Vec<String> {
+    let found = client().referrers(name, subject, None).await.unwrap();
+    let kinds = found.into_iter().filter_map(|entry| entry.artifact_type);
+    let mut kinds: Vec<_> = kinds.collect();
+    kinds.sort_unstable();
+    kinds
+}
+
 #[tokio::test]
 async fn d8_2_a_list_that_others_overwrite_is_written_again() {
     let server = Server::start().await;
     let subject = Descriptor::new(OCI_MANIFEST, Digest::of(b"subject"), 7);
-    let mut about = Manifest::new(Descriptor::new("config", Digest::of(b"{}"), 2), Vec::new());
-    about.subject = Some(subject.clone());
-    about.artifact_type = Some("sig".to_owned());
-    let about = Raw::write(about).unwrap();
-    let descriptor = Descriptor::new(OCI_MANIFEST, about.digest, about.bytes.len() as u64);
+    let (descriptor, bytes) = about(&subject, "sig");
     // Nothing is there before, and somebody else's list is there afterwards.
     let others = list(&[entry("a", "sbom")]);
     let reply = Reply::new(200)
@@ -194,17 +210,92 @@ async fn d8_2_a_list_that_others_overwrite_is_written_again() {
     server.fault("GET", "manifests/sha256-", Fault::Say(reply));
     let name = reference(&server.address, "team/app");
     let sink = client().repository(&name);
-    sink.put_manifest(&descriptor, &about.bytes, None)
-        .await
-        .unwrap();
+    let put = sink.put_manifest(&descriptor, &bytes, None);
+    put.await.unwrap();
     assert_eq!(server.count("PUT", "manifests/sha256-"), 2);
-    let found = client()
-        .referrers(&name, subject.digest, None)
-        .await
-        .unwrap();
-    let kinds: Vec<_> = found
-        .iter()
-        .map(|entry| entry.artifact_type.as_deref())
-        .collect();
-    assert_eq!(kinds, [Some("sbom"), Some("sig")]);
+    assert_eq!(kinds(&name, subject.digest).await, ["sbom", "sig"]);
+}
+
+/// Many write to one list, of the same process and of others; a registry that takes conditions has
+/// nobody's change overwritten, and one that does not has them all in the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d8_2_many_write_to_one_list() {
+    for conditional in [true, false] {
+        let server = Server::start().await;
+        server.state.lock().unwrap().conditions = conditional;
+        let name = reference(&server.address, "team/app");
+        let subject = Descriptor::new(OCI_MANIFEST, Digest::of(b"subject"), 7);
+        let clients = [client(), client(), client()];
+        let writers = (0..6).map(|number| {
+            let sink = clients[number / 2].repository(&name);
+            let (descriptor, bytes) = about(&subject, &number.to_string());
+            async move { sink.put_manifest(&descriptor, &bytes, None).await }
+        });
+        for put in futures_util::future::join_all(writers).await {
+            put.unwrap();
+        }
+        let all = ["0", "1", "2", "3", "4", "5"];
+        assert_eq!(kinds(&name, subject.digest).await, all);
+        let tagged = format!("/manifests/sha256-{}", subject.digest.hex());
+        let refused = server.state.lock().unwrap().refused;
+        if conditional {
+            // What was not refused stays: each change is written once.
+            assert_eq!(server.count("PUT", &tagged) - refused, all.len());
+        }
+    }
+}
+
+/// A registry that takes no condition at all still gets its list.
+#[tokio::test]
+async fn d8_2_a_registry_that_refuses_every_condition() {
+    let server = Server::start().await;
+    server.custom(|asked| {
+        let conditional = ["if-match", "if-none-match"].map(|name| asked.header(name));
+        (conditional != [None, None]).then(|| Reply::new(412))
+    });
+    let name = reference(&server.address, "team/app");
+    let subject = Descriptor::new(OCI_MANIFEST, Digest::of(b"subject"), 7);
+    let (descriptor, bytes) = about(&subject, "sig");
+    let sink = client().repository(&name);
+    let put = sink.put_manifest(&descriptor, &bytes, None);
+    put.await.unwrap();
+    assert_eq!(kinds(&name, subject.digest).await, ["sig"]);
+}
+
+/// A registry that deletes no tags, and fails when it is to delete what was put in the tag's place:
+/// the tag names again what it named.
+#[tokio::test]
+async fn d9_2_a_tag_that_could_not_be_deleted_gets_back_what_it_named() {
+    for (status, code) in [(500, "UNKNOWN"), (405, "UNSUPPORTED"), (403, "DENIED")] {
+        let server = Server::start().await;
+        let image = Image::new(&[bytes(100, 1)]);
+        server.add_manifest("app", "a", OCI_MANIFEST, &image.manifest.bytes);
+        server.custom(move |asked| {
+            let tag = asked.method == "DELETE" && !asked.path.contains("/sha256:");
+            tag.then(|| server::error(405, "UNSUPPORTED"))
+        });
+        // It says what registries say that delete: there is no such manifest yet.
+        let (name, place) = (reference(&server.address, "app"), "/manifests/sha256:");
+        server.fault(
+            "DELETE",
+            place,
+            Fault::Say(server::error(404, "MANIFEST_UNKNOWN")),
+        );
+        for _ in 0..=options().retries {
+            server.fault("DELETE", place, Fault::Say(server::error(status, code)));
+        }
+        let error = client().delete_tag(&name, "a").await.unwrap_err();
+        assert!(
+            chain(&error).contains(&status.to_string()),
+            "{}",
+            chain(&error)
+        );
+        let tagged = server.state.lock().unwrap().manifests["app/a"].clone();
+        assert_eq!(
+            tagged,
+            (OCI_MANIFEST.to_owned(), image.manifest.bytes.clone())
+        );
+        // It was away in between.
+        assert_eq!(server.count("PUT", "/manifests/a"), 2);
+    }
 }

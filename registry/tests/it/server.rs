@@ -104,6 +104,10 @@ pub struct State {
     pub limit: Option<usize>,
     pub ranges: bool,
     pub mounts: bool,
+    /// Whether manifests have an `ETag`, and are put on conditions.
+    pub conditions: bool,
+    /// Manifests that were refused for their condition.
+    pub refused: usize,
 }
 
 /// The registry; it ends with the test's runtime.
@@ -295,6 +299,16 @@ impl State {
     fn manifest(&mut self, asked: &Asked, repository: &str, name: &str) -> Reply {
         let key = format!("{repository}/{name}");
         if asked.method == "PUT" {
+            let now = self.manifests.get(&key);
+            let now = now.map(|(_, bytes)| format!("\"{}\"", Digest::of(bytes)));
+            let changed = asked
+                .header("if-match")
+                .is_some_and(|etag| now.as_deref() != Some(etag))
+                || (asked.header("if-none-match").is_some() && now.is_some());
+            if self.conditions && changed {
+                self.refused += 1;
+                return error(412, "UNKNOWN");
+            }
             let kind = asked.header("content-type").unwrap().to_owned();
             let digest = Digest::of(&asked.body).to_string();
             let manifest = (kind, asked.body.clone());
@@ -304,10 +318,16 @@ impl State {
             return Reply::new(201).with("docker-content-digest", digest);
         }
         match self.manifests.get(&key) {
-            Some((kind, bytes)) => Reply::new(200)
-                .with("content-type", kind)
-                .with("docker-content-digest", Digest::of(bytes))
-                .body(bytes.clone()),
+            Some((kind, bytes)) => {
+                let reply = Reply::new(200)
+                    .with("content-type", kind)
+                    .with("docker-content-digest", Digest::of(bytes))
+                    .body(bytes.clone());
+                match self.conditions {
+                    true => reply.with("etag", format!("\"{}\"", Digest::of(bytes))),
+                    false => reply,
+                }
+            }
             None => error(404, "MANIFEST_UNKNOWN"),
         }
     }
