@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::env::{Registry, TestEnv, test_env};
+use crate::aws_fake::{Aws, KEYS, OFF, REGISTRY};
+use crate::env::{Registry, Run, TestEnv, test_env};
+use crate::server::{Asked, Reply, Server, error};
 use crate::terminal::Session;
 
 /// Writes a program into a folder.
@@ -243,4 +245,204 @@ fn d2_6_a_password_is_asked_for_without_an_echo() {
     assert!(shown.contains("Login Succeeded"), "{shown}");
     assert!(!shown.contains("pa:"), "{shown}");
     assert_eq!(config(&env)["auths"][address]["auth"], "dXNlcjpwYTpzcw==");
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Amazon's registry with AWS credentials of every kind, and no helper installed.
+#[test]
+fn d3_7_aws_credentials_of_every_kind() {
+    let env = test_env!().with_busybox();
+    let runtime = runtime();
+    let (aws, registry, proxy) = runtime.block_on(async {
+        let (aws, registry) = (Aws::start(3600).await, Server::start().await);
+        let proxy = aws.serve(&registry).await;
+        (aws, registry, proxy)
+    });
+    let kiln = |args: &[&str], variables: &[(&str, &str)]| -> Run {
+        // Its services are asked at these addresses, as AWS' own programs would.
+        let run = env
+            .kiln(args.iter().copied())
+            .args(["--insecure-registry", REGISTRY])
+            .env("HTTP_PROXY", format!("http://{}", proxy.address))
+            .env("AWS_ENDPOINT_URL_ECR", aws.url())
+            .env("AWS_ENDPOINT_URL_STS", aws.url());
+        variables
+            .iter()
+            .fold(run, |run, (name, value)| run.env(name, value))
+    };
+    let home = |name: &str, text: &str| {
+        let path = env.path("home").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let token = home("token", "web.identity+token\n");
+    let container = format!("{}/container", aws.url());
+    let role = "arn:aws:iam::1:role/ci";
+    let machine = aws.url();
+    home(
+        "profiles",
+        "[deploy]\naws_access_key_id = AKIDLONG\naws_secret_access_key = long/secret+key\n\
+         [ci]\nrole_arn = arn:aws:iam::1:role/ci\nsource_profile = deploy\n",
+    );
+    let profiles = env.path("home/profiles").display().to_string();
+    let cases: [(&str, Vec<(&str, &str)>); 7] = [
+        ("AWS_ACCESS_KEY_ID", KEYS.to_vec()),
+        (
+            "AWS_ACCESS_KEY_ID",
+            vec![
+                ("AWS_ACCESS_KEY_ID", "ASIAROLE"),
+                ("AWS_SECRET_ACCESS_KEY", "role/secret+key"),
+                ("AWS_SESSION_TOKEN", "role-session+token=="),
+            ],
+        ),
+        (
+            "the profile `deploy`",
+            vec![
+                ("AWS_PROFILE", "deploy"),
+                ("AWS_SHARED_CREDENTIALS_FILE", &profiles),
+            ],
+        ),
+        (
+            "the role `arn:aws:iam::1:role/ci`",
+            vec![
+                ("AWS_PROFILE", "ci"),
+                ("AWS_SHARED_CREDENTIALS_FILE", &profiles),
+            ],
+        ),
+        (
+            "the role `arn:aws:iam::1:role/ci`",
+            vec![
+                ("AWS_WEB_IDENTITY_TOKEN_FILE", &token),
+                ("AWS_ROLE_ARN", role),
+            ],
+        ),
+        (
+            "the container's service",
+            vec![
+                ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &container),
+                ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "container-token"),
+            ],
+        ),
+        (
+            "the machine's role",
+            vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT", &machine)],
+        ),
+    ];
+    let secrets = [
+        "secret+key",
+        "session+token",
+        "container-token",
+        "web.identity",
+        "password-",
+    ];
+    for (number, (origin, variables)) in cases.iter().enumerate() {
+        let shown = kiln(&["login", "--check", REGISTRY], variables).success();
+        let told = format!("AWS, with the keys of {origin}\n");
+        assert!(shown.stdout.contains(&told), "{shown}");
+        for part in ["password of `AWS`", "expires:", "accepted:    yes"] {
+            assert!(shown.stdout.contains(part), "{part}: {shown}");
+        }
+        let name = format!("{REGISTRY}/app:{number}");
+        env.kiln(["tag", "busybox", &name]).success();
+        let pushed = kiln(&["push", &name], variables).success();
+        let pulled = kiln(&["pull", &name], variables).success();
+        for secret in secrets {
+            for output in [&shown, &pushed, &pulled] {
+                let said = output.stdout.contains(secret) || output.stderr.contains(secret);
+                assert!(!said, "{secret}: {output}");
+            }
+        }
+    }
+    // A wrong key is refused by the check of the signature.
+    let wrong = [KEYS[0], ("AWS_SECRET_ACCESS_KEY", "wr0ng")];
+    let failed = kiln(&["login", "--check", REGISTRY], &wrong).failure(1);
+    assert!(failed.stderr.contains("another signature"), "{failed}");
+    assert!(!failed.stderr.contains("wr0ng"), "{failed}");
+    let nobody = kiln(&["login", "--check", REGISTRY], &[OFF]).failure(1);
+    assert!(nobody.stderr.contains("AWS_ACCESS_KEY_ID"), "{nobody}");
+    // What AWS' own program prints is a login like any other.
+    let password = format!("password-{}\n", aws.given.lock().unwrap());
+    let login = ["login", "--username", "AWS", "--password-stdin", REGISTRY];
+    let done = kiln(&login, &[OFF]).stdin(password).success();
+    assert_eq!(done.stdout, "Login Succeeded\n");
+    kiln(&["pull", &format!("{REGISTRY}/app:0")], &[OFF]).success();
+    assert!(
+        registry
+            .log()
+            .iter()
+            .all(|asked| asked.header("x-amz-date").is_none())
+    );
+}
+
+/// Answers like a token service, and like the registry that wants its tokens.
+fn with_tokens(asked: &Asked, address: &str) -> Option<Reply> {
+    let user = Some("Basic dXNlcjpwYTpzcw==");
+    if asked.path == "/token" {
+        if asked.header("authorization") != user {
+            return Some(error(401, "UNAUTHORIZED"));
+        }
+        let claims = match asked.query.contains("scope=repository%3Ateam%2Fapp%3A") {
+            // Less than what was asked for.
+            true => {
+                r#"{"exp":4102444800,"access":[{"type":"repository","name":"team/app","actions":["pull"]}]}"#
+            }
+            false => r#"{"exp":4102444800,"access":[]}"#,
+        };
+        let token = format!("e30.{}.c2ln", crate::aws_fake::base64(claims.as_bytes()));
+        let body = serde_json::json!({"token": token.replace('=', ""), "expires_in": 300});
+        return Some(Reply::new(200).body(body.to_string()));
+    }
+    let bearer = asked
+        .header("authorization")
+        .is_some_and(|text| text.starts_with("Bearer e30."));
+    let challenge = format!(r#"Bearer realm="http://{address}/token",service="test""#);
+    (!bearer).then(|| error(401, "UNAUTHORIZED").with("www-authenticate", challenge))
+}
+
+#[test]
+fn d2_6_check_tells_what_a_token_service_grants() {
+    let env = test_env!();
+    let runtime = runtime();
+    let server = runtime.block_on(Server::start());
+    let address = server.address.clone();
+    server.custom(move |asked| with_tokens(asked, &address));
+    let address = server.address.as_str();
+
+    let login = env.kiln(["login", "-u", "user", "--password-stdin", address]);
+    login.stdin("pa:ss").success();
+    let check = |what: &str| env.kiln(["login", "--check", what]).success().stdout;
+    let shown = check(address);
+    let from = format!("token from:  http://{address}/token\n");
+    for part in [
+        "password of `user`",
+        from.as_str(),
+        "granted:     nothing was asked for; name a repository",
+        "accepted:    yes",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let shown = check(&format!("{address}/team/app"));
+    for part in [
+        "granted:     repository:team/app:pull\n",
+        "expires:     2100-01-01",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(
+        !shown.contains("pa:ss") && !shown.contains("e30."),
+        "{shown}"
+    );
+
+    let login = env.kiln(["login", "-u", "user", "--password-stdin", address]);
+    let refused = login.stdin("wrong").failure(1);
+    let told = format!("cannot get a token for `{address}` from `http://{address}/token`");
+    assert!(refused.stderr.contains(&told), "{refused}");
 }

@@ -5,6 +5,13 @@
 //! missing the test says so on stderr and skips; with `CI` set it fails.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests of the registry client use more of it"
+)]
+#[path = "../../../registry/tests/support/aws_fake.rs"]
+mod aws_fake;
 mod env;
 #[expect(
     dead_code,
@@ -17,8 +24,22 @@ mod lab;
 mod liar;
 mod own;
 mod people;
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests of the registry client use more of it"
+)]
+#[path = "../../../registry/tests/support/proxy.rs"]
+mod proxy;
 mod run;
 mod saved;
+#[expect(
+    dead_code,
+    unreachable_pub,
+    reason = "the tests of the registry client use more of it"
+)]
+#[path = "../../../registry/tests/support/server.rs"]
+mod server;
 mod traces;
 mod web;
 

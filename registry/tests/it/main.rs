@@ -4,6 +4,8 @@
 
 mod auth;
 mod aws;
+#[path = "../support/aws_fake.rs"]
+mod aws_fake;
 mod copies;
 mod distribution;
 mod env;
@@ -14,8 +16,10 @@ mod faults;
 mod lists;
 mod own;
 mod proxies;
+#[path = "../support/proxy.rs"]
 mod proxy;
 mod pull;
 mod push;
+#[path = "../support/server.rs"]
 mod server;
 mod trust;
