@@ -1,7 +1,7 @@
 //! gzip with bytes that depend on nothing but the content: not on the number of threads, not on
 //! the sizes of the writes.
 //!
-//! One member. The content is cut into blocks of 1 MiB, each compressed on its own and ended as a sync
+//! One member. The content is cut into blocks of 2 MiB, each compressed on its own and ended as a sync
 //! flush does, so that blocks can be compressed in any order by any thread. Header: no name, time 0,
 //! unknown system.
 
@@ -16,11 +16,12 @@ use std::thread::JoinHandle;
 use libdeflater::{CompressionLvl, Compressor};
 
 /// Names this way of compressing; another name means other bytes for the same layer.
-pub const FRAMING: &str = "gzip-1m-1-libdeflate-1.26";
+pub const FRAMING: &str = "gzip-2m-2-libdeflate-1.26";
 
-const BLOCK: usize = 1 << 20;
-/// libdeflate's lowest: two and a half times as fast as zlib's 3, and smaller.
-const LEVEL: i32 = 1;
+const BLOCK: usize = 2 << 20;
+/// Of libdeflate's levels the one whose layers are at most 3 % larger than those of other tools, which use
+/// zlib's 6: it needs a quarter of that time.
+const LEVEL: i32 = 2;
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 
 /// Compresses what is written to it. [`finish`](Self::finish) must be called at the end.
@@ -172,7 +173,7 @@ impl Pool {
             jobs: Some(jobs),
             threads,
             pending: VecDeque::new(),
-            most: 2 * count,
+            most: count + 2,
         })
     }
 
@@ -321,7 +322,7 @@ mod tests {
         let digests: Vec<_> = [0, 1000, 3 * BLOCK + 5]
             .map(|size| Digest::of(&compress(&sample(size), 2, 8192)).short())
             .into();
-        assert_eq!(digests, ["30e6fa98fb48", "093fc21daed9", "bb1b18f143c6"]);
+        assert_eq!(digests, ["30e6fa98fb48", "ff78a7d339a7", "fb1f1d5f8e54"]);
     }
 
     #[test]
