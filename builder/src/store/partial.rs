@@ -20,12 +20,16 @@ use tokio::sync::mpsc;
 use super::blobs::{CHUNK, blob_error, io_error};
 use super::lock::same_file;
 use super::{Store, StoreError};
+use crate::sys::writeback;
 
 /// How long what is unfinished is kept after it was last written to.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The most bytes of it that are kept.
 const MOST: u64 = 32 << 30;
+
+/// Bytes after which the kernel is asked to write them to disk.
+const AT_ONCE: u64 = 8 << 20;
 
 /// How often is looked whether another process has finished a blob.
 const LOOK: Duration = Duration::from_millis(50);
@@ -215,6 +219,7 @@ impl Partial {
         mut pieces: mpsc::Receiver<Piece>,
         target: &Path,
     ) -> Result<Written, StoreError> {
+        let mut begun = self.verifier.seen();
         let mut take = || {
             while let Some(piece) = pieces.blocking_recv() {
                 let Piece::Bytes(bytes) = piece else {
@@ -230,6 +235,11 @@ impl Partial {
                 self.file
                     .write_all(&bytes)
                     .map_err(StoreError::io("writing", &self.path))?;
+                let written = self.verifier.seen();
+                if written - begun >= AT_ONCE {
+                    writeback::begin(&self.file, begun, written - begun);
+                    begun = written;
+                }
             }
             Ok(Written::Part)
         };

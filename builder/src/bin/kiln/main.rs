@@ -11,6 +11,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use kiln_builder::runtime;
+use kiln_builder::sys::allocator::Keeping;
+
+#[global_allocator]
+static ALLOCATOR: Keeping = Keeping::new();
 
 fn main() -> ExitCode {
     // A sandbox is kiln started anew; it must be told apart before anything else is set up.
