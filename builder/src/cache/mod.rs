@@ -46,6 +46,8 @@
 
 pub mod remote;
 
+pub mod explain;
+
 use std::fmt;
 
 use kiln_registry::digest::{Digest, Hasher};
@@ -90,6 +92,27 @@ pub enum StackLayer {
     Built(SnapshotId),
 }
 
+impl StackLayer {
+    fn text(&self) -> String {
+        match self {
+            Self::Image(chain) => format!("image {chain}"),
+            Self::Built(snapshot) => format!("built {}", snapshot.name()),
+        }
+    }
+}
+
+/// Tells a result from others in a few characters: which layers it has. A layer that a step made
+/// upon one result must not be put upon another.
+#[must_use]
+pub fn identity(layers: &[StackLayer]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for layer in layers {
+        hasher.update(layer.text().as_bytes());
+        hasher.update(b"\n");
+    }
+    hasher.finalize().to_hex().chars().take(20).collect()
+}
+
 /// The definition key of a vertex, from those of its inputs and, where it copies from the build
 /// context, the content of what it selects there.
 #[must_use]
@@ -101,10 +124,7 @@ pub fn definition_key(vertex: &Vertex, inputs: &[CacheKey], context: Option<&Dig
 /// The content key of a vertex, from the result of its root and the content of what it reads.
 #[must_use]
 pub fn content_key(vertex: &Vertex, root: &[StackLayer], content: Option<&Digest>) -> CacheKey {
-    let layers = root.iter().map(|layer| match layer {
-        StackLayer::Image(chain) => format!("image {chain}"),
-        StackLayer::Built(snapshot) => format!("built {}", snapshot.name()),
-    });
+    let layers = root.iter().map(StackLayer::text);
     key("content", vertex, layers, content)
 }
 

@@ -4,12 +4,14 @@
 //!   through an ignore file, and digests of contents (`digests`, `stat_cache`). Both are found out
 //!   once, when first needed, and shared by all steps of a build.
 //! - [`Contexts`] are the trees of the folders that a build was given.
-//! - [`select`] finds what a `COPY` or `ADD` names; [`key`] makes the content key of it.
+//! - [`select`] finds what a `COPY` or `ADD` names; [`key`] makes the content key of it, and
+//!   [`listed`] a list to tell later what changed.
 //! - [`resolve`], [`metadata`], [`xattr`], [`chmod`] are shared with the step that writes.
 
 pub mod chmod;
 mod digests;
 pub mod key;
+pub mod listed;
 pub mod metadata;
 mod named;
 pub mod resolve;

@@ -34,6 +34,15 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// The step has to be executed, and this is why; told once, beside its begin.
+    Miss {
+        /// The step.
+        step: usize,
+        /// The reason, one line.
+        reason: String,
+    },
+    /// What the cache knew of each step, at the end of the build: a JSON document.
+    Explained(String),
     /// The step's process printed something.
     Output {
         /// The step.

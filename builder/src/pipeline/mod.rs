@@ -5,6 +5,7 @@ mod contexts;
 mod files;
 mod record;
 mod resolve;
+mod rules;
 mod run;
 mod shell;
 
@@ -28,7 +29,7 @@ use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImages, LowerOptions, Plan};
 use crate::runtime::{Cancel, RuntimeError};
-use crate::schedule::{CachePolicy, Failure, Schedule, Sharing};
+use crate::schedule::{Failure, Forecast, Schedule, Sharing};
 use crate::snapshot::{Backend, Snapshots, now};
 use crate::step::secrets::SecretSource;
 use crate::step::{ResolveError, Settings, StepError, Worker};
@@ -39,6 +40,7 @@ use record::{Keep, Numbers};
 use resolve::Resolver;
 
 pub use check::{CheckRequest, Checked, check};
+pub use rules::Wishes;
 pub use run::{Invocation, RunError, Volume, run};
 pub use shell::{Shell, ShellError, Which, image_shell};
 
@@ -53,8 +55,8 @@ pub struct Request {
     pub tags: Vec<Reference>,
     /// What lowering is told.
     pub options: LowerOptions,
-    /// Whether remembered results are used.
-    pub cache: CachePolicy,
+    /// Which steps are executed, and which must not be.
+    pub wishes: Wishes,
     /// Whether base images are asked for in their registry even when they are here (`--pull`).
     pub pull: bool,
     /// What the machine gives to `RUN` steps.
@@ -205,6 +207,14 @@ pub enum BuildError {
         /// Why.
         source: StepError,
     },
+    /// A flag names a stage that there is not.
+    #[error("{flag} names the stage `{stage}`, which the Dockerfile does not have")]
+    NoStage {
+        /// The flag.
+        flag: &'static str,
+        /// The stage.
+        stage: String,
+    },
     /// The build context could not be opened.
     #[error("{0}")]
     Context(#[from] ContextError),
@@ -247,104 +257,21 @@ pub enum BaseError {
 /// # Errors
 /// [`BuildError`]; what was finished before stays in the cache, everything else is gone.
 pub async fn build(
-    mut request: Request,
+    request: Request,
     store: Arc<Store>,
     client: Client,
     observer: Observer,
     cancel: Cancel,
 ) -> Result<Outcome, BuildError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(BuildError::NeedsRoot);
-    }
-    let context = open_folder(&request.context)?;
-    let named = contexts::folders(&request.options.contexts)?;
-    let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
-    let wrong = |diagnostics| BuildError::Dockerfile {
-        source_file: source.clone(),
-        diagnostics,
-    };
-    let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
-    let settings = lint_settings(&file, &request.options).map_err(|error| wrong(vec![error]))?;
-    let ignore = read_ignore_file(path.as_deref(), &request.context)?.map(Arc::new);
-    request.options.ignore.clone_from(&ignore);
-    // Most mistakes show without the base images: no reason to fetch anything first.
-    let early = lower::check(&file, &request.options, &BaseImages::default(), false).refusals();
-    if !early.is_empty() {
-        return Err(wrong(early));
-    }
-
-    // Read while base images are looked up.
-    let imports =
-        (!request.cache_from.is_empty() && request.cache == CachePolicy::Use).then(|| {
-            let platform = &request.options.platform;
-            Arc::new(Imports::start(
-                &request.cache_from,
-                &client,
-                platform,
-                &observer,
-            ))
-        });
-    let mut resolver = Resolver {
-        client: &client,
-        store: &store,
-        cancel: &cancel,
-        pull: request.pull,
-        images: BTreeMap::new(),
-    };
-    let bases = resolver
-        .resolve_all(&file, &source, &request.options)
-        .await?;
-    let images = resolver.images;
-    let mut plan = lower::lower(&file, &request.options, &bases).map_err(wrong)?;
-    let secrets = request.settings.secrets.keys();
-    for text in lower::unused_secrets(&file, &plan.graph, secrets) {
-        observer.tell(Event::Note { step: None, text });
-    }
-    let mut warnings = lint::lint(&source.text, &file);
-    warnings.extend(plan.warnings.iter().cloned());
-    let warnings = settings.filter(&source.text, &file, warnings);
-    if let Some(violation) = settings.violation(&file, &warnings) {
-        return Err(wrong(warnings.into_iter().chain([violation]).collect()));
-    }
-
-    let main = contexts::Main {
-        folder: &context,
-        ignore,
-        ignore_file: ignore_file(path.as_deref(), &context),
-    };
-    let contexts = contexts::open(&store, &plan, main, &named)?;
-    let (observer, numbers) = Numbers::of(observer);
-    let networks = request.settings.networks(observer.clone());
-    let worker = Arc::new(Worker {
-        snapshots: Snapshots::with(Arc::clone(&store), request.backend),
-        store: Arc::clone(&store),
-        runtime: request.settings.core(),
-        networks,
-        contexts,
-        client,
-        images,
-        observer: observer.clone(),
-        cancel: cancel.clone(),
-        settings: request.settings.clone(),
-        failed: Mutex::default(),
-        points: OnceLock::new(),
-    });
-    let exported = plan.layers().collect();
-    let exporter = Exporter::start(
-        &request.cache_to,
-        &worker.client,
-        &request.options.platform,
-        &worker.snapshots,
-        &store,
-        imports.clone(),
-    );
-    let mut schedule = Schedule::new(
-        plan.graph.clone(),
-        Arc::clone(&worker),
-        request.cache,
-        exported,
-    )
-    .sharing(Sharing { imports, exporter });
+    let Prepared {
+        source,
+        mut plan,
+        warnings,
+        worker,
+        numbers,
+        mut schedule,
+    } = prepare(&request, &store, client, observer, &cancel).await?;
+    let observer = worker.observer.clone();
     let finished = schedule.run(plan.root).await;
     let keep = Keep {
         worker: &worker,
@@ -354,14 +281,11 @@ pub async fn build(
         secrets: &request.secrets,
     };
     let kept = keep.record(finished.as_ref().err());
-    let finished = finished.map_err(|failure| step_error(failure, &plan, &source, kept))?;
-    // A stat cache that cannot be written costs time in the next build, no more.
-    if let Err(error) = worker.contexts.save_stat_caches() {
-        observer.tell(Event::Note {
-            step: None,
-            text: error.to_string(),
-        });
+    if !cancel.is_cancelled() || finished.is_err() {
+        rules::record(&schedule, &observer, finished.as_ref().err()).await;
     }
+    let finished = finished.map_err(|failure| step_error(failure, &plan, &source, kept))?;
+    save_stat_caches(&worker);
 
     let shared = share(&request, &mut schedule, &store, &mut plan).await?;
     let image = image::assemble(&store, &plan, &finished.layers, request.epoch)?;
@@ -374,6 +298,162 @@ pub async fn build(
         warnings,
         shared,
     })
+}
+
+/// Says what a build would do: which steps it would execute and why, and what it would fetch.
+///
+/// # Errors
+/// As [`build`], for what shows before a step is executed.
+pub async fn forecast(
+    request: Request,
+    store: Arc<Store>,
+    client: Client,
+    observer: Observer,
+    cancel: Cancel,
+) -> Result<Forecast, BuildError> {
+    let Prepared {
+        source,
+        plan,
+        worker,
+        mut schedule,
+        ..
+    } = prepare(&request, &store, client, observer, &cancel).await?;
+    let forecast = schedule.forecast(plan.root).await;
+    schedule.forget_downloads();
+    save_stat_caches(&worker);
+    forecast.map_err(|failure| step_error(failure, &plan, &source, false))
+}
+
+/// Everything that is there before the first step.
+struct Prepared {
+    source: Source,
+    plan: Plan,
+    warnings: Vec<Diagnostic>,
+    worker: Arc<Worker>,
+    numbers: Arc<Numbers>,
+    schedule: Schedule,
+}
+
+/// Reads and lowers the Dockerfile, resolves its images and opens its contexts.
+async fn prepare(
+    request: &Request,
+    store: &Arc<Store>,
+    client: Client,
+    observer: Observer,
+    cancel: &Cancel,
+) -> Result<Prepared, BuildError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(BuildError::NeedsRoot);
+    }
+    let mut options = request.options.clone();
+    let context = open_folder(&request.context)?;
+    let named = contexts::folders(&request.options.contexts)?;
+    let (path, source) = read_dockerfile(&request.dockerfile, &request.context)?;
+    let wrong = |diagnostics| BuildError::Dockerfile {
+        source_file: source.clone(),
+        diagnostics,
+    };
+    let file = kiln_grammar::parse(&source.text).map_err(wrong)?;
+    let settings = lint_settings(&file, &options).map_err(|error| wrong(vec![error]))?;
+    let ignore = read_ignore_file(path.as_deref(), &request.context)?.map(Arc::new);
+    options.ignore.clone_from(&ignore);
+    // Most mistakes show without the base images: no reason to fetch anything first.
+    let early = lower::check(&file, &options, &BaseImages::default(), false).refusals();
+    if !early.is_empty() {
+        return Err(wrong(early));
+    }
+
+    // Read while base images are looked up.
+    let imports = (!request.cache_from.is_empty() && !request.wishes.no_cache).then(|| {
+        let platform = &request.options.platform;
+        Arc::new(Imports::start(
+            &request.cache_from,
+            &client,
+            platform,
+            &observer,
+        ))
+    });
+    let mut resolver = Resolver {
+        client: &client,
+        store,
+        cancel,
+        pull: request.pull,
+        images: BTreeMap::new(),
+    };
+    let bases = resolver.resolve_all(&file, &source, &options).await?;
+    let images = resolver.images;
+    let plan = lower::lower(&file, &options, &bases).map_err(wrong)?;
+    let secrets = request.settings.secrets.keys();
+    for text in lower::unused_secrets(&file, &plan.graph, secrets) {
+        observer.tell(Event::Note { step: None, text });
+    }
+    let mut warnings = lint::lint(&source.text, &file);
+    warnings.extend(plan.warnings.iter().cloned());
+    let warnings = settings.filter(&source.text, &file, warnings);
+    if let Some(violation) = settings.violation(&file, &warnings) {
+        return Err(wrong(warnings.into_iter().chain([violation]).collect()));
+    }
+
+    let rules = rules::rules(&request.wishes, &file, &plan.graph, &observer)?;
+    let about = rules::about(request, &context, path.as_deref(), &file);
+    let main = contexts::Main {
+        folder: &context,
+        ignore,
+        ignore_file: ignore_file(path.as_deref(), &context),
+    };
+    let contexts = contexts::open(store, &plan, main, &named)?;
+    let (observer, numbers) = Numbers::of(observer);
+    let networks = request.settings.networks(observer.clone());
+    let worker = Arc::new(Worker {
+        snapshots: Snapshots::with(Arc::clone(store), request.backend),
+        store: Arc::clone(store),
+        runtime: request.settings.core(),
+        networks,
+        contexts,
+        client,
+        images,
+        observer,
+        cancel: cancel.clone(),
+        settings: request.settings.clone(),
+        failed: Mutex::default(),
+        points: OnceLock::new(),
+    });
+    let exported = plan.layers().collect();
+    let exporter = Exporter::start(
+        &request.cache_to,
+        &worker.client,
+        &request.options.platform,
+        &worker.snapshots,
+        store,
+        imports.clone(),
+    );
+    let schedule = Schedule::new(
+        plan.graph.clone(),
+        Arc::clone(&worker),
+        rules,
+        about,
+        exported,
+    )
+    .sharing(Sharing { imports, exporter });
+    Ok(Prepared {
+        source,
+        plan,
+        warnings,
+        worker,
+        numbers,
+        schedule,
+    })
+}
+
+/// Keeps the digests of files for the next build.
+fn save_stat_caches(worker: &Worker) {
+    // A stat cache that cannot be written costs time in the next build, no more.
+    if let Err(error) = worker.contexts.save_stat_caches() {
+        worker.observer.tell(Event::Note {
+            step: None,
+            text: error.to_string(),
+        });
+    }
 }
 
 /// What is shared of a build whose steps are done; with `type=inline` the image's config says it.

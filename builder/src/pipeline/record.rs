@@ -117,12 +117,13 @@ fn step_of(event: &Event) -> Option<usize> {
     match event {
         Event::Started { step, .. }
         | Event::Cached { step, .. }
+        | Event::Miss { step, .. }
         | Event::Output { step, .. }
         | Event::Done { step, .. }
         | Event::Failed { step, .. }
         | Event::Cancelled { step } => Some(*step),
         Event::Note { step, .. } => *step,
-        Event::Blob { .. } => None,
+        Event::Blob { .. } | Event::Explained(_) => None,
     }
 }
 

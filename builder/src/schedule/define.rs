@@ -40,7 +40,21 @@ impl Schedule {
                 .map_err(|error| Failure { vertex: id, error })?;
             self.defined.insert(id, defined);
         }
+        self.open = self.open();
+        self.history = Some(Arc::new(self.begin_history()));
         Ok(())
+    }
+
+    /// The vertices that the user wants executed, and all that depend on them.
+    fn open(&self) -> BTreeSet<VertexId> {
+        let mut open = BTreeSet::new();
+        for id in self.defined.keys() {
+            let vertex = self.graph.vertex(*id);
+            if self.is_forced(*id) || vertex.inputs.iter().any(|input| open.contains(input)) {
+                open.insert(*id);
+            }
+        }
+        open
     }
 
     fn needed(&self, root: VertexId) -> BTreeSet<VertexId> {

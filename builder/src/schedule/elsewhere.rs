@@ -110,19 +110,42 @@ impl Schedule {
         actual.unwrap_or_else(|| layer.clone())
     }
 
-    /// The layer of a step in a cache from elsewhere, by the step's definition.
+    /// What caches from elsewhere have of a step, by its definition.
+    pub(super) async fn imports(&self, key: CacheKey) -> Vec<Found> {
+        match &self.elsewhere.sharing.imports {
+            Some(imports) if self.rules.cache == CachePolicy::Use => imports.find(&key).await,
+            _ => Vec::new(),
+        }
+    }
+
+    /// The layer of a step in a cache from elsewhere, by the step's definition, with what it stands on.
+    /// Where a cache says what that was, it must be the same here.
     pub(super) async fn imported(
         &self,
         id: VertexId,
         key: CacheKey,
-    ) -> Result<Option<SnapshotId>, StepError> {
-        match &self.elsewhere.sharing.imports {
-            Some(imports) if self.policy == CachePolicy::Use => {
-                let found = imports.find(&key).await;
-                self.take(id, key, found).await
-            }
-            _ => Ok(None),
+    ) -> Result<Option<(Stack, SnapshotId)>, StepError> {
+        let mut found = self.imports(key).await;
+        if found.is_empty() || self.open.contains(&id) {
+            return Ok(None);
         }
+        let vertex = self.graph.vertex(id);
+        let root = self.result(vertex.inputs[0]).await;
+        if super::reads_root(vertex) {
+            let below = self.chain_of(&root).await?;
+            found.retain(|one| one.content.is_none_or(|(_, upon)| upon == below));
+        }
+        let layer = self.take(id, key, found).await?;
+        Ok(layer.map(|layer| (root, layer)))
+    }
+
+    /// The chain of a result's layers.
+    async fn chain_of(&self, stack: &Stack) -> Result<Option<ChainId>, StepError> {
+        let mut layers = stack.image.clone();
+        for layer in &stack.built {
+            layers.push(self.diff_id(layer).await?);
+        }
+        Ok(ChainId::of(&layers).last().copied())
     }
 
     /// The layer of a step in a cache from elsewhere, by what it reads and by the layers below
@@ -138,16 +161,11 @@ impl Schedule {
         let Some(imports) = &self.elsewhere.sharing.imports else {
             return Ok(None);
         };
-        if self.policy == CachePolicy::Ignore || !imports.reads(&reads).await {
+        if self.rules.cache == CachePolicy::Ignore || !imports.reads(&reads).await {
             return Ok(None);
         }
-        let mut below = root.image.clone();
-        for layer in &root.built {
-            below.push(self.diff_id(layer).await?);
-        }
-        let found = imports
-            .find_content(&reads, ChainId::of(&below).last().copied())
-            .await;
+        let below = self.chain_of(root).await?;
+        let found = imports.find_content(&reads, below).await;
         self.take(id, self.defined[&id].key, found).await
     }
 

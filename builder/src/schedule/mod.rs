@@ -4,8 +4,12 @@
 
 mod define;
 mod elsewhere;
+mod history;
+mod lookup;
+mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -18,16 +22,22 @@ use kiln_registry::spec::DiffId;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
 use tokio::task::JoinHandle;
 
+use crate::cache::explain::reason::Reason;
 use crate::cache::{CacheKey, content_key};
 use crate::event::Event;
 use crate::graph::{GitOp, Graph, ImageOp, Network, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{self, Inputs, Selections, Stack, StepError, Worker};
-use crate::store::StepLock;
 use define::{Defined, reads_root};
 use elsewhere::{Elsewhere, Want};
+use history::History;
 
 pub use elsewhere::Sharing;
+pub use history::{About, StepReport};
+pub use plan::Forecast;
+
+/// More steps are never executed at once.
+const MOST_JOBS: u32 = 4096;
 
 /// A step that failed, and which vertex it was.
 #[derive(Debug, thiserror::Error)]
@@ -49,15 +59,34 @@ pub enum CachePolicy {
     Ignore,
 }
 
+/// What the user says of a run.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Which remembered results may be used.
+    pub cache: CachePolicy,
+    /// Steps that are executed whatever is remembered (`--no-cache-filter`).
+    pub executed: BTreeSet<VertexId>,
+    /// Steps that must not be executed (`--require-cached`).
+    pub required: BTreeSet<VertexId>,
+    /// How many steps are executed at once (`--jobs`); `None` for as many as the machine bears.
+    pub jobs: Option<NonZeroU32>,
+}
+
 /// A run over a graph.
 pub struct Schedule {
     graph: Arc<Graph>,
     worker: Arc<Worker>,
-    policy: CachePolicy,
+    rules: Rules,
+    about: About,
     /// Vertices whose layers are part of the image: their digests are computed early.
     exported: BTreeSet<VertexId>,
     /// What is known of each vertex that the root needs before anything runs.
     defined: BTreeMap<VertexId, Defined>,
+    /// Vertices whose results are not to be taken from their definition: those that are executed
+    /// because the user says so, and all that depend on them.
+    open: BTreeSet<VertexId>,
+    /// What was known of these steps before, and what became of each; there once they are defined.
+    history: Option<Arc<History>>,
     results: Vec<SetOnce<Stack>>,
     /// What is waited for.
     wanted: mpsc::UnboundedSender<Want>,
@@ -95,19 +124,24 @@ impl Schedule {
     pub fn new(
         graph: Graph,
         worker: Arc<Worker>,
-        policy: CachePolicy,
+        rules: Rules,
+        about: About,
         exported: BTreeSet<VertexId>,
     ) -> Self {
         let results = graph.ids().map(|_| SetOnce::new()).collect();
         let (wanted, requests) = mpsc::unbounded_channel();
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let width = u32::try_from(cores.max(4) * 2).unwrap_or(8);
+        let most = u32::try_from(cores.max(4) * 2).unwrap_or(8);
+        let width = rules.jobs.map_or(most, NonZeroU32::get).min(MOST_JOBS);
         Self {
             graph: Arc::new(graph),
             worker,
-            policy,
+            rules,
+            about,
             exported,
             defined: BTreeMap::new(),
+            open: BTreeSet::new(),
+            history: None,
             results,
             wanted,
             requests: Mutex::new(requests),
@@ -310,14 +344,13 @@ impl Schedule {
     async fn layered(&self, id: VertexId) -> Result<Stack, Failure> {
         let fail = |error| Failure { vertex: id, error };
         let vertex = self.graph.vertex(id);
-        let defined = &self.defined[&id];
-        let mut remembered = self.remembered(defined.key).await.map_err(fail)?;
-        match &remembered {
-            Some(layer) => self.note_packed(id, defined.key, layer),
-            None => remembered = self.imported(id, defined.key).await.map_err(fail)?,
+        let key = self.defined[&id].key;
+        let mut found = self.found(id).await.map_err(fail)?;
+        match &found {
+            Some((_, layer)) => self.note_packed(id, key, layer),
+            None => found = self.imported(id, key).await.map_err(fail)?,
         }
-        if let Some(layer) = remembered {
-            let root = self.result(vertex.inputs[0]).await;
+        if let Some((root, layer)) = found {
             self.cached_event(id);
             self.start_seal(id, &layer).await;
             return Ok(root.with(layer));
@@ -367,11 +400,10 @@ impl Schedule {
             (None, _) => None,
         };
         let key = content_key(vertex, &root.identity(), content.as_ref());
-        if let Some(layer) = self.remembered(key).await? {
-            self.cached_event(id);
-            self.worker
-                .store
-                .remember(&[defined.key.digest()], &layer)?;
+        let upon = self.upon(vertex, &root, &inputs);
+        let definition = (defined.key.digest(), Some(upon.as_str()));
+        if let Some(layer) = self.found_content(id, key).await? {
+            self.worker.store.remember_upon(&[definition], &layer)?;
             self.note_packed(id, defined.key, &layer);
             return Ok(layer);
         }
@@ -381,49 +413,57 @@ impl Schedule {
         }
         let root = self.with_files(root).await;
         let key = content_key(vertex, &root.identity(), content.as_ref());
+        let upon = self.upon(vertex, &root, &inputs);
+        let definition = (defined.key.digest(), Some(upon.as_str()));
         // Another process may be executing the very same step: then its result is ours.
         let lock = self.lock(key).await?;
-        if let Some(layer) = self.remembered(key).await? {
-            self.cached_event(id);
+        if let Some(layer) = self.found_content(id, key).await? {
+            self.worker.store.remember_upon(&[definition], &layer)?;
             self.note_packed(id, defined.key, &layer);
             return Ok(layer);
         }
-        let selections = selected.map(|(selections, _)| selections);
-        let layer = self
-            .observed(id, self.execute(id, root, inputs, known, selections))
+        let (reason, layer) = self
+            .execute_explained(id, (root, inputs), known, selected)
             .await?;
+        let layer = self.cut_off(id, &reason, layer).await?;
         self.elsewhere.executed.fetch_add(1, Ordering::Relaxed);
-        let keys = [key.digest(), defined.key.digest()];
-        self.worker.store.remember(&keys, &layer)?;
+        let keys = [(key.digest(), None), definition];
+        self.worker.store.remember_upon(&keys, &layer)?;
         drop(lock);
         Ok(layer)
     }
 
-    /// The right to execute a step. Another process may hold it for as long as the step takes, so
-    /// waiting ends when the build is cancelled.
-    async fn lock(&self, key: CacheKey) -> Result<StepLock, StepError> {
-        let worker = Arc::clone(&self.worker);
-        tokio::select! {
-            lock = blocking(move || Ok(worker.store.lock_step(key.digest())?)) => lock,
-            () = self.worker.cancel.cancelled() => Err(StepError::Cancelled),
+    /// Executes a vertex, and says why meanwhile.
+    async fn execute_explained(
+        &self,
+        id: VertexId,
+        (root, inputs): (Stack, Vec<Stack>),
+        known: BTreeMap<usize, Digest>,
+        selected: Option<(Arc<Selections>, Digest)>,
+    ) -> Result<(Reason, SnapshotId), StepError> {
+        let explain = self.explain(id, selected.clone());
+        if self.rules.required.contains(&id) {
+            return Err(StepError::NotCached(explain.await?.to_string()));
         }
-    }
-
-    async fn remembered(&self, key: CacheKey) -> Result<Option<SnapshotId>, StepError> {
-        if self.policy == CachePolicy::Ignore {
-            return Ok(None);
-        }
-        let worker = Arc::clone(&self.worker);
-        blocking(move || {
-            let Some(record) = worker.store.cached(key.digest())? else {
-                return Ok(None);
+        let selections = selected
+            .as_ref()
+            .map(|(selections, _)| Arc::clone(selections));
+        let work = async {
+            let told = async {
+                let reason: Reason = explain.await?;
+                self.worker.observer.tell(Event::Miss {
+                    step: id.index(),
+                    reason: reason.to_string(),
+                });
+                Ok::<_, StepError>(reason)
             };
-            Ok(worker
-                .snapshots
-                .check(&record.snapshot)?
-                .then_some(record.snapshot))
-        })
-        .await
+            let execution = self.execute(id, root, inputs, known, selections);
+            let (reason, layer) = join(told, execution).await;
+            Ok((reason?, layer?))
+        };
+        let result = self.observed(id, work).await;
+        self.executed(id, selected, &result);
+        result
     }
 
     /// The inputs of a vertex, by index, that are a copy on nothing, with the digest of what they copy.
@@ -525,6 +565,7 @@ impl Schedule {
         let start = Instant::now();
         let result = work.await;
         let seconds = start.elapsed().as_secs_f64();
+        self.took(id, seconds);
         observer.tell(match &result {
             Ok(_) => Event::Done { step, seconds },
             Err(StepError::Cancelled) => Event::Cancelled { step },
@@ -537,6 +578,7 @@ impl Schedule {
         if !matches!(self.graph.vertex(id).op, Op::Image(_)) {
             self.elsewhere.hits.fetch_add(1, Ordering::Relaxed);
         }
+        self.hit(id);
         self.worker.observer.tell(Event::Cached {
             step: id.index(),
             name: self.graph.vertex(id).name.clone(),

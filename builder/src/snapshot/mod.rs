@@ -12,6 +12,7 @@ mod changes;
 mod fuse;
 mod packed;
 mod record;
+mod same;
 mod trees;
 
 use std::any::Any;
@@ -446,6 +447,29 @@ impl Snapshots {
             self.store.forget_snapshot(id, Eviction::Damaged)?;
         }
         Ok(whole)
+    }
+
+    /// Whether two snapshots hold the same but for times. Files are read only where as many entries
+    /// and bytes are recorded for both.
+    ///
+    /// # Errors
+    /// When the store or a file cannot be read.
+    pub fn same(&self, one: &SnapshotId, other: &SnapshotId) -> Result<bool, SnapshotError> {
+        let (a, b) = (self.store.snapshot(one)?, self.store.snapshot(other)?);
+        if (a.entries, a.bytes) != (b.entries, b.bytes) {
+            return Ok(false);
+        }
+        let path = self.store.snapshot_path(one);
+        same::same(&path, &self.store.snapshot_path(other))
+            .map_err(io_error("comparing the layer", &path))
+    }
+
+    /// Forgets a snapshot that nothing was made upon yet.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn forget(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        Ok(self.store.forget_snapshot(id, Eviction::Removed)?)
     }
 
     fn pack(&self, id: &SnapshotId) -> Result<(DiffId, layer::Packed), SnapshotError> {

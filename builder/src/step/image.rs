@@ -74,6 +74,18 @@ pub enum SourceImage {
 }
 
 impl SourceImage {
+    /// Bytes of the image's layers that the store lacks.
+    #[must_use]
+    pub fn missing(&self, store: &Store) -> u64 {
+        let manifest = match self {
+            Self::Registry(image) => &image.resolved.manifest.value,
+            Self::Layout(image) => &image.manifest.value,
+        };
+        let missing = manifest.layers.iter();
+        let missing = missing.filter(|layer| !store.has_blob(&layer.digest));
+        missing.map(|layer| layer.size).sum()
+    }
+
     /// Fetches what the store lacks of the image.
     ///
     /// # Errors

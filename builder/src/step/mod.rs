@@ -157,6 +157,9 @@ pub enum StepError {
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// The step would have to be executed, and the user forbids it (`--require-cached`).
+    #[error("not in the cache, as --require-cached demands: {0}")]
+    NotCached(String),
     /// The process could not be started.
     #[error("{0}")]
     Runtime(#[source] RuntimeError),
@@ -241,6 +244,9 @@ impl StepError {
                 "give it with `--secret id={id},src=FILE` or `--secret id={id},env=VARIABLE`"
             )),
             Self::NoAgent(id) => Some(format!("give it with `--ssh {id}`")),
+            Self::NotCached(_) => Some(
+                "build it once without --require-cached, or import a cache that has it".to_owned(),
+            ),
             Self::SecretInEnvironment(_) => {
                 Some("mount it as a file: target= in the place of env=".to_owned())
             }

@@ -8,6 +8,7 @@ use kiln_registry::digest::Digest;
 use super::{Stack, StepError, Worker, copy};
 use crate::context::Tree;
 use crate::context::key::content_key;
+use crate::context::listed::{FileEntry, listed};
 use crate::context::select::{Selection, select_all};
 use crate::event::Event;
 use crate::graph::{CopyOp, Graph, Op, VertexId};
@@ -71,6 +72,14 @@ impl Selections {
     /// When a file cannot be read.
     pub fn digest(&self) -> Result<Digest, StepError> {
         Ok(content_key(&self.op, &self.trees(), &self.files)?)
+    }
+
+    /// The files that went into that digest, to say later what changed.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn listed(&self) -> Result<Vec<FileEntry>, StepError> {
+        Ok(listed(&self.op, &self.trees(), &self.files)?)
     }
 
     fn trees(&self) -> Vec<Option<&Tree>> {

@@ -23,10 +23,20 @@ const EVICTION_DAYS: i64 = 90;
 /// What is built again and again: a Dockerfile in a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Project {
-    /// Digest of what tells it from others on this machine.
-    pub id: Digest,
+    /// Digest of the context's folder, the Dockerfile, the target stage and the platform.
+    pub place: Digest,
     /// Repository of the image, by which it is found again in another folder.
     pub name: Option<String>,
+}
+
+impl Project {
+    /// Tells it from others on this machine.
+    fn id(&self) -> String {
+        match &self.name {
+            None => self.place.to_string(),
+            Some(name) => Digest::of(format!("{} {name}", self.place).as_bytes()).to_string(),
+        }
+    }
 }
 
 /// What is known of a step that was built.
@@ -112,14 +122,15 @@ impl Store {
             db.prepare_cached(
                 "SELECT key FROM builds JOIN build_steps ON build = id WHERE project = ?1 ORDER BY position",
             )?
-            .query_map([project.id.to_string()], |row| row.get::<_, String>(0))?
+            .query_map([project.id()], |row| row.get::<_, String>(0))?
             .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         keys.iter().map(|key| digest(key, "a build")).collect()
     }
 
     /// The steps of the build that this one is to be compared with: the last one of the project, else
-    /// of an image of that name, else the last that had a step with one of these definition keys.
+    /// of an image of that name, else of that Dockerfile, else the last that had a step with one of
+    /// these definition keys.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -245,8 +256,7 @@ fn find_build(
             .query_row([parameter], |row| row.get::<_, i64>(0))
             .optional()
     };
-    let id = project.id.to_string();
-    if let Some(build) = one("SELECT id FROM builds WHERE project = ?1", &id)? {
+    if let Some(build) = one("SELECT id FROM builds WHERE project = ?1", &project.id())? {
         return Ok(Some(build));
     }
     if let Some(name) = &project.name {
@@ -254,6 +264,10 @@ fn find_build(
         if let Some(build) = one(sql, name)? {
             return Ok(Some(build));
         }
+    }
+    let sql = "SELECT id FROM builds WHERE place = ?1 ORDER BY ended DESC, id DESC LIMIT 1";
+    if let Some(build) = one(sql, &project.place.to_string())? {
+        return Ok(Some(build));
     }
     // The last of its steps says most.
     for key in keys.iter().rev() {
@@ -293,11 +307,11 @@ fn insert_steps(db: &Connection, build: &BuildRecord<'_>) -> rusqlite::Result<()
 }
 
 fn insert_build(db: &Connection, build: &BuildRecord<'_>) -> rusqlite::Result<()> {
-    let Project { id, name } = build.project;
-    db.execute("DELETE FROM builds WHERE project = ?1", [id.to_string()])?;
+    let (id, Project { place, name }) = (build.project.id(), build.project);
+    db.execute("DELETE FROM builds WHERE project = ?1", [&id])?;
     db.execute(
-        "INSERT INTO builds (project, name, ended) VALUES (?1, ?2, unixepoch())",
-        params![id.to_string(), name],
+        "INSERT INTO builds (project, name, place, ended) VALUES (?1, ?2, ?3, unixepoch())",
+        params![id, name, place.to_string()],
     )?;
     let row = db.last_insert_rowid();
     let mut insert = db.prepare_cached(
@@ -368,7 +382,7 @@ mod tests {
 
     fn project(id: &str, name: Option<&str>) -> Project {
         Project {
-            id: Digest::of(id.as_bytes()),
+            place: Digest::of(id.as_bytes()),
             name: name.map(ToOwned::to_owned),
         }
     }
@@ -423,8 +437,13 @@ mod tests {
             let texts = steps.into_iter().map(|step| step.description);
             texts.collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(found(&project("one", None), &["c"]), "a b");
-        assert_eq!(found(&project("two", Some("app")), &[]), "a c");
+        assert_eq!(
+            found(&project("one", None), &["c"]),
+            "a b",
+            "the same place"
+        );
+        assert_eq!(found(&project("two", Some("app")), &[]), "a b", "the name");
+        assert_eq!(found(&project("two", Some("other")), &[]), "a c");
         assert_eq!(found(&project("new", Some("app")), &[]), "a b");
         assert_eq!(found(&project("new", Some("no")), &["a", "b"]), "a b");
         assert_eq!(found(&project("new", None), &["a"]), "a c", "the last one");

@@ -1,5 +1,7 @@
 //! The database's tables.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use super::StoreError;
 /// What brings a database from one version to the next, oldest first: number 1 makes the tables of
 /// version 1 in an empty one. `PRAGMA user_version` holds the version. A migration that has been
 /// released stays as it is; a change is a new one at the end.
-const MIGRATIONS: &[&str] = &[TABLES, BUILDS];
+const MIGRATIONS: &[&str] = &[TABLES, BUILDS, PLACES];
 
 /// Times are seconds since 1970; digests are `sha256:HEX`.
 const TABLES: &str = "
@@ -97,6 +99,12 @@ CREATE TABLE build_steps (       -- its steps
 CREATE INDEX build_steps_by_key ON build_steps (key);
 ";
 
+/// Builds of one Dockerfile under several names are several projects.
+const PLACES: &str = "
+ALTER TABLE builds ADD COLUMN place TEXT;  -- digest of context and Dockerfile
+CREATE INDEX builds_by_place ON builds (place);
+";
+
 /// How long the set-up is tried again while other processes are at theirs.
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -130,6 +138,7 @@ fn prepare(path: &Path) -> Result<Connection, StoreError> {
         source,
     };
     let mut database = Connection::open(path).map_err(wrap)?;
+    hide(path)?;
     // Waiting covers other processes' writes, which are short; a reader never waits in WAL mode.
     database
         .busy_timeout(Duration::from_secs(30))
@@ -145,6 +154,19 @@ fn prepare(path: &Path) -> Result<Connection, StoreError> {
         .map_err(wrap)?;
     migrate(&mut database, path, MIGRATIONS)?;
     Ok(database)
+}
+
+/// Keeps others from reading the database, and with it the files beside it: it holds values of build
+/// arguments.
+fn hide(path: &Path) -> Result<(), StoreError> {
+    let hide = || {
+        let mode = fs::metadata(path)?.permissions().mode();
+        if mode & 0o077 == 0 {
+            return Ok(());
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o700))
+    };
+    hide().map_err(StoreError::io("setting the mode of", path))
 }
 
 /// Brings a database to the last version, all steps of the way or none.

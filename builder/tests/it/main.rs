@@ -55,6 +55,7 @@ mod chroot;
 mod container;
 mod damage;
 mod errors;
+mod explain;
 mod foreign;
 mod git;
 mod git_servers;

@@ -260,7 +260,9 @@ fn secrets(instruction: &Instruction, found: &mut Found) {
     }
 }
 
-fn is_secret(name: &str) -> bool {
+/// Whether the name of a variable says that its value is a secret, by the words of docker's rule.
+#[must_use]
+pub fn is_secret(name: &str) -> bool {
     let name = name.to_lowercase();
     let has = |words: &[&str]| name.split('_').any(|word| words.contains(&word));
     has(&SECRET) && !has(&NO_SECRET)

@@ -14,7 +14,7 @@ mod practice;
 mod rules;
 mod settings;
 
-pub use docker::{MAX_FOUND, lint};
+pub use docker::{MAX_FOUND, is_secret, lint};
 pub use fix::{Looked, fix, fix_all};
 pub use practice::practices;
 pub use rules::{FoundBy, Rule, Set, rule, rules};

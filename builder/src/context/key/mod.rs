@@ -243,7 +243,7 @@ impl Key {
     }
 }
 
-fn directory_xattrs(tree: &Tree, path: &Path) -> Result<Vec<Xattr>, ContextError> {
+pub(super) fn directory_xattrs(tree: &Tree, path: &Path) -> Result<Vec<Xattr>, ContextError> {
     let directory = tree.open(path)?;
     xattr::read(directory).map_err(|error| tree.read_error(path, error))
 }

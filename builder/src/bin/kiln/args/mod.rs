@@ -105,11 +105,11 @@ pub(crate) enum IsolationArg {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Check a Dockerfile without building it
     Check(CheckArgs),
     /// Run an image in the foreground; what it changes is thrown away
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Open a shell in an image, or in a step of the last build
     Shell(ShellArgs),
     /// List images
@@ -234,6 +234,51 @@ pub(crate) struct BuildArgs {
     /// be repeated
     #[arg(long = "cache-to", value_name = "type=TYPE,...")]
     pub(crate) cache_to: Vec<String>,
+
+    /// Run every step of these stages, by name or number, whatever is remembered; a list with commas,
+    /// may be repeated
+    #[arg(
+        long,
+        value_name = "STAGE",
+        value_delimiter = ',',
+        conflicts_with = "no_cache"
+    )]
+    pub(crate) no_cache_filter: Vec<String>,
+
+    /// Fail before a step of this stage is executed; without a name, before any step is; may be
+    /// repeated
+    #[arg(
+        long,
+        value_name = "STAGE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        value_delimiter = ',',
+        conflicts_with_all = ["no_cache", "no_cache_filter"]
+    )]
+    pub(crate) require_cached: Option<Vec<String>>,
+
+    /// Say which steps were in the cache, and why the others were not: json, on standard output;
+    /// json,dest=FILE writes it to a file
+    #[arg(long, value_name = "FORM")]
+    pub(crate) explain_cache: Option<String>,
+
+    /// Say what would be executed and fetched, as text or json, and do nothing; ends with 0 when there
+    /// is nothing to do, else with 2
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORM",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text",
+        conflicts_with_all = ["push", "explain_cache", "require_cached", "iidfile"]
+    )]
+    pub(crate) plan: Option<PlanFormat>,
+
+    /// Steps to execute at once; 0 for as many as there are [default: by the number of processors]
+    #[arg(long, value_name = "N")]
+    pub(crate) jobs: Option<u32>,
 
     /// Ask the registry for base images even when they are here
     #[arg(long)]
@@ -383,6 +428,15 @@ pub(crate) enum CheckFormat {
     Sarif,
     /// Annotations of GitHub Actions
     Github,
+}
+
+/// Forms of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlanFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
 }
 
 /// Ways to show progress.

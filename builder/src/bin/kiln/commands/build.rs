@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Read as _};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use kiln_builder::lower::{LowerOptions, NamedContext};
-use kiln_builder::pipeline::{self, BuildError, DockerfileFrom, Outcome, Request, build_time};
+use kiln_builder::pipeline::{
+    self, BuildError, DockerfileFrom, Outcome, Request, Wishes, build_time,
+};
 use kiln_builder::runtime::{Cancel, Isolation};
-use kiln_builder::schedule::CachePolicy;
 use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
 use kiln_builder::step::agent::{Agent, AgentError, AgentSource};
@@ -20,8 +22,9 @@ use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
+use super::explain::ExplainCache;
 use super::security::{Allowed, runtime, seccomp};
-use super::{Setup, block_on, call, platform, push, share, shell};
+use super::{Setup, block_on, call, plan, platform, push, share, shell};
 use crate::args::{self, BuildArgs, OnFail};
 use crate::render;
 use crate::render::excerpt::Excerpts;
@@ -55,6 +58,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(call) = call::of(args)? {
         return call::run(setup, &call, request, args);
     }
+    let explain = ExplainCache::of(args)?;
     request.settings.secrets = read_secrets(&secrets)?;
     let absolute = |secret: SecretSource| secret.absolute(&|name| std::env::var_os(name));
     request.secrets = secrets.into_iter().map(absolute).collect();
@@ -79,6 +83,10 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     }
     let cancel = Cancel::new()?;
     let observer = render::build_observer(args.progress, args.quiet);
+    if let Some(format) = args.plan {
+        return plan::run(request, &store, &client, &cancel, format);
+    }
+    let (observer, explanation) = ExplainCache::watch(explain, observer);
     let tags = request.tags.clone();
     let settings = request.settings.clone();
     let built = block_on(&cancel, async {
@@ -129,6 +137,9 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         }
         Ok(())
     });
+    if let Some(explanation) = explanation {
+        explanation.write()?;
+    }
     if let Err(error) = &built
         && args.on_fail == OnFail::Shell
         && let Some(BuildError::Step {
@@ -207,11 +218,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
             .map(|text| tag(text))
             .collect::<anyhow::Result<_>>()?,
         options,
-        cache: if args.no_cache {
-            CachePolicy::Ignore
-        } else {
-            CachePolicy::Use
-        },
+        wishes: wishes(args),
         pull: args.pull,
         settings,
         secrets: Vec::new(),
@@ -220,6 +227,26 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         cache_from: share::from(&args.cache_from)?,
         cache_to: share::to(&args.cache_to)?,
     })
+}
+
+/// What is said of the cache (A15.6).
+fn wishes(args: &BuildArgs) -> Wishes {
+    let named = |names: &Vec<String>| -> Vec<String> {
+        let names = names.iter().filter(|name| !name.is_empty());
+        names.cloned().collect()
+    };
+    let all = |names: &Vec<String>| names.iter().any(String::is_empty);
+    Wishes {
+        no_cache: args.no_cache,
+        no_cache_filter: named(&args.no_cache_filter),
+        require_cached: args.require_cached.as_ref().map(|names| {
+            // Once without a name means all.
+            if all(names) { Vec::new() } else { named(names) }
+        }),
+        jobs: args
+            .jobs
+            .map(|jobs| NonZeroU32::new(jobs).unwrap_or(NonZeroU32::MAX)),
+    }
 }
 
 /// Reads secrets into memory, once (B7.1).

@@ -47,6 +47,11 @@ impl Plain {
                     text::one_line(&name)
                 ));
             }
+            Event::Miss { step, reason } => {
+                let number = self.step(step).number;
+                err(&format!("#{number} miss: {}", text::one_line(&reason)));
+            }
+            Event::Explained(_) => {}
             Event::Output { step, bytes, .. } => self.step(step).output(&bytes),
             Event::Done { step, seconds } => self.step(step).end(&format!("DONE {seconds:.1}s")),
             Event::Failed { step, seconds } => {

@@ -46,6 +46,13 @@ impl Terminal {
             Event::Cached { name, .. } => {
                 self.line(&format!("=> CACHED {}", text::one_line(&name)));
             }
+            Event::Miss { step, reason } => {
+                if let Some((bar, name)) = self.steps.get_mut(&step) {
+                    *name = format!("{name} (miss: {})", text::one_line(&reason));
+                    bar.set_message(name.clone());
+                }
+            }
+            Event::Explained(_) => {}
             Event::Output { step, bytes, .. } => {
                 // The last line that has something in it; the whole output is for the plain form.
                 let last = bytes
