@@ -8,6 +8,7 @@
 //! [`archive`] tells archives from other files. A layer's bytes are fixed: see [`pack()`] for the
 //! order and [`tar::Writer`] for the form.
 
+mod ahead;
 pub mod archive;
 mod beside;
 pub mod compression;
@@ -22,6 +23,7 @@ pub mod whiteout;
 
 use crate::sys::xattr;
 
+pub use ahead::read_ahead;
 pub use archive::{Sniffed, is_tar_archive, sniff};
 pub use compression::{Compression, Limits, decompressor};
 pub use copy::{Copier, How, TreeError};
@@ -29,7 +31,7 @@ pub use merge::merge;
 pub use pack::{PackError, PackOptions, PackWarning, Packed, pack, pack_at};
 pub use seal::{Hashing, Sealed, diff_id, seal};
 pub use unpack::{
-    Form, Owner, UnpackError, UnpackOptions, UnpackWarning, Unpacked, unpack, unpack_at,
+    Below, Form, Owner, UnpackError, UnpackOptions, UnpackWarning, Unpacked, unpack, unpack_at,
 };
 
 #[cfg(test)]

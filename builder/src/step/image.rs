@@ -9,14 +9,17 @@ use kiln_registry::client::{Client, ClientError, Known, Resolved};
 use kiln_registry::layout::LayoutError;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::layer_compression;
-use kiln_registry::spec::{ChainId, Descriptor, DiffId, ImageConfig, Manifest, Platform};
+use kiln_registry::spec::{Descriptor, DiffId, ImageConfig, Manifest, Platform};
 use kiln_registry::transfer;
 
 use super::{LayoutImage, Stack, StepError, Worker};
 use crate::event::{BlobState, Event, Observer};
-use crate::layer::{self, Hashing, Limits, UnpackOptions};
+use crate::layer::{self, Limits};
 use crate::snapshot::{SnapshotId, Snapshots};
 use crate::store::{LayerBlob, Store, StoreError};
+
+/// Blobs larger than this, in bytes, are decompressed by a thread of their own.
+const LARGE: u64 = 1 << 20;
 
 /// Blobs fetched at once.
 pub(super) const JOBS: usize = 6;
@@ -225,68 +228,12 @@ pub fn blob_event(blob: &Descriptor, step: kiln_registry::blob::Step) -> Event {
 
 /// The snapshots of a stack; layers of its image are unpacked where they are not yet.
 pub(super) fn unpacked(worker: &Worker, stack: &Stack) -> Result<Vec<SnapshotId>, StepError> {
-    let mut snapshots = Vec::with_capacity(stack.image.len() + stack.built.len());
-    for (chain, &diff_id) in ChainId::of(&stack.image).into_iter().zip(&stack.image) {
-        snapshots.push(match known(worker, chain, diff_id)? {
-            Some(id) => id,
-            None => unpack_once(worker, chain, diff_id, &snapshots)?,
-        });
-    }
+    let mut snapshots = super::unpack::all(worker, &stack.image)?;
     for layer in &stack.built {
         worker.snapshots.unpack(layer)?;
         snapshots.push(layer.clone());
     }
     Ok(snapshots)
-}
-
-/// The layer where it lies unpacked: from an image, or because it was built here.
-fn known(
-    worker: &Worker,
-    chain: ChainId,
-    diff_id: DiffId,
-) -> Result<Option<SnapshotId>, StepError> {
-    if let Some(id) = worker.store.chain_snapshot(chain)? {
-        return Ok(Some(id));
-    }
-    let built = worker.store.sealed_snapshot(diff_id)?.map(|(id, _)| id);
-    Ok(built.filter(|id| matches!(worker.snapshots.check(id), Ok(true))))
-}
-
-/// Unpacks a layer, or waits for the process or thread that is doing it.
-fn unpack_once(
-    worker: &Worker,
-    chain: ChainId,
-    diff_id: DiffId,
-    below: &[SnapshotId],
-) -> Result<SnapshotId, StepError> {
-    let _lock = worker.store.lock_step(&chain.0)?;
-    if let Some(id) = worker.store.chain_snapshot(chain)? {
-        return Ok(id);
-    }
-    let active = worker.snapshots.prepare()?;
-    let lower = worker.snapshots.view(below)?;
-    let mut tar = Hashing::new(open_layer(&worker.store, diff_id)?);
-    let options = UnpackOptions {
-        lower: lower.as_ref(),
-        ..UnpackOptions::default()
-    };
-    let unpacked = layer::unpack(&mut tar, &active.upper(), &options)
-        .map_err(|error| StepError::Unpack(diff_id, error))
-        .and_then(|_| match DiffId(tar.finish().0) {
-            actual if actual == diff_id => Ok(()),
-            actual => Err(StepError::DiffId {
-                expected: diff_id,
-                actual,
-            }),
-        });
-    if let Err(error) = unpacked {
-        // Either the image never was what it says, or its layer was altered here.
-        remove_altered(&worker.store, diff_id)?;
-        return Err(error);
-    }
-    let id = worker.snapshots.commit(active)?;
-    worker.store.set_chain_snapshot(chain, &id)?;
-    Ok(id)
 }
 
 /// Removes the forms of a layer that are not what they were, so that they can come anew.
@@ -326,7 +273,13 @@ pub fn open_layer(store: &Store, diff_id: DiffId) -> Result<Box<dyn Read + Send>
             path: store.blob_path(&blob.digest),
             source,
         };
-        return layer::decompressor(compression.into(), file, Limits::default()).map_err(failed);
+        let layer = layer::decompressor(compression.into(), file, Limits::default());
+        let layer = layer.map_err(failed)?;
+        // A small one is done before a thread has begun.
+        return Ok(match blob.size > LARGE {
+            true => layer::read_ahead(layer),
+            false => layer,
+        });
     }
     Err(StoreError::Missing {
         what: format!("layer {diff_id}"),

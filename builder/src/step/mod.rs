@@ -16,6 +16,7 @@ mod run;
 pub mod secrets;
 mod select;
 mod shown;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

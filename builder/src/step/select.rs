@@ -144,7 +144,7 @@ fn unpack(archive: &copy::Archive<'_>) -> Result<bool, Box<dyn std::error::Error
     let mut tar = layer::decompressor(compression, file, Limits::default())?;
     let options = UnpackOptions {
         form: Form::Plain,
-        lower: archive.existing,
+        lower: archive.existing.into(),
         ..UnpackOptions::default()
     };
     layer::unpack(&mut tar, archive.into, &options)?;

@@ -231,7 +231,7 @@ fn run(text: &str) -> (String, String) {
         .contains_key("lower")
         .then(|| Root::open(&lower).unwrap());
     let mut options = UnpackOptions {
-        lower: lower.as_ref(),
+        lower: lower.as_ref().into(),
         ..UnpackOptions::default()
     };
     if get("form") == ["plain"] {

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::tree::{Parent, Step, as_path, is_directory, is_whiteout};
-use super::{Form, UnpackError, Unpacker, components, refused};
+use super::{Below, Form, UnpackError, Unpacker, components, refused};
 use crate::layer::tar::{Header, Kind, Time};
 use crate::layer::whiteout::{self, display};
 use crate::layer::xattr::Place;
@@ -44,7 +44,7 @@ impl<'a> Unpacker<'a> {
                     let link = if whiteout {
                         None
                     } else {
-                        self.lower_link(&parent.join(&name))
+                        self.lower_link(&parent.join(&name), entry)?
                     };
                     at = if let Some(text) = link {
                         let (tree, path) = (&self.tree, &entry.path);
@@ -69,7 +69,8 @@ impl<'a> Unpacker<'a> {
         let mut header = Header::new(path.clone(), Kind::Directory);
         header.mode = 0o755;
         header.mtime = entry.mtime;
-        if let (false, Some(lower)) = (whiteout, self.lower())
+        if !whiteout
+            && let Some(lower) = self.lower(entry)?
             && let Some((stat, place)) = look(lower, &path, &entry.path)?
             && is_directory(&stat)
         {
@@ -138,7 +139,7 @@ impl<'a> Unpacker<'a> {
     /// Copies a file from the lower layers to the same place in this one, as overlayfs does
     /// before it makes a link; `None` when there is no such file.
     fn copy_up(&mut self, names: &[&[u8]], entry: &Header) -> Result<Option<Parent>, UnpackError> {
-        let Some(lower) = self.lower() else {
+        let Some(lower) = self.lower(entry)? else {
             return Ok(None);
         };
         let Some((&name, directories)) = names.split_last() else {
@@ -231,18 +232,30 @@ impl<'a> Unpacker<'a> {
     }
 
     /// The lower layers, where the form has such.
-    fn lower(&self) -> Option<&'a Root> {
-        self.options
-            .lower
-            .filter(|_| self.options.form != Form::Plain)
+    fn lower(&self, entry: &Header) -> Result<Option<&'a Root>, UnpackError> {
+        match self.options.lower {
+            _ if self.options.form == Form::Plain => Ok(None),
+            Below::Nothing => Ok(None),
+            Below::Tree(tree) => Ok(Some(tree)),
+            Below::Later(lower) => lower.tree().map_err(|source| UnpackError::Below {
+                path: display(&entry.path).into_owned(),
+                source,
+            }),
+        }
     }
 
     /// The text of a symbolic link of the lower layers.
-    fn lower_link(&self, path: &[u8]) -> Option<Vec<u8>> {
+    fn lower_link(&self, path: &[u8], entry: &Header) -> Result<Option<Vec<u8>>, UnpackError> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
-        let link = self.lower()?.open_at(as_path(path), flags, Mode::empty());
-        let text = rustix::fs::readlinkat(link.ok()?, "", Vec::new()).ok()?;
-        Some(text.into_bytes()).filter(|text| !text.is_empty())
+        let Some(lower) = self.lower(entry)? else {
+            return Ok(None);
+        };
+        let link = lower.open_at(as_path(path), flags, Mode::empty());
+        let text = link
+            .ok()
+            .and_then(|link| rustix::fs::readlinkat(link, "", Vec::new()).ok());
+        let text = text.map(std::ffi::CString::into_bytes);
+        Ok(text.filter(|text| !text.is_empty()))
     }
 }
 

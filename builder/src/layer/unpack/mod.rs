@@ -45,6 +45,48 @@ pub enum Owner {
     Caller,
 }
 
+/// The layers below the one that is unpacked.
+#[derive(Clone, Copy, Default)]
+pub enum Below<'a> {
+    /// There are none, or they do not count.
+    #[default]
+    Nothing,
+    /// They are here.
+    Tree(&'a Root),
+    /// They may be unpacked at this moment; most layers need none of them.
+    Later(&'a dyn Lower),
+}
+
+/// Layers below that are not waited for before something of them is needed.
+pub trait Lower {
+    /// Waits for them; `None` when there are none.
+    ///
+    /// # Errors
+    /// When they cannot be had.
+    fn tree(&self) -> Result<Option<&Root>, Unavailable>;
+}
+
+/// The layers below cannot be had; why, is for whoever unpacks them to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the layers below cannot be had")]
+pub struct Unavailable;
+
+impl std::fmt::Debug for Below<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "Nothing",
+            Self::Tree(_) => "Tree",
+            Self::Later(_) => "Later",
+        })
+    }
+}
+
+impl<'a> From<Option<&'a Root>> for Below<'a> {
+    fn from(tree: Option<&'a Root>) -> Self {
+        tree.map_or(Self::Nothing, Self::Tree)
+    }
+}
+
 /// How to unpack.
 #[derive(Clone, Copy, Debug)]
 pub struct UnpackOptions<'a> {
@@ -52,7 +94,7 @@ pub struct UnpackOptions<'a> {
     pub form: Form,
     /// The layers below, as one tree. Hard links to files that only it has are copied from there,
     /// and directories that the layer does not mention keep its metadata.
-    pub lower: Option<&'a Root>,
+    pub lower: Below<'a>,
     /// Whom the files belong to.
     pub owner: Owner,
     /// Entries that the archive may have.
@@ -63,7 +105,7 @@ impl Default for UnpackOptions<'_> {
     fn default() -> Self {
         Self {
             form: Form::default(),
-            lower: None,
+            lower: Below::Nothing,
             owner: Owner::default(),
             max_entries: 10_000_000,
         }
@@ -178,6 +220,14 @@ pub enum UnpackError {
         path: String,
         /// Why.
         source: io::Error,
+    },
+    /// Something of the layers below is needed.
+    #[error("cannot create `{path}`")]
+    Below {
+        /// The name.
+        path: String,
+        /// Why not.
+        source: Unavailable,
     },
     /// More entries than allowed.
     #[error("the archive has more than {limit} entries")]
