@@ -111,7 +111,12 @@ impl Layers<'_> {
             let below: Option<Vec<_>> = state.found[..index].iter().cloned().collect();
             match below {
                 Some(below) => return Ok(below),
-                None => state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    state = self
+                        .news
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }
