@@ -112,10 +112,8 @@ impl Layers<'_> {
             match below {
                 Some(below) => return Ok(below),
                 None => {
-                    state = self
-                        .news
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner)
+                    let news = self.news.wait(state);
+                    state = news.unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::process;
 
 /// How often the memory of the processes is looked at.
-const INTERVAL: Duration = Duration::from_millis(5);
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// What one run of a command took.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -22,7 +22,7 @@ use parse::Parse;
 use report::Row;
 use start::Start;
 use tool::Tool;
-use workload::{Bench, PARSE, START, WORKLOADS};
+use workload::{Bench, GROWING, GROWTH, PARSE, START, Tenths, WORKLOADS};
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,9 +69,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             }
             continue;
         }
+        if name == GROWTH {
+            match growth(&bench, &tools[0]) {
+                Ok(table) => sentences.push_str(&table),
+                Err(error) => failures.push(format!("{name}: {error:#}")),
+            }
+            continue;
+        }
         for tool in tools.iter().filter(|tool| tool.takes_part(name)) {
             eprintln!("measuring {name}: {}", tool.name());
-            match bench.measure(name, tool) {
+            match bench.measure(name, tool, Tenths::ALL) {
                 Ok(samples) => rows.push(Row::new(name, tool.name(), &samples)),
                 // what the others took is worth knowing all the same
                 Err(error) => failures.push(format!("{name}, {}: {error:#}", tool.name())),
@@ -79,6 +86,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             if let Err(error) = tool.reset() {
                 failures.push(format!("emptying the store of {}: {error:#}", tool.name()));
             }
+        }
+        match bench.limit(name) {
+            Ok(Some(samples)) => rows.push(Row::new(name, "limit", &samples)),
+            Ok(None) => {}
+            Err(error) => failures.push(format!("{name}, its limit: {error:#}")),
         }
     }
     let mut text = report::render(&rows, &tools, options.runs);
@@ -93,6 +105,27 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
             .with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     Ok(())
+}
+
+/// Measures how the cost of kiln grows with what it has to do.
+fn growth(bench: &Bench<'_>, kiln: &Tool) -> Result<String> {
+    let mut rows = Vec::new();
+    for (name, unit) in GROWING {
+        for size in [Tenths(1), Tenths::ALL, Tenths(100)] {
+            // Ten times the bytes would fill the disk of a small machine.
+            if name == "copybig" && size == Tenths(100) {
+                continue;
+            }
+            eprintln!("measuring {name} with {} tenths of the {unit}", size.0);
+            let samples = bench.measure(name, kiln, size)?;
+            rows.push((Row::new(name, kiln.name(), &samples), unit, size.0));
+            kiln.reset()?;
+            if size != Tenths::ALL {
+                bench.discard(name, size)?;
+            }
+        }
+    }
+    Ok(report::growth(&rows))
 }
 
 /// Measures one of those that stand apart.

@@ -96,6 +96,35 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
+/// How the time of kiln grows: workload, what grows, and how many tenths of the table's size.
+pub(super) fn growth(rows: &[(Row, &str, usize)]) -> String {
+    let mut text = String::from(
+        "\n| kiln | size | wall s | CPU s | memory MB | CPU for each unit, ratio |\n|---|---:|---:|---:|---:|---:|\n",
+    );
+    for (row, unit, tenths) in rows {
+        let whole = rows
+            .iter()
+            .find(|(other, _, tenths)| other.workload == row.workload && *tenths == 10);
+        let each = |cpu: f64, tenths: usize| cpu / tenths as f64;
+        let ratio = whole.map_or(f64::NAN, |(whole, _, _)| {
+            each(row.cpu, *tenths) / each(whole.cpu, 10)
+        });
+        text.push_str(&format!(
+            "| {} | {} {unit} | {:.2} | {:.2} | {:.0} | {ratio:.2} |\n",
+            row.workload,
+            match tenths {
+                1 => "1/10",
+                100 => "10 times the",
+                _ => "all",
+            },
+            row.wall,
+            row.cpu,
+            row.memory / 1e6,
+        ));
+    }
+    text
+}
+
 fn machine() -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
@@ -132,7 +161,7 @@ mod tests {
                 "buildah",
                 &[sample(1.0, 1.0), sample(3.0, 1.0), sample(2.0, 1.0)],
             ),
-            Row::new("run", "buildah", &[sample(9.0, 1.0)]),
+            Row::new("run50", "buildah", &[sample(9.0, 1.0)]),
         ];
         let text = table(&rows);
         assert!(
@@ -144,11 +173,11 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("| run | buildah | 9.00 (9.00–9.00) | – | 1.00 | – | 12 |"),
+            text.contains("| run50 | buildah | 9.00 (9.00–9.00) | – | 1.00 | – | 12 |"),
             "{text}"
         );
         assert!(
-            text.contains("- `run`: 50 steps") && !text.contains("- `push`"),
+            text.contains("- `run50`: 50 steps") && !text.contains("- `push`"),
             "{text}"
         );
     }

@@ -12,23 +12,40 @@ use super::measure::{self, Sample};
 use super::tool::Tool;
 use crate::process;
 use crate::registry::Registry;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 
 /// The workloads that are no commands.
 pub(super) const PARSE: &str = "parse";
 pub(super) const START: &str = "start";
+pub(super) const GROWTH: &str = "growth";
 
-/// The workloads and what they are, in the order of the table.
-pub(super) const WORKLOADS: [(&str, &str); 11] = [
+/// The workloads and what they are, in the order of the table. `limit` is what the machine does with the
+/// same data at best.
+pub(super) const WORKLOADS: [(&str, &str); 15] = [
     (
         "noop",
-        "rebuild with nothing changed: a context of 20,000 files, 200 MB",
+        "rebuild with nothing changed: `COPY` of 20,000 files, 200 MB, then `RUN true`; limit: `find` that looks at each",
     ),
     (
-        "run",
+        "touch1",
+        "the same with the content of one file changed; limit: `cp -a` of the files",
+    ),
+    (
+        "copybig",
+        "one `COPY` of 1 GiB in files of 4 MiB, empty cache; limit: SHA-256 of all",
+    ),
+    (
+        "copymany",
+        "one `COPY` of 50,000 files of 1 to 8 KiB, empty cache; limit: `cp -a` of them",
+    ),
+    (
+        "run50",
         "50 steps of `RUN true`, empty cache, base image present",
     ),
-    ("copy", "one `COPY` of 256 MiB in 64 files, empty cache"),
+    (
+        "fanout",
+        "four stages of `RUN sleep 2`, joined by a fifth; limit: `sleep 2`",
+    ),
     (
         "push",
         "an image just built, four layers of 256 MiB, to an empty registry",
@@ -45,17 +62,48 @@ pub(super) const WORKLOADS: [(&str, &str); 11] = [
         "unpack",
         "the same image into an empty store and unpacked; kiln also runs a program in it",
     ),
-    ("save", "an image of four layers of 64 MiB to a tar file"),
-    ("load", "that tar file into an empty store"),
+    (
+        "save",
+        "the same image, just built, to a tar file; limit: `cp` of that file",
+    ),
+    (
+        "load",
+        "that tar file into an empty store; limit: SHA-256 of it",
+    ),
     (PARSE, "a Dockerfile of 200 lines from text to plan"),
     (START, "one `RUN true`, and a bare start of the program"),
+    (
+        GROWTH,
+        "kiln alone with a tenth of the files or steps, all, and ten times as many",
+    ),
+];
+
+/// Workloads whose cost is looked at as they grow, and what grows.
+pub(super) const GROWING: [(&str, &str); 5] = [
+    ("noop", "files"),
+    ("touch1", "files"),
+    ("copybig", "bytes"),
+    ("copymany", "files"),
+    ("run50", "steps"),
 ];
 
 const MIB: usize = 1 << 20;
 const LAYERS: u64 = 4;
-/// Files of 4 MiB in a layer that is moved to and from registries, and in one that is archived.
+/// Files of 4 MiB in each of them.
 const LARGE: usize = 64;
-const SMALL: usize = 16;
+
+/// How much of a workload: the table's size, or as many tenths of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tenths(pub(super) usize);
+
+impl Tenths {
+    /// The table's own size.
+    pub(super) const ALL: Self = Self(10);
+
+    fn of(self, count: usize) -> usize {
+        count * self.0 / 10
+    }
+}
 
 /// The inputs, and how often each thing is measured.
 pub(super) struct Bench<'a> {
@@ -87,11 +135,19 @@ impl<'a> Bench<'a> {
     }
 
     /// Runs one workload with one tool.
-    pub(super) fn measure(&self, workload: &str, tool: &Tool) -> Result<Vec<Sample>> {
+    pub(super) fn measure(
+        &self,
+        workload: &str,
+        tool: &Tool,
+        size: Tenths,
+    ) -> Result<Vec<Sample>> {
         match workload {
-            "noop" => self.noop(tool),
-            "run" => self.run(tool),
-            "copy" => self.copy(tool),
+            "noop" => self.noop(tool, size),
+            "touch1" => self.touch1(tool, size),
+            "copybig" => self.copy(tool, workload, size),
+            "copymany" => self.copy(tool, workload, size),
+            "run50" => self.run(tool, size),
+            "fanout" => self.fanout(tool),
             "push" => self.push(tool),
             "pull" => self.pull(tool),
             "repush" => self.repush(tool),
@@ -102,39 +158,154 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn noop(&self, tool: &Tool) -> Result<Vec<Sample>> {
-        let context = self.context("noop", |root| {
-            generate::small_files(root, 10, 20_000, 1_000, 19_000)
-        })?;
-        let dockerfile = self.dockerfile(
-            "noop",
-            &format!("FROM {}\nCOPY . /app\nRUN true\n", self.base),
-        )?;
-        let build = || tool.build(&context, &dockerfile, "bench/noop:latest");
+    /// What the machine does at best, where a plain command tells.
+    pub(super) fn limit(&self, workload: &str) -> Result<Option<Vec<Sample>>> {
+        let copy = self.scratch.join("limit");
+        let archive = self.scratch.join("layers.tar");
+        let command = |program: &str, paths: &[&Path]| {
+            let mut command = Command::new(program);
+            command.args(paths);
+            command
+        };
+        let copied = |name: &str| -> Result<Command> {
+            let context = self.files(name, Tenths::ALL)?;
+            let mut command = command("cp", &[]);
+            command.arg("-a").args([&context, &copy]);
+            Ok(command)
+        };
+        let make = || -> Result<Option<Command>> {
+            Ok(Some(match workload {
+                "noop" => {
+                    let mut find = command("find", &[&self.files("noop", Tenths::ALL)?]);
+                    find.args(["-printf", "%s %T@\n"]);
+                    find
+                }
+                "touch1" => copied("noop")?,
+                "copymany" => copied("copymany")?,
+                "copybig" => {
+                    let context = self.files("copybig", Tenths::ALL)?;
+                    let mut files: Vec<PathBuf> = Vec::new();
+                    for entry in fs::read_dir(context)? {
+                        files.push(entry?.path());
+                    }
+                    let mut sum = command("sha256sum", &[]);
+                    sum.args(files);
+                    sum
+                }
+                "fanout" => {
+                    let mut sleep = command("sleep", &[]);
+                    sleep.arg("2");
+                    sleep
+                }
+                "save" if archive.exists() => command("cp", &[&archive, &copy]),
+                "load" if archive.exists() => command("sha256sum", &[&archive]),
+                _ => return Ok(None),
+            }))
+        };
+        let mut samples = Vec::new();
+        for _ in 0..self.runs {
+            scratch::remove(&copy)?;
+            let Some(command) = make()? else {
+                return Ok(None);
+            };
+            samples.push(measure::measure(command, None)?);
+        }
+        scratch::remove(&copy)?;
+        Ok(Some(samples))
+    }
+
+    /// The files that a workload copies.
+    fn files(&self, workload: &str, size: Tenths) -> Result<PathBuf> {
+        let name = match size {
+            Tenths::ALL => workload.to_owned(),
+            Tenths(tenths) => format!("{workload}-{tenths}"),
+        };
+        self.context(&name, |root| match workload {
+            "copybig" => generate::big_files(root, 20, size.of(256), 4 * MIB),
+            "copymany" => generate::small_files(root, 30, size.of(50_000), 1 << 10, 8 << 10),
+            _ => generate::small_files(root, 10, size.of(20_000), 1_000, 19_000),
+        })
+    }
+
+    /// Removes the files of a size that is not needed again.
+    pub(super) fn discard(&self, workload: &str, size: Tenths) -> Result<()> {
+        let workload = if workload == "touch1" { "noop" } else { workload };
+        scratch::remove(&self.scratch.join(&format!("context-{workload}-{}", size.0)))
+    }
+
+    fn noop(&self, tool: &Tool, size: Tenths) -> Result<Vec<Sample>> {
+        let context = self.files("noop", size)?;
+        let build = self.copy_and_run(tool, &context)?;
         process::quiet(&mut build())?;
         self.repeat(tool, || Ok(()), build)
     }
 
-    fn run(&self, tool: &Tool) -> Result<Vec<Sample>> {
-        let context = self.context("run", |root| Ok(fs::write(root.join("readme"), "empty\n")?))?;
-        let steps = "RUN true\n".repeat(50);
-        let dockerfile = self.dockerfile("run", &format!("FROM {}\n{steps}", self.base))?;
-        let image = "bench/run:latest";
+    fn touch1(&self, tool: &Tool, size: Tenths) -> Result<Vec<Sample>> {
+        let context = self.files("noop", size)?;
+        let build = self.copy_and_run(tool, &context)?;
+        process::quiet(&mut build())?;
+        let file = context.join("d00/s07/file00350.txt");
+        let original = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+        let samples = (0..self.runs).map(|n| {
+            let mut touched = format!("touched {n} by {} ", tool.name()).into_bytes();
+            touched.extend_from_slice(&original);
+            fs::write(&file, &touched)?;
+            measure::measure(build(), tool.daemon())
+        });
+        let samples = samples.collect();
+        fs::write(&file, &original)?;
+        samples
+    }
+
+    /// The build of what `noop` and `touch1` build.
+    fn copy_and_run<'b>(
+        &'b self,
+        tool: &'b Tool,
+        context: &'b Path,
+    ) -> Result<impl Fn() -> Command + 'b> {
+        let text = format!("FROM {}\nCOPY . /app\nRUN true\n", self.base);
+        let dockerfile = self.dockerfile("noop", &text)?;
+        Ok(move || tool.build(context, &dockerfile, "bench/noop:latest"))
+    }
+
+    fn run(&self, tool: &Tool, size: Tenths) -> Result<Vec<Sample>> {
+        let steps = "RUN true\n".repeat(size.of(50));
+        self.cold(tool, "run50", &format!("FROM {}\n{steps}", self.base))
+    }
+
+    fn fanout(&self, tool: &Tool) -> Result<Vec<Sample>> {
+        let mut text = String::new();
+        for n in 0..4 {
+            let from = &self.base;
+            text.push_str(&format!("FROM {from} AS s{n}\nRUN sleep 2 && echo {n} > /out{n}\n"));
+        }
+        text.push_str(&format!("FROM {}\n", self.base));
+        for n in 0..4 {
+            text.push_str(&format!("COPY --from=s{n} /out{n} /\n"));
+        }
+        self.cold(tool, "fanout", &text)
+    }
+
+    /// A build without files, with an empty cache.
+    fn cold(&self, tool: &Tool, name: &str, text: &str) -> Result<Vec<Sample>> {
+        let context = self.context("empty", |root| Ok(fs::write(root.join("readme"), "empty\n")?))?;
+        let dockerfile = self.dockerfile(name, text)?;
+        let image = format!("bench/{name}:latest");
         self.repeat(
             tool,
             || self.fresh(tool),
-            || tool.build(&context, &dockerfile, image),
+            || tool.build(&context, &dockerfile, &image),
         )
     }
 
-    fn copy(&self, tool: &Tool) -> Result<Vec<Sample>> {
-        let context = self.context("copy", |root| generate::big_files(root, 20, 64, 4 * MIB))?;
-        let dockerfile = self.dockerfile("copy", &format!("FROM {}\nCOPY . /app\n", self.base))?;
-        let image = "bench/copy:latest";
+    fn copy(&self, tool: &Tool, name: &str, size: Tenths) -> Result<Vec<Sample>> {
+        let context = self.files(name, size)?;
+        let dockerfile = self.dockerfile(name, &format!("FROM {}\nCOPY . /app\n", self.base))?;
+        let image = format!("bench/{name}:latest");
         self.repeat(
             tool,
             || self.fresh(tool),
-            || tool.build(&context, &dockerfile, image),
+            || tool.build(&context, &dockerfile, &image),
         )
     }
 
@@ -144,7 +315,7 @@ impl<'a> Bench<'a> {
             tool.reset()?;
             let (_storage, registry) = self.empty_registry()?;
             let image = format!("{}/bench/layers:latest", registry.address());
-            self.build_layers(tool, &image, LARGE)?;
+            self.build_layers(tool, &image)?;
             samples.push(measure::measure(tool.push(&image), tool.daemon())?);
             tool.forget(&image)?;
         }
@@ -186,7 +357,7 @@ impl<'a> Bench<'a> {
         let registry = Registry::start(&storage.join("storage"))?;
         let image = format!("{}/bench/layers:latest", registry.address());
         let publisher = Tool::publisher(self.binary, self.scratch);
-        self.build_layers(&publisher, &image, LARGE)?;
+        self.build_layers(&publisher, &image)?;
         process::quiet(&mut publisher.push(&image))?;
         publisher.reset()?;
         let published = self.published.get_or_init(|| Published {
@@ -199,22 +370,22 @@ impl<'a> Bench<'a> {
 
     fn save(&self, tool: &Tool) -> Result<Vec<Sample>> {
         let image = "bench/layers:latest";
-        let archive = self.scratch.join("save.tar");
-        self.build_layers(tool, image, SMALL)?;
-        let samples = self.repeat(tool, || remove(&archive), || tool.save(image, &archive))?;
-        remove(&archive)?;
-        Ok(samples)
+        let archive = self.scratch.join("layers.tar");
+        self.build_layers(tool, image)?;
+        self.repeat(
+            tool,
+            || scratch::remove(&archive),
+            || tool.save(image, &archive),
+        )
     }
 
     fn load(&self, tool: &Tool) -> Result<Vec<Sample>> {
         let image = "bench/layers:latest";
-        let archive = self.scratch.join("load.tar");
-        self.build_layers(tool, image, SMALL)?;
-        remove(&archive)?;
+        let archive = self.scratch.join("layers.tar");
+        self.build_layers(tool, image)?;
+        scratch::remove(&archive)?;
         process::quiet(&mut tool.save(image, &archive))?;
-        let samples = self.repeat(tool, || tool.forget(image), || tool.load(&archive))?;
-        remove(&archive)?;
-        Ok(samples)
+        self.repeat(tool, || tool.forget(image), || tool.load(&archive))
     }
 
     fn repeat(
@@ -237,17 +408,16 @@ impl<'a> Bench<'a> {
         process::quiet(&mut tool.pull(&self.base))
     }
 
-    /// Builds an image of four layers with so many files each.
-    fn build_layers(&self, tool: &Tool, image: &str, files: usize) -> Result<()> {
-        let name = format!("layers-{files}");
-        let context = self.context(&name, |root| {
+    /// Builds the image of four layers.
+    fn build_layers(&self, tool: &Tool, image: &str) -> Result<()> {
+        let context = self.context("layers", |root| {
             (0..LAYERS).try_for_each(|n| {
-                generate::big_files(&root.join(format!("l{n}")), 40 + n, files, 4 * MIB)
+                generate::big_files(&root.join(format!("l{n}")), 40 + n, LARGE, 4 * MIB)
             })
         })?;
         let copies: String = (0..LAYERS).map(|n| format!("COPY l{n} /l{n}\n")).collect();
         let from = format!("FROM {}\n{copies}", self.base);
-        let dockerfile = self.dockerfile(&name, &from)?;
+        let dockerfile = self.dockerfile("layers", &from)?;
         process::quiet(&mut tool.build(&context, &dockerfile, image))
     }
 
@@ -274,14 +444,5 @@ impl<'a> Bench<'a> {
         let storage = Scratch::new("bench-registry")?;
         let registry = Registry::start(&storage.join("storage"))?;
         Ok((storage, registry))
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove `{}`", path.display()))
-        }
-        _ => Ok(()),
     }
 }
