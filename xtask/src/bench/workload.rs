@@ -135,12 +135,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Runs one workload with one tool.
-    pub(super) fn measure(
-        &self,
-        workload: &str,
-        tool: &Tool,
-        size: Tenths,
-    ) -> Result<Vec<Sample>> {
+    pub(super) fn measure(&self, workload: &str, tool: &Tool, size: Tenths) -> Result<Vec<Sample>> {
         match workload {
             "noop" => self.noop(tool, size),
             "touch1" => self.touch1(tool, size),
@@ -229,7 +224,11 @@ impl<'a> Bench<'a> {
 
     /// Removes the files of a size that is not needed again.
     pub(super) fn discard(&self, workload: &str, size: Tenths) -> Result<()> {
-        let workload = if workload == "touch1" { "noop" } else { workload };
+        let workload = if workload == "touch1" {
+            "noop"
+        } else {
+            workload
+        };
         scratch::remove(&self.scratch.join(&format!("context-{workload}-{}", size.0)))
     }
 
@@ -245,7 +244,8 @@ impl<'a> Bench<'a> {
         let build = self.copy_and_run(tool, &context)?;
         process::quiet(&mut build())?;
         let file = context.join("d00/s07/file00350.txt");
-        let original = fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
+        let original =
+            fs::read(&file).with_context(|| format!("cannot read `{}`", file.display()))?;
         let samples = (0..self.runs).map(|n| {
             let mut touched = format!("touched {n} by {} ", tool.name()).into_bytes();
             touched.extend_from_slice(&original);
@@ -277,7 +277,9 @@ impl<'a> Bench<'a> {
         let mut text = String::new();
         for n in 0..4 {
             let from = &self.base;
-            text.push_str(&format!("FROM {from} AS s{n}\nRUN sleep 2 && echo {n} > /out{n}\n"));
+            text.push_str(&format!(
+                "FROM {from} AS s{n}\nRUN sleep 2 && echo {n} > /out{n}\n"
+            ));
         }
         text.push_str(&format!("FROM {}\n", self.base));
         for n in 0..4 {
@@ -288,7 +290,9 @@ impl<'a> Bench<'a> {
 
     /// A build without files, with an empty cache.
     fn cold(&self, tool: &Tool, name: &str, text: &str) -> Result<Vec<Sample>> {
-        let context = self.context("empty", |root| Ok(fs::write(root.join("readme"), "empty\n")?))?;
+        let context = self.context("empty", |root| {
+            Ok(fs::write(root.join("readme"), "empty\n")?)
+        })?;
         let dockerfile = self.dockerfile(name, text)?;
         let image = format!("bench/{name}:latest");
         self.repeat(
