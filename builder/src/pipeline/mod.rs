@@ -227,8 +227,8 @@ pub enum BuildError {
     /// The store refused.
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// The cache of the image's layers could not be written down.
-    #[error("writing down the cache of the image's layers")]
+    /// The cache cannot be shared: an address is none, or the store refused.
+    #[error("sharing the cache of this build")]
     Cache(#[source] RemoteError),
     /// The build was cancelled.
     #[error("cancelled")]
@@ -364,15 +364,14 @@ async fn prepare(
     }
 
     // Read while base images are looked up.
-    let imports = (!request.cache_from.is_empty() && !request.wishes.no_cache).then(|| {
-        let platform = &request.options.platform;
-        Arc::new(Imports::start(
-            &request.cache_from,
-            &client,
-            platform,
-            &observer,
-        ))
-    });
+    let imports = match request.cache_from.as_slice() {
+        [] => None,
+        _ if request.wishes.no_cache => None,
+        from => {
+            let imports = Imports::start(from, &client, &options.platform, &observer);
+            Some(Arc::new(imports.map_err(BuildError::Cache)?))
+        }
+    };
     let mut resolver = Resolver {
         client: &client,
         store,
@@ -426,7 +425,8 @@ async fn prepare(
         &worker.snapshots,
         store,
         imports.clone(),
-    );
+    )
+    .map_err(BuildError::Cache)?;
     let schedule = Schedule::new(
         plan.graph.clone(),
         Arc::clone(&worker),

@@ -148,24 +148,29 @@ impl Schedule {
         Ok(ChainId::of(&layers).last().copied())
     }
 
+    /// Takes note of what a step reads besides its root.
+    pub(super) fn note_reads(&self, id: VertexId, content: Option<&Digest>) -> Digest {
+        let reads = crate::cache::reads_key(self.graph.vertex(id), content);
+        lock(&self.elsewhere.contents).insert(id, reads);
+        reads
+    }
+
     /// The layer of a step in a cache from elsewhere, by what it reads and by the layers below
     /// (A15.5).
     pub(super) async fn imported_content(
         &self,
         id: VertexId,
         root: &Stack,
-        content: Option<&Digest>,
+        reads: &Digest,
     ) -> Result<Option<SnapshotId>, StepError> {
-        let reads = crate::cache::reads_key(self.graph.vertex(id), content);
-        lock(&self.elsewhere.contents).insert(id, reads);
         let Some(imports) = &self.elsewhere.sharing.imports else {
             return Ok(None);
         };
-        if self.rules.cache == CachePolicy::Ignore || !imports.reads(&reads).await {
+        if self.rules.cache == CachePolicy::Ignore || !imports.reads(reads).await {
             return Ok(None);
         }
         let below = self.chain_of(root).await?;
-        let found = imports.find_content(&reads, below).await;
+        let found = imports.find_content(reads, below).await;
         self.take(id, self.defined[&id].key, found).await
     }
 
@@ -197,12 +202,16 @@ impl Schedule {
                 .map(|one| one.layer.facts.diff_id)
                 .collect::<Vec<_>>(),
         );
+        let reads = found.iter().find_map(|one| Some(one.content?.0));
         let here = blocking(move || {
             for diff_id in diff_ids {
                 if let Some(layer) = worker.store.layer_snapshot(diff_id)?
                     && worker.snapshots.check(&layer)?
                 {
                     worker.store.remember(&[key.digest()], &layer)?;
+                    if let Some(reads) = reads {
+                        worker.store.remember_reads(key.digest(), &reads)?;
+                    }
                     return Ok(Some(layer));
                 }
             }
@@ -291,21 +300,24 @@ impl Schedule {
         let observer = self.worker.observer.clone();
         let progress = move |blob: &Descriptor, step| observer.tell(blob_event(blob, step));
         let Some(imports) = &self.elsewhere.sharing.imports else {
-            return self.unpacked(absent, layer).await;
+            return self.unpacked(layer).await;
         };
         if absent.found.is_empty() {
-            return self.unpacked(absent, layer).await;
+            return self.unpacked(layer).await;
         }
         for found in &absent.found {
             let store = &self.worker.store;
             let fetched = imports.fetch(found, layer, store, files, &progress).await;
             let error = match fetched {
                 Ok(()) if !files => {
-                    self.worker.store.remember(&[absent.key.digest()], layer)?;
+                    self.remember_found(absent, layer)?;
                     return Ok(true);
                 }
-                Ok(()) => match self.unpacked(absent, layer).await? {
-                    true => return Ok(true),
+                Ok(()) => match self.unpacked(layer).await? {
+                    true => {
+                        self.remember_found(absent, layer)?;
+                        return Ok(true);
+                    }
                     false => RemoteError::Layer,
                 },
                 Err(error) => error,
@@ -315,12 +327,21 @@ impl Schedule {
         Ok(false)
     }
 
+    /// Remembers a layer that was found elsewhere like one of this store's own.
+    fn remember_found(&self, absent: &Absent, layer: &SnapshotId) -> Result<(), StepError> {
+        let (store, key) = (&self.worker.store, absent.key.digest());
+        store.remember(&[key], layer)?;
+        if let Some((reads, _)) = absent.found.iter().find_map(|found| found.content) {
+            store.remember_reads(key, &reads)?;
+        }
+        Ok(())
+    }
+
     /// Whether a layer whose blob is here could be unpacked; it is forgotten where not.
-    async fn unpacked(&self, absent: &Absent, layer: &SnapshotId) -> Result<bool, StepError> {
-        let (worker, layer, key) = (Arc::clone(&self.worker), layer.clone(), absent.key);
+    async fn unpacked(&self, layer: &SnapshotId) -> Result<bool, StepError> {
+        let (worker, layer) = (Arc::clone(&self.worker), layer.clone());
         self.permitted(move || {
             if worker.snapshots.unpack(&layer).is_ok() {
-                worker.store.remember(&[key.digest()], &layer)?;
                 return Ok(true);
             }
             worker.store.forget_snapshot(&layer, Eviction::Damaged)?;
@@ -377,10 +398,10 @@ impl Schedule {
             let Some(made) = self.where_made(id, defined.key).await? else {
                 continue;
             };
-            let reads = lock(&self.elsewhere.contents).get(&id).copied();
+            let reads = self.reads_of(id, defined.key)?;
             entries.push(Entry {
                 key: defined.key,
-                content: reads.map(|reads| self.stands_on(id, reads)),
+                content: reads.and_then(|reads| self.stands_on(id, reads)),
                 made,
                 in_image: self.exported.contains(&id),
             });
@@ -413,12 +434,24 @@ impl Schedule {
         }
     }
 
-    fn stands_on(&self, id: VertexId, reads: Digest) -> (Digest, Vec<DiffId>, Vec<Made>) {
+    /// What a step reads besides its root, where anybody knows.
+    fn reads_of(&self, id: VertexId, key: CacheKey) -> Result<Option<Digest>, StepError> {
+        if let Some(reads) = lock(&self.elsewhere.contents).get(&id) {
+            return Ok(Some(*reads));
+        }
+        let record = self.worker.store.cached(key.digest())?;
+        Ok(record.and_then(|record| record.reads))
+    }
+
+    /// The same with the layers below; `None` where these were not looked at.
+    fn stands_on(&self, id: VertexId, reads: Digest) -> Option<(Digest, Vec<DiffId>, Vec<Made>)> {
         let vertex = self.graph.vertex(id);
-        let root = vertex.inputs.first().filter(|_| super::reads_root(vertex));
-        let root = root.map(|root| self.finished(*root)).unwrap_or_default();
+        if !super::reads_root(vertex) {
+            return Some((reads, Vec::new(), Vec::new()));
+        }
+        let root = self.results[vertex.inputs.first()?.index()].get()?;
         let built = root.built.iter().map(|layer| self.made_at(layer));
-        (reads, root.image.clone(), built.collect())
+        Some((reads, root.image.clone(), built.collect()))
     }
 }
 

@@ -399,15 +399,18 @@ impl Schedule {
             (None, Op::Run(_)) => self.bound(id, inputs.clone(), known.clone()).await?,
             (None, _) => None,
         };
+        let reads = self.note_reads(id, content.as_ref());
         let key = content_key(vertex, &root.identity(), content.as_ref());
         let upon = self.upon(vertex, &root, &inputs);
         let definition = (defined.key.digest(), Some(upon.as_str()));
         if let Some(layer) = self.found_content(id, key).await? {
-            self.worker.store.remember_upon(&[definition], &layer)?;
+            let store = &self.worker.store;
+            store.remember_upon(&[definition], &layer)?;
+            store.remember_reads(defined.key.digest(), &reads)?;
             self.note_packed(id, defined.key, &layer);
             return Ok(layer);
         }
-        if imports && let Some(layer) = self.imported_content(id, &root, content.as_ref()).await? {
+        if imports && let Some(layer) = self.imported_content(id, &root, &reads).await? {
             self.cached_event(id);
             return Ok(layer);
         }
@@ -428,7 +431,9 @@ impl Schedule {
         let layer = self.cut_off(id, &reason, layer).await?;
         self.elsewhere.executed.fetch_add(1, Ordering::Relaxed);
         let keys = [(key.digest(), None), definition];
-        self.worker.store.remember_upon(&keys, &layer)?;
+        let store = &self.worker.store;
+        store.remember_upon(&keys, &layer)?;
+        store.remember_reads(defined.key.digest(), &reads)?;
         drop(lock);
         Ok(layer)
     }

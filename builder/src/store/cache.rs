@@ -14,6 +14,8 @@ pub struct CacheRecord {
     pub created: i64,
     /// What the results were that it was made upon, where that is known.
     pub upon: Option<String>,
+    /// What the step reads besides its root, where that is known.
+    pub reads: Option<Digest>,
 }
 
 impl Store {
@@ -24,11 +26,11 @@ impl Store {
     pub fn cached(&self, key: &Digest) -> Result<Option<CacheRecord>, StoreError> {
         let record = self.query(|db| {
             db.prepare_cached(
-                "SELECT snapshots.id, snapshots.created, cache.upon FROM cache JOIN snapshots ON snapshots.id = cache.snapshot
+                "SELECT snapshots.id, snapshots.created, cache.upon, cache.reads FROM cache JOIN snapshots ON snapshots.id = cache.snapshot
                  WHERE cache.key = ?1",
             )?
             .query_row([key.to_string()], |row| {
-                Ok(CacheRecord { snapshot: SnapshotId::from_name(row.get(0)?), created: row.get(1)?, upon: row.get(2)? })
+                Ok(CacheRecord { snapshot: SnapshotId::from_name(row.get(0)?), created: row.get(1)?, upon: row.get(2)?, reads: row.get::<_, Option<String>>(3)?.and_then(|reads| reads.parse().ok()) })
             })
             .optional()
         })?;
@@ -37,6 +39,18 @@ impl Store {
             Some(record) if self.holds(&record.snapshot)? => Ok(Some(record)),
             _ => Ok(None),
         }
+    }
+
+    /// Remembers what the step with this key reads besides its root.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn remember_reads(&self, key: &Digest, reads: &Digest) -> Result<(), StoreError> {
+        self.change(|db| {
+            db.prepare_cached("UPDATE cache SET reads = ?2 WHERE key = ?1")?
+                .execute([key.to_string(), reads.to_string()])
+        })?;
+        Ok(())
     }
 
     /// Remembers the result of a step under its keys.

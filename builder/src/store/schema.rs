@@ -12,7 +12,7 @@ use super::StoreError;
 /// What brings a database from one version to the next, oldest first: number 1 makes the tables of
 /// version 1 in an empty one. `PRAGMA user_version` holds the version. A migration that has been
 /// released stays as it is; a change is a new one at the end.
-const MIGRATIONS: &[&str] = &[TABLES, BUILDS, PLACES];
+const MIGRATIONS: &[&str] = &[TABLES, BUILDS, PLACES, READS];
 
 /// Times are seconds since 1970; digests are `sha256:HEX`.
 const TABLES: &str = "
@@ -103,6 +103,10 @@ CREATE INDEX build_steps_by_key ON build_steps (key);
 const PLACES: &str = "
 ALTER TABLE builds ADD COLUMN place TEXT;  -- digest of context and Dockerfile
 CREATE INDEX builds_by_place ON builds (place);
+";
+
+/// What a step reads besides its root, for caches beyond the store.
+const READS: &str = "ALTER TABLE cache ADD COLUMN reads TEXT;  -- cache::reads_key; NULL: not known
 ";
 
 /// How long the set-up is tried again while other processes are at theirs.

@@ -12,6 +12,7 @@
 )]
 #[path = "../../../registry/tests/support/aws_fake.rs"]
 mod aws_fake;
+mod bucket;
 mod env;
 #[expect(
     dead_code,

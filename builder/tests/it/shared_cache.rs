@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use kiln_registry::digest::Digest;
 use serde_json::Value;
 
+use crate::bucket::{self, Bucket};
 use crate::cache::steps;
 use crate::env::{Output, Run, TestEnv, bases, busybox, test_env};
 
@@ -59,7 +60,11 @@ fn executed(output: &Output) -> Vec<String> {
 }
 
 fn id(env: &TestEnv, machine: &str) -> String {
-    let text = env.kiln_in(machine, ["inspect", "app"]).success().stdout;
+    id_of(env, machine, "app")
+}
+
+fn id_of(env: &TestEnv, machine: &str, image: &str) -> String {
+    let text = env.kiln_in(machine, ["inspect", image]).success().stdout;
     let list: Value = serde_json::from_str(&text).unwrap();
     list[0]["Id"].to_string()
 }
@@ -542,5 +547,106 @@ fn c5_layers_from_elsewhere_become_plain_folders_too() {
     assert_eq!(
         executed(&second),
         [STEPS[2], STEPS[3], STEPS[4], STEPS[5], STEPS[6]]
+    );
+}
+
+#[test]
+fn c5_1_two_machines_share_a_bucket() {
+    let env = project(test_env!())
+        .with_variable("AWS_ACCESS_KEY_ID", bucket::ID)
+        .with_variable("AWS_SECRET_ACCESS_KEY", bucket::SECRET)
+        .with_variable("AWS_SESSION_TOKEN", bucket::SESSION);
+    let bucket = Bucket::start();
+    let place = format!(
+        "type=s3,bucket=ci,region={},endpoint_url=http://{},prefix=caches/,name=main;all",
+        bucket::REGION,
+        bucket.address
+    );
+    let to = format!("{place},mode=max,upload_parallelism=2");
+    in_turn(&env, &to, &place);
+    let names = bucket.names();
+    for manifest in ["/ci/caches/manifests/all", "/ci/caches/manifests/main"] {
+        assert!(names.iter().any(|name| name == manifest), "{names:?}");
+    }
+    let blob = |name: &&String| name.starts_with("/ci/caches/blobs/sha256:");
+    assert_eq!(
+        names.iter().filter(blob).count(),
+        8,
+        "seven layers and a config: {names:?}"
+    );
+
+    // what is there is not sent again, and what is old is made new
+    bucket.age();
+    let before = bucket.log().len();
+    let again = build(&env, "one", &["--cache-to", &to]).success();
+    assert!(
+        summary(&again).starts_with("cache: 2 hit, 0 new, sent 0B in "),
+        "{again}"
+    );
+    let log = bucket.log()[before..].join("\n");
+    assert_eq!(
+        log.matches("PUT /ci/caches/blobs/").count(),
+        8,
+        "each is touched once\n{log}"
+    );
+
+    // keys that do not fit, and content that does not
+    let wrong = format!(
+        "{place},access_key_id={},secret_access_key=hunter2,session_token=hunter3",
+        bucket::ID
+    );
+    let refused = build(&env, "two", &["--no-cache", "--cache-to", &wrong]).success();
+    assert!(
+        refused
+            .stderr
+            .contains("warning: exporting the cache to s3://ci/caches/: main, all failed: "),
+        "{refused}"
+    );
+    assert!(
+        refused.stderr.contains("SignatureDoesNotMatch"),
+        "{refused}"
+    );
+    for secret in ["hunter", bucket::SECRET] {
+        assert!(!refused.stderr.contains(secret), "{refused}");
+    }
+    bucket.damage("/blobs/");
+    let damaged = build(&env, "five", &["--cache-from", &place]).success();
+    assert_eq!(executed(&damaged), STEPS, "{damaged}");
+}
+
+#[test]
+fn c5_1_two_machines_share_an_image() {
+    let env = project(test_env!("docker-registry"));
+    let registry = env.registry();
+    let image = registry.name("app:1");
+    let built = |machine: &str| {
+        env.kiln_in(machine, ["load"]).stdin(busybox()).success();
+        let flags = ["build", "--cache-from", &image, "--cache-to", "type=inline"];
+        let run = env.kiln_in(machine, flags).args(["--push", "-t", &image]);
+        run.arg(env.context()).success()
+    };
+    let first = built("one");
+    assert_eq!(executed(&first), STEPS);
+    let second = built("two");
+    assert_eq!(executed(&second), [""; 0], "{second}");
+    assert_eq!(id_of(&env, "one", &image), id_of(&env, "two", &image));
+    // the other stages are not in it; what they make is (A15.5)
+    env.file("src/a", "#one\n");
+    let third = built("three");
+    assert_eq!(executed(&third), STEPS[..5]);
+    // an image upon it does not say what it is made of
+    env.dockerfile(&format!("FROM {image}\nRUN echo more >/more\n"));
+    build(&env, "three", &[]).success();
+    let text = env
+        .kiln_in("three", ["save", "app", "-o", "app.tar"])
+        .success();
+    drop(text);
+    let tar = fs::read(env.path("app.tar")).unwrap();
+    let name = b"io.kiln.cache.v1";
+    assert!(!tar.windows(name.len()).any(|part| part == name));
+    let plain = build(&env, "four", &["--cache-from", &registry.name("busybox")]).success();
+    assert!(
+        plain.stderr.contains(": not found; the build goes on"),
+        "{plain}"
     );
 }

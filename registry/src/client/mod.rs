@@ -40,7 +40,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub use aws::{AwsEnvironment, AwsError};
+pub use aws::{AwsEnvironment, AwsError, Bucket, BucketOptions};
 pub use document::Found;
 pub use error::{ClientError, is_library_error};
 pub use fetch::{Body, redacted};
@@ -205,6 +205,8 @@ struct Shared {
     sessions: Sessions,
     /// Held by who changes a list of referrers under a tag.
     lists: tokio::sync::Mutex<()>,
+    /// For buckets of S3; registries get theirs from the transport.
+    aws: Option<AwsEnvironment>,
 }
 
 impl Client {
@@ -232,6 +234,7 @@ impl Client {
             logins: options.logins,
             aws: options.aws,
         };
+        let aws = sources.aws.clone();
         let auth = auth::Auth::new(sources, policy);
         Self {
             shared: Arc::new(Shared {
@@ -241,6 +244,7 @@ impl Client {
                 seen: Seen::default(),
                 sessions: Sessions::new(options.uploads),
                 lists: tokio::sync::Mutex::default(),
+                aws,
             }),
         }
     }

@@ -21,12 +21,12 @@ fn secret_of(id: &str) -> Option<(&'static str, Option<&'static str>)> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// RFC 2104, on SHA-256.
-fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
+pub fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
     let mut block = [0; 64];
     block[..key.len()].copy_from_slice(key);
     let pad = |with: u8| block.map(|byte| byte ^ with);

@@ -25,8 +25,8 @@ use crate::cache::CacheKey;
 use crate::snapshot::{SnapshotId, Snapshots};
 use crate::store::Store;
 
-/// Blobs sent to one place at once.
-const JOBS: usize = 4;
+/// Layers that are got ready for one place at once.
+const JOBS: usize = 8;
 
 /// Where the layer of a step is.
 #[derive(Clone, Debug)]
@@ -107,7 +107,9 @@ struct Target {
 
 impl Exporter {
     /// Gets ready to export to places, and begins to read what they have. `None` without any.
-    #[must_use]
+    ///
+    /// # Errors
+    /// When an address is none.
     pub fn start(
         to: &[CacheTo],
         client: &Client,
@@ -115,21 +117,22 @@ impl Exporter {
         snapshots: &Snapshots,
         store: &Arc<Store>,
         imports: Option<Arc<Imports>>,
-    ) -> Option<Self> {
-        let targets = to.iter().filter_map(|to| match &to.target {
-            To::Inline => None,
-            To::Place(spec) => Some(Target {
-                to: to.clone(),
-                place: Place::new(spec, client),
-                previous: SetOnce::new(),
-                jobs: Semaphore::new(JOBS),
-                sent: AtomicU64::new(0),
-                ready: Mutex::default(),
-            }),
-        });
-        let targets: Vec<Target> = targets.collect();
+    ) -> Result<Option<Self>, RemoteError> {
+        let mut targets = Vec::new();
+        for to in to {
+            if let To::Place(spec) = &to.target {
+                targets.push(Target {
+                    to: to.clone(),
+                    place: Place::new(spec, client)?,
+                    previous: SetOnce::new(),
+                    jobs: Semaphore::new(to.parallel),
+                    sent: AtomicU64::new(0),
+                    ready: Mutex::default(),
+                });
+            }
+        }
         if targets.is_empty() {
-            return None;
+            return Ok(None);
         }
         let exporter = Self {
             shared: Arc::new(Shared {
@@ -150,7 +153,7 @@ impl Exporter {
                 drop(target.previous.set(previous));
             });
         }
-        Some(exporter)
+        Ok(Some(exporter))
     }
 
     /// Takes note of a layer that is finished: it is compressed and sent now, where a place wants it.
@@ -281,7 +284,7 @@ impl Shared {
                 };
                 Ok::<_, RemoteError>((at, layer))
             })
-            .buffer_unordered(JOBS * 2)
+            .buffer_unordered(JOBS)
             .try_collect()
             .await?;
         let previous = target.previous.wait().await;

@@ -55,16 +55,20 @@ struct Loaded {
 impl Imports {
     /// Begins to read the caches, all at once. One that cannot be read is told of, and no more
     /// (C5.2).
-    #[must_use]
+    ///
+    /// # Errors
+    /// When an address is none.
     pub fn start(
         from: &[CacheFrom],
         client: &Client,
         platform: &Platform,
         observer: &Observer,
-    ) -> Self {
+    ) -> Result<Self, RemoteError> {
         let loaded = Arc::new(SetOnce::new());
-        let places = from.iter().map(|from| Place::new(&from.spec, client));
-        let places: Vec<Place> = places.collect();
+        let mut places = Vec::new();
+        for from in from {
+            places.extend(Place::all(&from.spec, client)?);
+        }
         let (platform, watch, set) = (platform.clone(), observer.clone(), Arc::clone(&loaded));
         tokio::spawn(async move {
             let reading = places.into_iter().map(|place| {
@@ -87,11 +91,11 @@ impl Imports {
             // Nobody else sets it.
             drop(set.set(Loaded::new(all)));
         });
-        Self {
+        Ok(Self {
             loaded,
             jobs: Semaphore::new(JOBS),
             observer: observer.clone(),
-        }
+        })
     }
 
     /// What is remembered of a step, by its definition key; all that are, the first named cache

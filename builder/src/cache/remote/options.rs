@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kiln_grammar::diagnostic::{did_you_mean, suggest};
 use kiln_grammar::mount::{MountError, csv};
+use kiln_registry::client::BucketOptions;
+use kiln_registry::credentials::Secret;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
 use kiln_registry::spec::media_type::Compression;
@@ -36,6 +39,35 @@ const TO_LOCAL: [&str; 9] = [
     "ignore-error",
 ];
 const TO_INLINE: [&str; 1] = ["mode"];
+const FROM_S3: [&str; 12] = [
+    "bucket",
+    "region",
+    "prefix",
+    "blobs_prefix",
+    "manifests_prefix",
+    "name",
+    "endpoint_url",
+    "use_path_style",
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "touch_refresh",
+];
+const TO_S3: [&str; 7] = [
+    "mode",
+    "upload_parallelism",
+    "oci-mediatypes",
+    "compression",
+    "compression-level",
+    "force-compression",
+    "ignore-error",
+];
+/// The name of a cache in a bucket when none is given; not that of BuildKit's caches.
+const NAME: &str = "kiln";
+/// How old a blob in a bucket may be before it is made new (`touch_refresh`).
+const TOUCH: Duration = Duration::from_secs(24 * 3600);
+/// Blobs that go to one place at once.
+const PARALLEL: usize = 4;
 
 /// Why an option cannot be obeyed. No message holds a value that may be secret.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +166,13 @@ pub enum Spec {
         /// The manifest in it, instead of the name.
         digest: Option<Digest>,
     },
+    /// Objects in a bucket.
+    S3 {
+        /// Where it is, and with which keys.
+        bucket: BucketOptions,
+        /// The cache's names in it; an export goes to all of them.
+        names: Vec<String>,
+    },
 }
 
 /// `--cache-from`
@@ -188,6 +227,8 @@ pub struct CacheTo {
     pub max: Option<u64>,
     /// Whether what this build has not used goes from a folder.
     pub reset: bool,
+    /// Blobs that are sent at once.
+    pub parallel: usize,
 }
 
 impl CacheFrom {
@@ -195,7 +236,7 @@ impl CacheFrom {
     ///
     /// # Errors
     /// [`OptionError`] that names the option.
-    pub fn parse(text: &str) -> Result<Self, OptionError> {
+    pub fn parse(text: &str, environment: &Environment<'_>) -> Result<Self, OptionError> {
         let mut fields = Fields::parse("--cache-from", text)?;
         let spec = match fields.kind.as_str() {
             "registry" => {
@@ -205,6 +246,10 @@ impl CacheFrom {
             "local" => {
                 fields.only(&FROM_LOCAL)?;
                 fields.local("src")?
+            }
+            "s3" => {
+                fields.only(&FROM_S3)?;
+                fields.s3(environment)?
             }
             "inline" => {
                 let what = "type=inline".to_owned();
@@ -223,7 +268,7 @@ impl CacheTo {
     ///
     /// # Errors
     /// [`OptionError`] that names the option.
-    pub fn parse(text: &str) -> Result<Self, OptionError> {
+    pub fn parse(text: &str, environment: &Environment<'_>) -> Result<Self, OptionError> {
         let mut fields = Fields::parse("--cache-to", text)?;
         let target = match fields.kind.as_str() {
             "registry" => {
@@ -233,6 +278,10 @@ impl CacheTo {
             "local" => {
                 fields.only(&TO_LOCAL)?;
                 Target::Place(fields.local("dest")?)
+            }
+            "s3" => {
+                fields.only(&[&FROM_S3[..], &TO_S3[..]].concat())?;
+                Target::Place(fields.s3(environment)?)
             }
             "inline" => {
                 fields.only(&TO_INLINE)?;
@@ -264,9 +313,13 @@ impl CacheTo {
             oci: fields.flag("oci-mediatypes", true)?,
             max: fields.size("max")?,
             reset: fields.flag("reset", false)?,
+            parallel: fields.parallel()?,
         })
     }
 }
+
+/// Looks up a variable of the environment.
+pub type Environment<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 /// The fields of an option, by their lower-case names.
 pub(super) struct Fields {
@@ -323,9 +376,9 @@ impl Fields {
     /// Why a type cannot be had.
     fn other(&self) -> OptionError {
         match self.kind.as_str() {
-            "gha" | "azblob" | "s3" => self.unsupported(
+            "gha" | "azblob" => self.unsupported(
                 format!("type={}", self.kind),
-                ": type=registry and type=local are there, and the CI can keep the folder of the latter",
+                ": type=registry, type=s3 and type=local are there, and a CI can keep the folder of the last",
             ),
             kind => OptionError::Type {
                 flag: self.flag,
@@ -386,6 +439,102 @@ impl Fields {
         Ok(Spec::Local { path, tag, digest })
     }
 
+    /// A bucket; what is not said comes from the variables that docker looks at.
+    fn s3(&mut self, environment: &Environment<'_>) -> Result<Spec, OptionError> {
+        let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let missing = |key| OptionError::Missing {
+            flag: self.flag,
+            kind: "s3",
+            key,
+        };
+        let (no_bucket, no_region) = (missing("bucket"), missing("region"));
+        let bucket = self.take("bucket").or_else(|| set("AWS_BUCKET"));
+        let bucket = bucket.ok_or(no_bucket)?;
+        let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        if !bucket.bytes().all(word) {
+            return Err(self.value("bucket", bucket, "the name of a bucket"));
+        }
+        let region = self.take("region").or_else(|| set("AWS_REGION"));
+        let region = region
+            .or_else(|| set("AWS_DEFAULT_REGION"))
+            .ok_or(no_region)?;
+        let endpoint = self.take("endpoint_url");
+        if let Some(url) = &endpoint
+            && !url.starts_with("http://")
+            && !url.starts_with("https://")
+        {
+            return Err(self.value("endpoint_url", url.clone(), "an http address"));
+        }
+        let names = self.take("name").unwrap_or_else(|| NAME.to_owned());
+        let names = names.split(';').filter(|name| !name.is_empty());
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        if names.is_empty() {
+            return Err(self.value("name", String::new(), "NAME or NAME;NAME"));
+        }
+        let mut prefix =
+            |key, usual: &str| self.values.remove(key).unwrap_or_else(|| usual.to_owned());
+        let [prefix, blobs_prefix, manifests_prefix] = [
+            prefix("prefix", ""),
+            prefix("blobs_prefix", "blobs/"),
+            prefix("manifests_prefix", "manifests/"),
+        ];
+        let bucket = BucketOptions {
+            bucket,
+            region,
+            endpoint,
+            path_style: self.flag("use_path_style", false)?,
+            keys: self.keys()?,
+            prefix,
+            blobs_prefix,
+            manifests_prefix,
+            touch_refresh: self.duration("touch_refresh", TOUCH)?,
+        };
+        Ok(Spec::S3 { bucket, names })
+    }
+
+    fn keys(&mut self) -> Result<Option<(String, Secret, Option<Secret>)>, OptionError> {
+        let missing = |key| OptionError::Missing {
+            flag: self.flag,
+            kind: "s3",
+            key,
+        };
+        let (no_id, no_secret) = (missing("access_key_id"), missing("secret_access_key"));
+        let session = self.take("session_token").map(Secret::new);
+        match (self.take("access_key_id"), self.take("secret_access_key")) {
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(no_secret),
+            (None, Some(_)) => Err(no_id),
+            (Some(id), Some(secret)) => Ok(Some((id, Secret::new(secret), session))),
+        }
+    }
+
+    fn parallel(&mut self) -> Result<usize, OptionError> {
+        let Some(text) = self.take("upload_parallelism") else {
+            return Ok(PARALLEL);
+        };
+        match text.parse() {
+            Ok(count @ 1..=100) => Ok(count),
+            _ => Err(self.value("upload_parallelism", text, "a number from 1 to 100")),
+        }
+    }
+
+    /// A span of time as docker writes it: `24h`, `90m`, `1h30m`.
+    fn duration(&mut self, key: &'static str, usual: Duration) -> Result<Duration, OptionError> {
+        let Some(text) = self.take(key) else {
+            return Ok(usual);
+        };
+        duration(&text).ok_or_else(|| self.value(key, text, "a span of time, as in 24h or 90m"))
+    }
+
+    fn value(&self, key: &'static str, value: String, expected: &'static str) -> OptionError {
+        OptionError::Value {
+            flag: self.flag,
+            key,
+            value,
+            expected,
+        }
+    }
+
     pub(super) fn mode(&mut self) -> Result<Mode, OptionError> {
         match self.take("mode").as_deref() {
             None | Some("min") => Ok(Mode::Min),
@@ -444,6 +593,26 @@ impl Fields {
     }
 }
 
+fn duration(text: &str) -> Option<Duration> {
+    let (mut rest, mut seconds) = (text, 0_u64);
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let unit = match tail.as_bytes().first()? {
+            b'h' => 3600,
+            b'm' => 60,
+            b's' => 1,
+            _ => return None,
+        };
+        let part = number.parse::<u64>().ok()?.checked_mul(unit)?;
+        seconds = seconds.checked_add(part)?;
+        rest = &tail[1..];
+    }
+    Some(Duration::from_secs(seconds))
+}
+
 /// A size in bytes; the units are powers of 1000, with an `i` of 1024.
 fn size(text: &str) -> Option<u64> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.');
@@ -478,25 +647,26 @@ mod tests {
     use super::*;
 
     fn from(text: &str) -> String {
-        match CacheFrom::parse(text) {
+        match CacheFrom::parse(text, &|_| None) {
             Ok(from) => format!("{:?}", from.spec),
             Err(error) => error.to_string(),
         }
     }
 
     fn refused(text: &str) -> String {
-        CacheTo::parse(text).unwrap_err().to_string()
+        CacheTo::parse(text, &|_| None).unwrap_err().to_string()
     }
 
     #[test]
     fn c1_a_bare_reference_is_one_in_a_registry() {
-        let to = CacheTo::parse("registry.example/app:cache").unwrap();
+        let to = CacheTo::parse("registry.example/app:cache", &|_| None).unwrap();
         let Target::Place(Spec::Registry(reference)) = &to.target else {
             panic!("{to:?}");
         };
         assert_eq!(reference.to_string(), "registry.example/app:cache");
         assert_eq!((to.mode, to.oci, to.ignore_error), (Mode::Min, true, true));
-        let same = CacheTo::parse("type=registry,ref=registry.example/app:cache").unwrap();
+        let same =
+            CacheTo::parse("type=registry,ref=registry.example/app:cache", &|_| None).unwrap();
         assert_eq!(to, same);
         assert!(from("app").contains("latest"));
     }
@@ -505,6 +675,7 @@ mod tests {
     fn c5_options_of_exports() {
         let to = CacheTo::parse(
             "type=local,dest=/c,mode=max,max=5G,tag=main,reset=true,compression=zstd,ignore-error=false",
+            &|_| None,
         )
         .unwrap();
         assert_eq!(to.max, Some(5_000_000_000));
@@ -512,7 +683,7 @@ mod tests {
         assert_eq!(to.mode, Mode::Max);
         assert_eq!(to.packing.compression, Compression::Zstd);
         assert_eq!(
-            CacheTo::parse("type=inline").unwrap().target,
+            CacheTo::parse("type=inline", &|_| None).unwrap().target,
             Target::Inline
         );
     }
@@ -568,6 +739,76 @@ mod tests {
             assert!(refused(text).contains("is not supported"), "{text}");
         }
         assert!(from("type=inline").contains("type=registry,ref=IMAGE"));
+    }
+
+    #[test]
+    fn c5_buckets() {
+        let environment = |name: &str| match name {
+            "AWS_REGION" => Some("eu-west-1".to_owned()),
+            "AWS_BUCKET" => Some("from-variable".to_owned()),
+            _ => None,
+        };
+        let from = CacheFrom::parse("type=s3", &environment).unwrap();
+        let Spec::S3 { bucket, names } = from.spec else {
+            panic!("{from:?}");
+        };
+        assert_eq!(
+            (bucket.bucket.as_str(), bucket.region.as_str()),
+            ("from-variable", "eu-west-1")
+        );
+        assert_eq!(
+            (
+                bucket.blobs_prefix.as_str(),
+                bucket.manifests_prefix.as_str()
+            ),
+            ("blobs/", "manifests/")
+        );
+        assert_eq!((names, bucket.keys), (vec!["kiln".to_owned()], None));
+        let text = "type=s3,bucket=b,region=r,name=a;b,prefix=p/,access_key_id=I,secret_access_key=hunter2,\
+                    session_token=hunter3,touch_refresh=1h30m,upload_parallelism=7,mode=max";
+        let to = CacheTo::parse(text, &|_| None).unwrap();
+        let shown = format!("{to:?}");
+        assert!(!shown.contains("hunter"), "{shown}");
+        assert_eq!((to.mode, to.parallel), (Mode::Max, 7));
+        let Target::Place(Spec::S3 { bucket, names }) = to.target else {
+            panic!("{shown}");
+        };
+        assert_eq!((names.len(), bucket.touch_refresh.as_secs()), (2, 5400));
+        for (text, expected) in [
+            ("type=s3", "--cache-to: type=s3 needs `bucket=`"),
+            ("type=s3,bucket=b", "--cache-to: type=s3 needs `region=`"),
+            (
+                "type=s3,bucket=b,region=r,access_key_id=I",
+                "--cache-to: type=s3 needs `secret_access_key=`",
+            ),
+            (
+                "type=s3,bucket=b,region=r,endpoint=x",
+                "unknown option `endpoint` for type=s3 in --cache-to",
+            ),
+            (
+                "type=s3,bucket=b,region=r,max_attempts=3",
+                "unknown option `max_attempts`",
+            ),
+            (
+                "type=s3,bucket=b/c,region=r",
+                "--cache-to: invalid value `b/c` of `bucket`",
+            ),
+            (
+                "type=s3,bucket=b,region=r,endpoint_url=x",
+                "--cache-to: invalid value `x` of `endpoint_url`",
+            ),
+            (
+                "type=s3,bucket=b,region=r,touch_refresh=1d",
+                "--cache-to: invalid value `1d` of `touch_refresh`",
+            ),
+            (
+                "type=s3,bucket=b,region=r,upload_parallelism=0",
+                "--cache-to: invalid value `0` of `upload_parallelism`",
+            ),
+        ] {
+            let message = refused(text);
+            assert!(message.starts_with(expected), "{text}: {message}");
+        }
     }
 
     #[test]

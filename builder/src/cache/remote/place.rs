@@ -6,8 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_registry::blob::{BlobSink, BlobSource, InMemory, Put};
-use kiln_registry::client::{Client, Repository};
+use kiln_registry::blob::{BlobSink, BlobSource, InMemory};
+use kiln_registry::client::{Bucket, Client, Repository};
 use kiln_registry::digest::Digest;
 use kiln_registry::layout::{Layout, LayoutError};
 use kiln_registry::reference::Reference;
@@ -41,6 +41,13 @@ pub enum Place {
         /// The manifest, instead of the name.
         digest: Option<Digest>,
     },
+    /// A bucket of S3.
+    S3 {
+        /// The bucket.
+        bucket: Arc<Bucket>,
+        /// The names in it; the first is read.
+        names: Vec<String>,
+    },
 }
 
 impl fmt::Display for Place {
@@ -48,6 +55,7 @@ impl fmt::Display for Place {
         match self {
             Self::Registry { reference, .. } => f.write_str(&reference.familiar()),
             Self::Local { path, .. } => write!(f, "{}", path.display()),
+            Self::S3 { bucket, names } => write!(f, "{bucket}: {}", names.join(", ")),
         }
     }
 }
@@ -56,10 +64,32 @@ impl fmt::Display for Place {
 type Documents = (Raw<Manifest>, Vec<u8>);
 
 impl Place {
+    /// The places that the command line names to be read: of several names in a bucket each is one.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn all(spec: &Spec, client: &Client) -> Result<Vec<Self>, RemoteError> {
+        let place = Self::new(spec, client)?;
+        let Self::S3 { bucket, names } = place else {
+            return Ok(vec![place]);
+        };
+        let single = |name| Self::S3 {
+            bucket: Arc::clone(&bucket),
+            names: vec![name],
+        };
+        Ok(names.into_iter().map(single).collect())
+    }
+
     /// The place that the command line names.
-    #[must_use]
-    pub fn new(spec: &Spec, client: &Client) -> Self {
-        match spec {
+    ///
+    /// # Errors
+    /// When an address is none.
+    pub fn new(spec: &Spec, client: &Client) -> Result<Self, RemoteError> {
+        Ok(match spec {
+            Spec::S3 { bucket, names } => Self::S3 {
+                bucket: Arc::new(client.bucket(bucket.clone())?),
+                names: names.clone(),
+            },
             Spec::Registry(reference) => Self::Registry {
                 repository: Arc::new(client.repository(reference)),
                 reference: reference.clone(),
@@ -70,7 +100,7 @@ impl Place {
                 tag: tag.clone(),
                 digest: *digest,
             },
-        }
+        })
     }
 
     /// What the cache there says. Of an image for several platforms the one for `platform` counts.
@@ -85,6 +115,13 @@ impl Place {
             Self::Local { path, tag, digest } => {
                 let (path, tag, digest) = (path.clone(), tag.clone(), *digest);
                 blocking(move || read_layout(&path, &tag, digest)).await?
+            }
+            Self::S3 { bucket, names } => {
+                let name = names.first().ok_or(RemoteError::Missing)?;
+                let bytes = bucket.manifest(name).await?.ok_or(RemoteError::Missing)?;
+                let manifest: Raw<Manifest> = Raw::parse(bytes).map_err(RemoteError::Json)?;
+                let config = small(bucket.as_ref(), &manifest.value.config).await?;
+                (manifest, config)
             }
         };
         Contents::read(&manifest.value, &config)
@@ -136,6 +173,7 @@ impl Place {
         Ok(match self {
             Self::Registry { repository, .. } => Arc::clone(repository) as Arc<dyn BlobSource>,
             Self::Local { path, .. } => Arc::new(Layout::open(path)?),
+            Self::S3 { bucket, .. } => Arc::clone(bucket) as Arc<dyn BlobSource>,
         })
     }
 
@@ -147,6 +185,7 @@ impl Place {
         Ok(match self {
             Self::Registry { repository, .. } => Arc::clone(repository) as Arc<dyn BlobSink>,
             Self::Local { path, .. } => Arc::new(Layout::create(path)?),
+            Self::S3 { bucket, .. } => Arc::clone(bucket) as Arc<dyn BlobSink>,
         })
     }
 
@@ -155,7 +194,7 @@ impl Place {
     ///
     /// # Errors
     /// When they cannot be put.
-    pub async fn publish(&self, contents: &Contents, oci: bool) -> Result<Put, RemoteError> {
+    pub async fn publish(&self, contents: &Contents, oci: bool) -> Result<(), RemoteError> {
         let config = contents.config()?;
         if config.len() as u64 > MAX_CONFIG {
             return Err(RemoteError::TooLarge(MAX_CONFIG));
@@ -172,11 +211,15 @@ impl Place {
         let listed = Descriptor::new(kind, raw.digest, raw.bytes.len() as u64);
         let sink = self.sink()?;
         sink.put(&descriptor, &InMemory(config), &|_, _| ()).await?;
-        let tag = match self {
-            Self::Registry { reference, .. } => reference.tag_or_latest(),
-            Self::Local { tag, .. } => tag,
+        let tags = match self {
+            Self::Registry { reference, .. } => vec![reference.tag_or_latest()],
+            Self::Local { tag, .. } => vec![tag.as_str()],
+            Self::S3 { names, .. } => names.iter().map(String::as_str).collect(),
         };
-        Ok(sink.put_manifest(&listed, &raw.bytes, Some(tag)).await?)
+        for tag in tags {
+            sink.put_manifest(&listed, &raw.bytes, Some(tag)).await?;
+        }
+        Ok(())
     }
 
     /// Keeps other builds from writing the same folder, as long as the value lives. Registries need

@@ -6,6 +6,7 @@
 
 mod ecr;
 mod profile;
+mod s3;
 mod sigv4;
 mod sources;
 
@@ -24,6 +25,8 @@ use super::refusal::Refusal;
 use super::retry::{Backoff, Policy};
 use super::wire::{Request, Wire};
 use crate::credentials::{Login, Secret};
+
+pub use s3::{Bucket, BucketOptions};
 
 /// The largest answer of one of AWS' services.
 const ANSWER: usize = 256 << 10;

@@ -28,6 +28,18 @@ pub(super) fn sign(
     to: Scope<'_>,
     now: Timestamp,
 ) -> Option<()> {
+    let content = hash(&request.body);
+    sign_content(request, &content, keys, to, now)
+}
+
+/// The same for a request whose content has this SHA-256, in hexadecimal, and need not be here.
+pub(super) fn sign_content(
+    request: &mut Request,
+    content: &str,
+    keys: &Keys,
+    to: Scope<'_>,
+    now: Timestamp,
+) -> Option<()> {
     let time = now.strftime("%Y%m%dT%H%M%SZ").to_string();
     let day = time.get(..8)?.to_owned();
     request
@@ -37,7 +49,7 @@ pub(super) fn sign(
         let token = secret_value(token.expose())?;
         request.headers.insert("x-amz-security-token", token);
     }
-    let (canonical, signed) = canonical(request)?;
+    let (canonical, signed) = canonical(request, content)?;
     let scope = format!("{day}/{}/{}/aws4_request", to.region, to.service);
     let text = format!(
         "{ALGORITHM}\n{time}\n{scope}\n{}",
@@ -70,7 +82,7 @@ fn signing_key(secret: &Secret, day: &str, to: Scope<'_>) -> Key {
 }
 
 /// The request as both sides write it before they hash it, and the names of the signed headers.
-fn canonical(request: &Request) -> Option<(String, String)> {
+fn canonical(request: &Request, content: &str) -> Option<(String, String)> {
     let mut headers = vec![("host".to_owned(), authority(&request.url)?)];
     for (name, value) in &request.headers {
         headers.push((
@@ -91,14 +103,11 @@ fn canonical(request: &Request) -> Option<(String, String)> {
         .map(|(name, value)| format!("{}={}", encode(&name), encode(&value)))
         .collect();
     query.sort();
-    let Request {
-        method, url, body, ..
-    } = request;
+    let Request { method, url, .. } = request;
     let text = format!(
-        "{method}\n{}\n{}\n{lines}\n{names}\n{}",
+        "{method}\n{}\n{}\n{lines}\n{names}\n{content}",
         url.path(),
         query.join("&"),
-        hash(body)
     );
     Some((text, names))
 }
@@ -112,7 +121,8 @@ fn authority(url: &Url) -> Option<String> {
     })
 }
 
-fn encode(text: &str) -> String {
+/// Percent-encoding as AWS has it.
+pub(super) fn encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
         match byte {
@@ -125,7 +135,8 @@ fn encode(text: &str) -> String {
     encoded
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// SHA-256 in hexadecimal.
+pub(super) fn hash(bytes: &[u8]) -> String {
     hex(digest(&SHA256, bytes).as_ref())
 }
 

@@ -224,14 +224,14 @@ pub(crate) struct BuildArgs {
     #[arg(long)]
     pub(crate) no_cache: bool,
 
-    /// Cache to use besides the store's: IMAGE, or type=registry,ref=IMAGE, or
-    /// type=local,src=FOLDER; may be repeated
+    /// Cache to use besides the store's: IMAGE, or type=registry,ref=IMAGE, type=local,src=FOLDER or
+    /// type=s3,bucket=NAME,region=REGION; may be repeated
     #[arg(long = "cache-from", value_name = "type=TYPE,...")]
     pub(crate) cache_from: Vec<String>,
 
     /// Where to put the cache of this build: IMAGE, or type=registry,ref=IMAGE, type=local,dest=FOLDER
-    /// (with max=SIZE the oldest entries go) or type=inline; mode=max has the steps of all stages; may
-    /// be repeated
+    /// (with max=SIZE the oldest entries go), type=s3,bucket=NAME,region=REGION or type=inline;
+    /// mode=max has the steps of all stages; may be repeated
     #[arg(long = "cache-to", value_name = "type=TYPE,...")]
     pub(crate) cache_to: Vec<String>,
 

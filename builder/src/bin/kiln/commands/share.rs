@@ -9,15 +9,19 @@ use crate::render::{self, text};
 use crate::report::{NotExported, UsageError};
 
 pub(super) fn from(texts: &[String]) -> anyhow::Result<Vec<CacheFrom>> {
-    let parsed = texts.iter().map(|text| CacheFrom::parse(text));
+    let parsed = texts.iter().map(|text| CacheFrom::parse(text, &variable));
     let parsed = parsed.map(|one| one.map_err(|error| UsageError::new(error.to_string()).into()));
     parsed.collect()
 }
 
 pub(super) fn to(texts: &[String]) -> anyhow::Result<Vec<CacheTo>> {
-    let parsed = texts.iter().map(|text| CacheTo::parse(text));
+    let parsed = texts.iter().map(|text| CacheTo::parse(text, &variable));
     let parsed = parsed.map(|one| one.map_err(|error| UsageError::new(error.to_string()).into()));
     parsed.collect()
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 /// Waits for the export, and says what the cache was good for.
