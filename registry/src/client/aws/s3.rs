@@ -69,6 +69,9 @@ pub struct BucketOptions {
     pub touch_refresh: Duration,
 }
 
+/// The keys in use, and since when.
+type Held = Option<(Instant, Arc<Keys>)>;
+
 /// A bucket.
 #[derive(Clone)]
 pub struct Bucket {
@@ -76,7 +79,7 @@ pub struct Bucket {
     environment: Option<AwsEnvironment>,
     options: BucketOptions,
     base: Url,
-    held: Arc<AsyncMutex<Option<(Instant, Arc<Keys>)>>>,
+    held: Arc<AsyncMutex<Held>>,
 }
 
 impl fmt::Debug for Bucket {
