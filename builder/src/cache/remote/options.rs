@@ -169,7 +169,7 @@ pub enum Spec {
     /// Objects in a bucket.
     S3 {
         /// Where it is, and with which keys.
-        bucket: BucketOptions,
+        bucket: Box<BucketOptions>,
         /// The cache's names in it; an export goes to all of them.
         names: Vec<String>,
     },
@@ -478,7 +478,7 @@ impl Fields {
             prefix("blobs_prefix", "blobs/"),
             prefix("manifests_prefix", "manifests/"),
         ];
-        let bucket = BucketOptions {
+        let bucket = Box::new(BucketOptions {
             bucket,
             region,
             endpoint,
@@ -488,7 +488,7 @@ impl Fields {
             blobs_prefix,
             manifests_prefix,
             touch_refresh: self.duration("touch_refresh", TOUCH)?,
-        };
+        });
         Ok(Spec::S3 { bucket, names })
     }
 

@@ -87,7 +87,7 @@ impl Place {
     pub fn new(spec: &Spec, client: &Client) -> Result<Self, RemoteError> {
         Ok(match spec {
             Spec::S3 { bucket, names } => Self::S3 {
-                bucket: Arc::new(client.bucket(bucket.clone())?),
+                bucket: Arc::new(client.bucket(bucket.as_ref().clone())?),
                 names: names.clone(),
             },
             Spec::Registry(reference) => Self::Registry {
