@@ -43,6 +43,13 @@ impl Tree {
         Ok(contents.into_iter().flatten().collect())
     }
 
+    /// Whether it is known that a file has no attributes that a copy would carry.
+    pub(crate) fn is_plain(&self, metadata: &Metadata) -> bool {
+        lock(&self.stats)
+            .get(metadata)
+            .is_some_and(|known| known.plain)
+    }
+
     /// What is known without opening a file: most, in a build that was done before.
     fn remembered(&self, files: &[(&Path, &Metadata)]) -> Vec<Option<Content>> {
         let mut stats = lock(&self.stats);

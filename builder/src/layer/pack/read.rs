@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
         path: Vec<u8>,
         seen: &Stat,
     ) -> Result<(), PackError> {
-        let mut file = open(parent, &path)?;
+        let file = open(parent, &path)?;
         let attributes = self.attributes(Place::Open(file.as_fd()), &path)?;
         if attributes.whiteout && seen.st_size == 0 {
             self.whiteout(&path);
@@ -177,15 +177,9 @@ impl<'a> Reader<'a> {
         let start = self.batch.bytes.len();
         let content = match usize::try_from(header.size) {
             Ok(size) if header.size <= SMALL && start + size <= MOST => {
-                self.batch.bytes.resize(start + size, 0);
-                let range = start..start + size;
-                let room = &mut self.batch.bytes[range.clone()];
-                file.read_exact(room).map_err(|error| match error.kind() {
-                    std::io::ErrorKind::UnexpectedEof => changed(&header.path),
-                    _ => unreadable(&header.path, error),
-                })?;
+                read_small(&file, size, &mut self.batch.bytes, &header.path)?;
                 check_unchanged(&file, seen, &header.path)?;
-                Content::Read(range)
+                Content::Read(start..start + size)
             }
             _ => Content::Later(Arc::clone(parent), Box::new(*seen)),
         };
@@ -257,6 +251,27 @@ impl<'a> Reader<'a> {
             content,
         });
     }
+}
+
+/// Reads a file of so many bytes to the end of others, whose memory is not cleared first.
+fn read_small(
+    file: &File,
+    size: usize,
+    bytes: &mut Vec<u8>,
+    path: &[u8],
+) -> Result<(), PackError> {
+    let end = bytes.len() + size;
+    bytes.reserve(size);
+    while bytes.len() < end {
+        match rustix::io::read(file, spare_capacity(bytes)) {
+            Ok(0) => return Err(changed(path)),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(unreadable(path, error.into())),
+        }
+    }
+    // One that has grown is found out by its metadata.
+    bytes.truncate(end);
+    Ok(())
 }
 
 /// Opens a file in its directory.

@@ -106,7 +106,11 @@ impl Writer<'_> {
         let source = self.tree.open(job.source)?;
         self.tree
             .check_unchanged(job.source, &source, job.metadata)?;
-        let xattrs = xattr::read(&source).map_err(|e| self.tree.read_error(job.source, e))?;
+        // One that was found without attributes has none as long as its times are the same.
+        let xattrs = match self.tree.is_plain(job.metadata) {
+            true => Vec::new(),
+            false => xattr::read(&source).map_err(|e| self.tree.read_error(job.source, e))?,
+        };
         let attributes = self.flags.of(job.metadata, xattrs);
         let dir = self.directory(&job.dir)?;
         let target = create(dir, job.name, attributes.mode)
