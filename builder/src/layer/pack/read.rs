@@ -254,12 +254,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Reads a file of so many bytes to the end of others, whose memory is not cleared first.
-fn read_small(
-    file: &File,
-    size: usize,
-    bytes: &mut Vec<u8>,
-    path: &[u8],
-) -> Result<(), PackError> {
+fn read_small(file: &File, size: usize, bytes: &mut Vec<u8>, path: &[u8]) -> Result<(), PackError> {
     let end = bytes.len() + size;
     bytes.reserve(size);
     while bytes.len() < end {
