@@ -1,6 +1,6 @@
 //! Whether two layers hold the same.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
@@ -20,6 +20,7 @@ const BUFFER: usize = 128 << 10;
 pub(super) fn same(one: &Path, other: &Path) -> io::Result<bool> {
     let mut comparison = Comparison {
         links: HashMap::new(),
+        linked: HashSet::new(),
         buffers: (vec![0; BUFFER], vec![0; BUFFER]),
         reader: Reader::new(),
     };
@@ -27,8 +28,10 @@ pub(super) fn same(one: &Path, other: &Path) -> io::Result<bool> {
 }
 
 struct Comparison {
-    /// Names of files with several names: the inode in the one directory, and that in the other.
+    /// Files with several names: the inode in the one directory, and that in the other.
     links: HashMap<(u64, u64), (u64, u64)>,
+    /// Inodes of the other directory that are among these.
+    linked: HashSet<(u64, u64)>,
     buffers: (Vec<u8>, Vec<u8>),
     reader: Reader,
 }
@@ -77,7 +80,7 @@ impl Comparison {
             if let Some(known) = self.links.get(&inodes.0) {
                 return Ok(*known == inodes.1);
             }
-            if self.links.values().any(|known| *known == inodes.1) {
+            if !self.linked.insert(inodes.1) {
                 return Ok(false);
             }
             self.links.insert(inodes.0, inodes.1);
