@@ -4,7 +4,7 @@
 //! writes the layer's tar; [`seal()`] does so while it takes the digests and compresses, in one
 //! pass. [`unpack()`] makes such a directory from a layer, or extracts an archive for `ADD`.
 //! [`merge()`] makes one tree of several such directories where overlayfs cannot.
-//! [`tar`] is the format itself, [`gzip`] the compressor whose bytes are always the same,
+//! [`tar`] is the format itself, [`gzip`] and [`mod@zstd`] the compressors whose bytes are always the same,
 //! [`archive`] tells archives from other files. A layer's bytes are fixed: see [`pack()`] for the
 //! order and [`tar::Writer`] for the form.
 
@@ -13,6 +13,7 @@ pub mod archive;
 mod beside;
 pub mod compression;
 pub mod copy;
+pub mod encode;
 pub mod gzip;
 pub mod merge;
 pub mod pack;
@@ -20,6 +21,7 @@ pub mod seal;
 pub mod tar;
 pub mod unpack;
 pub mod whiteout;
+pub mod zstd;
 
 use crate::sys::xattr;
 
@@ -27,6 +29,7 @@ pub use ahead::read_ahead;
 pub use archive::{Sniffed, is_tar_archive, sniff};
 pub use compression::{Compression, Limits, decompressor};
 pub use copy::{Copier, How, TreeError};
+pub use encode::Encoder;
 pub use merge::merge;
 pub use pack::{PackError, PackOptions, PackWarning, Packed, pack, pack_at};
 pub use seal::{Hashing, Sealed, diff_id, seal};

@@ -8,11 +8,8 @@ use kiln_registry::spec::DiffId;
 use kiln_registry::spec::media_type::Compression;
 
 use super::beside::HashingBeside;
-use super::gzip::GzipWriter;
+use super::encode::Encoder;
 use super::pack::{PackError, PackOptions, Packed, pack};
-
-/// zstd's own default; its bytes with one worker are those with any number.
-const ZSTD_LEVEL: i32 = 3;
 
 /// Passes bytes on and takes their digest and number.
 #[derive(Debug)]
@@ -86,23 +83,9 @@ pub fn seal(
     options: &PackOptions,
 ) -> Result<Sealed, PackError> {
     let mut blob = Hashing::new(out);
-    let (diff_id, packed) = match compression {
-        Compression::None => tar(upper, &mut blob, options)?,
-        Compression::Gzip => {
-            let mut writer = GzipWriter::new(&mut blob, threads).map_err(write)?;
-            let facts = tar(upper, &mut writer, options)?;
-            writer.finish().map_err(write)?;
-            facts
-        }
-        Compression::Zstd => {
-            let mut writer = zstd::Encoder::new(&mut blob, ZSTD_LEVEL).map_err(write)?;
-            let workers = u32::try_from(threads.max(1)).unwrap_or(1);
-            writer.multithread(workers).map_err(write)?;
-            let facts = tar(upper, &mut writer, options)?;
-            writer.finish().map_err(write)?;
-            facts
-        }
-    };
+    let mut writer = Encoder::new(&mut blob, compression, None, threads).map_err(write)?;
+    let (diff_id, packed) = tar(upper, &mut writer, options)?;
+    writer.finish().map_err(write)?;
     blob.flush().map_err(write)?;
     let (digest, size, _) = blob.finish();
     Ok(Sealed {
