@@ -1,10 +1,13 @@
 //! Images: their config from a plan and its layers, and their manifests for the places they go.
 
 mod altered;
+pub mod form;
 pub mod history;
 pub mod load;
+pub mod output;
 pub mod publish;
 pub mod pull;
+pub mod tree;
 
 use std::collections::BTreeMap;
 
@@ -33,6 +36,15 @@ pub enum ImageError {
     /// An archive could not be read.
     #[error("{0}")]
     Archive(#[from] kiln_registry::archive::ArchiveError),
+    /// A layout cannot be written.
+    #[error("{0}")]
+    Layout(#[from] kiln_registry::layout::LayoutError),
+    /// The files could not be written out.
+    #[error("{0}")]
+    Tree(#[from] crate::layer::TreeError),
+    /// The files could not be packed.
+    #[error("packing the files of the image")]
+    Pack(#[from] crate::layer::PackError),
     /// Bytes could not be moved.
     #[error("{0}")]
     Blob(#[from] kiln_registry::blob::BlobError),

@@ -5,32 +5,42 @@
 //! once, for the first registry, and archives may hold them as they are.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use kiln_registry::archive::ArchiveWriter;
 use kiln_registry::blob::Put;
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
+use kiln_registry::layout::Layout;
 use kiln_registry::reference::Reference;
-use kiln_registry::spec::media_type::{
-    Compression, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST,
-    layer_compression,
-};
+use kiln_registry::spec::media_type::OCI_LAYER;
 use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
 use kiln_registry::transfer;
 
 use super::ImageError;
 use super::altered::{is_mismatch, remove_altered};
-use crate::event::{Event, Observer};
-use crate::layer::gzip::GzipWriter;
-use crate::layer::{self, Hashing, PackOptions};
+use super::form::{self, Form};
+use crate::event::Observer;
+use crate::layer::{self, PackOptions};
 use crate::runtime::Cancel;
 use crate::snapshot::{SnapshotId, Snapshots};
-use crate::step::{StepError, blob_event, open_layer};
-use crate::store::{LayerBlob, Store, StoreError};
+use crate::step::{StepError, blob_event};
+use crate::store::{Store, StoreError};
 
 /// Blobs sent at once.
 const JOBS: usize = 5;
+
+/// Where an image is pushed to, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Its name there.
+    pub reference: &'a Reference,
+    /// Whether no tag is set: the image has its digest as its only name (C4.4).
+    pub by_digest: bool,
+    /// How it leaves.
+    pub form: &'a Form,
+}
 
 /// Pushes an image under a name; returns the descriptor of its manifest, and whether the registry
 /// had it under that name already.
@@ -40,20 +50,19 @@ const JOBS: usize = 5;
 pub async fn push(
     store: &Arc<Store>,
     client: &Client,
-    reference: &Reference,
+    target: Target<'_>,
     image: &Digest,
     observer: &Observer,
     cancel: &Cancel,
 ) -> Result<(Descriptor, bool), ImageError> {
+    let reference = target.reference;
     let work = async {
-        let (owned, id, watch) = (Arc::clone(store), *image, observer.clone());
-        let task = tokio::task::spawn_blocking(move || registry_manifest(&owned, &id, &watch));
-        let (manifest, descriptor) = task.await.map_err(|_| StepError::Thread)??;
+        let (manifest, descriptor) = prepare(store, image, target.form, observer).await?;
         remember_neighbours(store, client, reference)?;
         let sink = client.repository(reference);
         let watch = observer.clone();
         let progress = move |blob: &Descriptor, step| watch.tell(blob_event(blob, step));
-        let tag = Some(reference.tag_or_latest());
+        let tag = Some(reference.tag_or_latest()).filter(|_| !target.by_digest);
         let copied = transfer::copy(
             &manifest,
             &descriptor,
@@ -82,6 +91,80 @@ pub async fn push(
         }
         result => result,
     }
+}
+
+/// Puts an image into an OCI layout that is a folder, which is made where there is none; returns the
+/// descriptor of its manifest.
+///
+/// # Errors
+/// [`ImageError`]; the layout lists no image that it has not whole.
+pub async fn layout(
+    store: &Arc<Store>,
+    image: &Digest,
+    names: &[Reference],
+    folder: &Path,
+    form: &Form,
+    observer: &Observer,
+    cancel: &Cancel,
+) -> Result<Descriptor, ImageError> {
+    let work = async {
+        let (manifest, descriptor) = prepare(store, image, form, observer).await?;
+        let (path, known) = (folder.to_owned(), descriptor.clone());
+        let open = move || Layout::create(path);
+        let layout = tokio::task::spawn_blocking(open);
+        let layout = layout.await.map_err(|_| StepError::Thread)??;
+        let silent = |_: &Descriptor, _| ();
+        transfer::copy(&manifest, &known, &**store, &layout, None, JOBS, &silent).await?;
+        let names: Vec<String> = names
+            .iter()
+            .map(|name| name.tag_or_latest().to_owned())
+            .collect();
+        let list = move || match names.as_slice() {
+            [] => layout.list(&known, None),
+            names => names
+                .iter()
+                .try_for_each(|name| layout.list(&known, Some(name))),
+        };
+        let listed = tokio::task::spawn_blocking(list);
+        listed.await.map_err(|_| StepError::Thread)??;
+        Ok(descriptor)
+    };
+    tokio::select! {
+        result = work => result,
+        () = cancel.cancelled() => Err(StepError::Cancelled.into()),
+    }
+}
+
+/// Gives an image in the store the form in which it is to leave later.
+///
+/// # Errors
+/// [`ImageError`] when a layer is missing or damaged, or the store refuses.
+pub async fn keep(
+    store: &Arc<Store>,
+    image: &Digest,
+    form: &Form,
+    observer: &Observer,
+) -> Result<Descriptor, ImageError> {
+    let (manifest, descriptor) = prepare(store, image, form, observer).await?;
+    store.write_blob(&manifest.bytes)?;
+    store.add_image(image, Some(&descriptor))?;
+    Ok(descriptor)
+}
+
+/// Makes all that leaves of an image in a form, so that it lies in the store.
+///
+/// # Errors
+/// [`ImageError`] when a layer is missing or damaged, or the store refuses.
+pub async fn prepare(
+    store: &Arc<Store>,
+    image: &Digest,
+    form: &Form,
+    observer: &Observer,
+) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
+    let (owned, id) = (Arc::clone(store), *image);
+    let (form, watch) = (form.clone(), observer.clone());
+    let task = tokio::task::spawn_blocking(move || form::manifest(&owned, &id, &form, &watch));
+    task.await.map_err(|_| StepError::Thread)?
 }
 
 /// Tells the client which layers other repositories of the registry are known to hold: those of the
@@ -115,19 +198,21 @@ fn remember_neighbours(
 }
 
 /// Writes images to an archive that docker, podman, skopeo and OCI tools read (D10.1); layers that
-/// images share are written once. Each image comes with the names it is to have.
+/// images share are written once. Each image comes with the names it is to have. Without a form,
+/// layers are written as they lie here, compressed or not.
 ///
 /// # Errors
 /// [`ImageError`]; what was written is no archive then.
 pub fn save<W: Write>(
     store: &Arc<Store>,
     images: &[(Digest, Vec<Reference>)],
+    form: Option<&Form>,
     out: W,
     cancel: &Cancel,
 ) -> Result<W, ImageError> {
     let mut archive = ArchiveWriter::new(out)?;
     for (image, names) in images {
-        match add_image(store, &mut archive, image, names, cancel) {
+        match add_image(store, &mut archive, (image, names), form, cancel) {
             Err(error) if is_mismatch(&error) => {
                 remove_altered(store, image)?;
                 return Err(error);
@@ -141,11 +226,14 @@ pub fn save<W: Write>(
 fn add_image<W: Write>(
     store: &Arc<Store>,
     archive: &mut ArchiveWriter<W>,
-    image: &Digest,
-    names: &[Reference],
+    (image, names): (&Digest, &[Reference]),
+    form: Option<&Form>,
     cancel: &Cancel,
 ) -> Result<(), ImageError> {
-    let (manifest, descriptor) = archive_manifest(store, image)?;
+    let (manifest, descriptor) = match form {
+        Some(form) => form::manifest(store, image, form, &Observer::silent())?,
+        None => archive_manifest(store, image)?,
+    };
     let config = store.config(image)?;
     for (layer, &diff_id) in manifest.value.layers.iter().zip(&config.rootfs.diff_ids) {
         if cancel.is_cancelled() {
@@ -198,37 +286,21 @@ fn add_layer<W: Write>(
     })
 }
 
-/// The manifest that a registry gets, all of whose layers lie in the store compressed.
-fn registry_manifest(
-    store: &Arc<Store>,
-    image: &Digest,
-    observer: &Observer,
-) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
-    if let Some(known) = received(store, image)? {
-        return Ok(known);
-    }
-    let mut layers = Vec::new();
-    for diff_id in store.config(image)?.rootfs.diff_ids {
-        layers.push(match compressed(store, diff_id)? {
-            Some(layer) => layer,
-            None => compress(store, diff_id, observer)?,
-        });
-    }
-    manifest(store, image, layers)
-}
-
 /// The manifest that an archive gets: layers as they lie here, compressed or not.
 fn archive_manifest(
     store: &Arc<Store>,
     image: &Digest,
 ) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
-    if let Some(known) = received(store, image)? {
+    if let Some(known) = form::received(store, image)? {
         return Ok(known);
     }
     let mut layers = Vec::new();
     for diff_id in store.config(image)?.rootfs.diff_ids {
         layers.push(
-            match (compressed(store, diff_id)?, plain(store, diff_id)?) {
+            match (
+                form::compressed(store, diff_id)?,
+                form::plain(store, diff_id)?,
+            ) {
                 (Some(layer), _) | (None, Some(layer)) => layer,
                 (None, None) => {
                     let (_, size) = Snapshots::new(Arc::clone(store))
@@ -239,120 +311,7 @@ fn archive_manifest(
             },
         );
     }
-    manifest(store, image, layers)
-}
-
-/// The manifest as it was received or pushed, if all of it is here.
-fn received(
-    store: &Store,
-    image: &Digest,
-) -> Result<Option<(Raw<Manifest>, Descriptor)>, ImageError> {
-    let Some(descriptor) = store.image(image)?.manifest else {
-        return Ok(None);
-    };
-    if !store.has_blob(&descriptor.digest) {
-        return Ok(None);
-    }
-    let raw: Raw<Manifest> =
-        Raw::parse(store.read_blob(&descriptor.digest)?).map_err(|error| StoreError::Damaged {
-            what: format!("manifest {}", descriptor.digest),
-            detail: error.to_string(),
-        })?;
-    let whole = raw
-        .value
-        .layers
-        .iter()
-        .all(|layer| store.has_blob(&layer.digest));
-    Ok(whole.then_some((raw, descriptor)))
-}
-
-fn manifest(
-    store: &Store,
-    image: &Digest,
-    layers: Vec<Descriptor>,
-) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
-    let size = store.read_blob(image)?.len() as u64;
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: Some(OCI_MANIFEST.to_owned()),
-        artifact_type: None,
-        config: Descriptor::new(OCI_CONFIG, *image, size),
-        layers,
-        subject: None,
-        annotations: std::collections::BTreeMap::new(),
-        extra: serde_json::Map::new(),
-    };
-    let raw = Raw::write(manifest).map_err(|error| ImageError::Json("manifest", error))?;
-    let descriptor = Descriptor::new(OCI_MANIFEST, raw.digest, raw.bytes.len() as u64);
-    Ok((raw, descriptor))
-}
-
-/// A compressed form of a layer, under the OCI name of its type: docker's names mean the same.
-fn compressed(store: &Store, diff_id: DiffId) -> Result<Option<Descriptor>, ImageError> {
-    let blobs = store.layer_blobs(diff_id)?;
-    Ok(blobs.iter().find_map(|blob| {
-        let media_type = match layer_compression(&blob.media_type)? {
-            Compression::Gzip => OCI_LAYER_GZIP,
-            Compression::Zstd => OCI_LAYER_ZSTD,
-            Compression::None => return None,
-        };
-        Some(Descriptor::new(media_type, blob.digest, blob.size))
-    }))
-}
-
-/// The plain tar of a layer, where it lies in the store as a blob.
-fn plain(store: &Store, diff_id: DiffId) -> Result<Option<Descriptor>, ImageError> {
-    let blobs = store.layer_blobs(diff_id)?;
-    let blob = blobs.iter().find(|blob| blob.digest == diff_id.0);
-    Ok(blob.map(|blob| Descriptor::new(OCI_LAYER, blob.digest, blob.size)))
-}
-
-/// Compresses a layer and keeps the result.
-fn compress(
-    store: &Arc<Store>,
-    diff_id: DiffId,
-    observer: &Observer,
-) -> Result<Descriptor, ImageError> {
-    observer.tell(Event::Note {
-        step: None,
-        text: format!("{}: Compressing", diff_id.0.short()),
-    });
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let writer = store.new_blob()?;
-    let failed = |source| StepError::Io {
-        action: "compressing layer",
-        path: diff_id.to_string().into(),
-        source,
-    };
-    let mut tar = Hashing::new(GzipWriter::new(writer, threads).map_err(failed)?);
-    match store.sealed_snapshot(diff_id)? {
-        Some((id, _)) => {
-            store.claim_ids()?;
-            layer::pack(&store.snapshot_path(&id), &mut tar, &PackOptions::default())
-                .map_err(StepError::from)?;
-        }
-        None => {
-            io::copy(&mut open_layer(store, diff_id)?, &mut tar).map_err(failed)?;
-        }
-    }
-    let (actual, _, gzip) = tar.finish();
-    if actual != diff_id.0 {
-        return Err(StepError::DiffId {
-            expected: diff_id,
-            actual: DiffId(actual),
-        }
-        .into());
-    }
-    let (digest, size) = gzip.finish().map_err(failed)?.commit(store)?;
-    store.add_layer_blob(
-        diff_id,
-        &LayerBlob {
-            digest,
-            media_type: OCI_LAYER_GZIP.to_owned(),
-            size,
-        },
-    )?;
-    Ok(Descriptor::new(OCI_LAYER_GZIP, digest, size))
+    form::assemble(store, image, layers, &Form::default())
 }
 
 /// The snapshot that a layer is packed from.

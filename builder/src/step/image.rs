@@ -17,6 +17,7 @@ use crate::event::{BlobState, Event, Observer};
 use crate::layer::{self, Limits};
 use crate::snapshot::{SnapshotId, Snapshots};
 use crate::store::{LayerBlob, Store, StoreError};
+use crate::sys::root::Root;
 
 /// Blobs larger than this, in bytes, are decompressed by a thread of their own.
 const LARGE: u64 = 1 << 20;
@@ -234,6 +235,16 @@ pub(super) fn unpacked(worker: &Worker, stack: &Stack) -> Result<Vec<SnapshotId>
         snapshots.push(layer.clone());
     }
     Ok(snapshots)
+}
+
+/// The merged tree of an image's layers, unpacked where they are not yet; `None` for one without
+/// files. Blocks.
+///
+/// # Errors
+/// [`StepError`] when a layer is missing or damaged.
+pub fn tree(worker: &Worker, layers: &[DiffId]) -> Result<Option<Root>, StepError> {
+    let layers = super::unpack::all(worker, layers)?;
+    Ok(worker.snapshots.view(&layers)?)
 }
 
 /// Removes the forms of a layer that are not what they were, so that they can come anew.

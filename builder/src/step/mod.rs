@@ -44,7 +44,9 @@ use crate::sys::users::UserError;
 
 pub use fetch::fetch;
 pub use foreground::{Foreground, foreground};
-pub use image::{RemoteImage, ResolveError, SourceImage, blob_event, open_layer, remove_altered};
+pub use image::{
+    RemoteImage, ResolveError, SourceImage, blob_event, open_layer, remove_altered, tree,
+};
 pub use layout::LayoutImage;
 pub use select::Selections;
 pub use shown::Inputs;

@@ -69,6 +69,7 @@ mod manifests;
 mod mounts;
 mod named_contexts;
 mod network;
+mod outputs;
 mod push_pull;
 mod remote;
 mod rootless;

@@ -7,6 +7,7 @@
 mod legacy;
 mod login;
 mod manifest;
+mod output;
 mod remote;
 mod run;
 mod sandbox;
@@ -21,6 +22,7 @@ pub(crate) use login::{LoginArgs, LogoutArgs};
 pub(crate) use manifest::{
     AnnotateArgs, CreateArgs, InspectListArgs, ListCommand, PushListArgs, RmListArgs,
 };
+pub(crate) use output::OutputArgs;
 pub(crate) use remote::{CopyArgs, ListFormat, ReferrersArgs, RmRemoteArgs, SearchArgs, TagsArgs};
 pub(crate) use run::{OnFail, PullPolicy, RunArgs, ShellArgs};
 pub(crate) use sandbox::{SandboxArgs, names};
@@ -289,6 +291,9 @@ pub(crate) struct BuildArgs {
     pub(crate) push: bool,
 
     #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
 
     /// Secret for RUN --mount=type=secret: id=ID[,src=FILE][,env=VARIABLE][,type=file|env]; may be
@@ -521,6 +526,15 @@ pub(crate) struct PushArgs {
     /// Push all tags that the repository has here
     #[arg(short, long)]
     pub(crate) all_tags: bool,
+    /// What layers that were built here are compressed with: gzip, zstd or uncompressed
+    #[arg(long, value_name = "COMPRESSION")]
+    pub(crate) compression: Option<String>,
+    /// How hard: 1 to 9 for gzip, 0 to 22 for zstd
+    #[arg(long, value_name = "LEVEL", requires = "compression")]
+    pub(crate) compression_level: Option<String>,
+    /// Compress the layers of base images so, too
+    #[arg(long)]
+    pub(crate) force_compression: bool,
     /// Push the image for this platform, OS/ARCH[/VARIANT], and fail if it is for another
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,

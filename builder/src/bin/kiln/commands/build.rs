@@ -23,12 +23,13 @@ use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
 
 use super::explain::ExplainCache;
+use super::output::{Made, Outputs};
 use super::security::{Allowed, runtime, seccomp};
-use super::{Setup, block_on, call, plan, platform, push, share, shell};
+use super::{Setup, block_on, call, plan, platform, share, shell};
 use crate::args::{self, BuildArgs, OnFail};
 use crate::render;
 use crate::render::excerpt::Excerpts;
-use crate::report::{NotPushed, UsageError};
+use crate::report::UsageError;
 
 /// Where systems keep the bundle of certificate authorities that they trust.
 const CA_BUNDLES: [&str; 4] = [
@@ -48,6 +49,7 @@ const PROXIES: [&str; 5] = [
 
 pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let mut request = request(args)?;
+    let outputs = Outputs::of(args)?;
     if let Some(warning) = args.legacy.warning()? {
         render::err(&warning);
     }
@@ -88,6 +90,10 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     }
     let (observer, explanation) = ExplainCache::watch(explain, observer);
     let tags = request.tags.clone();
+    if !outputs.are_stored() {
+        request.tags.clear();
+    }
+    let (stored, epoch) = (request.tags.clone(), request.epoch);
     let settings = request.settings.clone();
     let built = block_on(&cancel, async {
         let mut outcome = pipeline::build(
@@ -101,7 +107,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         if !args.quiet {
             warnings(&outcome);
             render::err(&format!("writing image {}", outcome.image));
-            for tag in &tags {
+            for tag in &stored {
                 render::err(&format!(
                     "naming to {}/{}:{}",
                     tag.registry,
@@ -114,25 +120,26 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             fs::write(file, outcome.image.to_string())
                 .with_context(|| format!("writing `{}`", file.display()))?;
         }
-        let mut pushed = Ok(());
-        for (at, tag) in tags.iter().enumerate().filter(|_| args.push) {
-            let push = push::push(&store, &client, &cancel, tag, &outcome.image, args.quiet);
-            pushed = push.await.map_err(|source| NotPushed {
-                names: tags.iter().skip(at).map(Reference::familiar).collect(),
-                source,
-            });
-            if pushed.is_err() {
-                break;
-            }
-        }
+        let made = Made {
+            store: &store,
+            client: &client,
+            cancel: &cancel,
+            backend,
+            settings: &settings,
+            epoch,
+            tags: &tags,
+            image: outcome.image,
+            quiet: args.quiet,
+        };
+        let written = outputs.write(&made).await;
         // What the cache gained is worth keeping when the image could not be pushed, too.
         let shared = match &mut outcome.shared {
             Some(shared) => share::finish(shared, &cancel, args.quiet).await,
             None => Ok(()),
         };
-        pushed?;
+        written?;
         shared?;
-        if args.quiet {
+        if args.quiet && !outputs.take_stdout() {
             render::out(&outcome.image.to_string());
         }
         Ok(())

@@ -16,6 +16,7 @@ mod load;
 mod login;
 mod logout;
 mod manifest;
+mod output;
 mod plan;
 mod prompt;
 mod pull;

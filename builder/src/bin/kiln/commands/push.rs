@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use kiln_builder::image::publish;
+use kiln_builder::image::form::Form;
+use kiln_builder::image::output::compression_of;
+use kiln_builder::image::publish::{self, Target};
 use kiln_builder::runtime::Cancel;
 use kiln_builder::store::Store;
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
+use kiln_registry::spec::Descriptor;
 
 use super::run::fits;
 use super::{Setup, all_tags_of, block_on, platform};
 use crate::args::PushArgs;
 use crate::render::{self, transfer};
+use crate::report::UsageError;
 
 pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
     if args.all_tags {
@@ -37,12 +41,28 @@ pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
         reference.tag = Some("latest".to_owned());
     }
     require_platform(&store, &image, &args.name, args)?;
+    let form = form(args)?;
     let client = setup.client(args.quiet)?;
     let cancel = Cancel::new()?;
-    block_on(
-        &cancel,
-        push(&store, &client, &cancel, &reference, &image, args.quiet),
-    )
+    let target = Target {
+        reference: &reference,
+        by_digest: false,
+        form: &form,
+    };
+    block_on(&cancel, async {
+        let pushed = push(&store, &client, &cancel, target, &image, args.quiet);
+        pushed.await.map(drop)
+    })
+}
+
+/// What the arguments say of compression.
+fn form(args: &PushArgs) -> anyhow::Result<Form> {
+    let (name, level) = (
+        args.compression.as_deref(),
+        args.compression_level.as_deref(),
+    );
+    let form = compression_of(name, level, args.force_compression);
+    form.map_err(|error| UsageError::new(error.to_string()).into())
 }
 
 /// Makes sure that an image is for the platform that is asked for; the store has one of each name.
@@ -78,11 +98,17 @@ fn push_all(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
             args.name
         );
     }
+    let form = form(args)?;
     let client = setup.client(args.quiet)?;
     let cancel = Cancel::new()?;
     block_on(&cancel, async {
         for (reference, image) in &named {
-            push(&store, &client, &cancel, reference, image, args.quiet).await?;
+            let target = Target {
+                reference,
+                by_digest: false,
+                form: &form,
+            };
+            push(&store, &client, &cancel, target, image, args.quiet).await?;
         }
         Ok(())
     })
@@ -93,20 +119,27 @@ pub(crate) async fn push(
     store: &Arc<Store>,
     client: &Client,
     cancel: &Cancel,
-    reference: &Reference,
+    target: Target<'_>,
     image: &Digest,
     quiet: bool,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Descriptor> {
+    let reference = target.reference;
     let repository = format!("{}/{}", reference.registry, reference.repository);
     if !quiet {
         render::err(&format!("The push refers to repository [{repository}]"));
     }
     let observer = transfer::observer(transfer::PUSH, quiet);
-    let (pushed, there) = publish::push(store, client, reference, image, &observer, cancel).await?;
-    if quiet {
+    let (pushed, there) = publish::push(store, client, target, image, &observer, cancel).await?;
+    if quiet && target.by_digest {
+        render::out(&format!("{repository}@{}", pushed.digest));
+    } else if quiet {
         render::out(&reference.to_string());
     } else {
-        let tag = reference.tag_or_latest();
+        let digest = pushed.digest.to_string();
+        let tag = match target.by_digest {
+            true => digest.as_str(),
+            false => reference.tag_or_latest(),
+        };
         if there {
             render::err(&format!("{tag}: already there"));
         }
@@ -115,5 +148,5 @@ pub(crate) async fn push(
             pushed.digest, pushed.size
         ));
     }
-    Ok(())
+    Ok(pushed)
 }

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use kiln_builder::image::publish;
@@ -33,13 +32,14 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
     let stop = cancel.clone();
     block_on(&cancel, async move {
         tokio::task::spawn_blocking(move || match output {
-            Some(path) => to_file(&store, &images, &path, &stop),
-            None => {
-                let out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
-                publish::save(&store, &images, out, &stop)?
-                    .flush()
-                    .context("writing to standard output")
-            }
+            Some(path) => to_file(&path, |out| {
+                publish::save(&store, &images, None, out, &stop)?;
+                Ok(())
+            }),
+            None => to_stdout(|out| {
+                publish::save(&store, &images, None, out, &stop)?;
+                Ok(())
+            }),
         })
         .await?
     })
@@ -83,12 +83,20 @@ fn meant(store: &Store, text: &str) -> anyhow::Result<Vec<(Digest, Option<Refere
     Ok(vec![(store.find(text)?, None)])
 }
 
-/// Writes to a temporary file beside the target, so that a failure leaves the target as it was.
-fn to_file(
-    store: &Arc<Store>,
-    images: &[(Digest, Vec<Reference>)],
+/// Lets an archive be written to standard output.
+pub(super) fn to_stdout(
+    write: impl FnOnce(&mut dyn io::Write) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut out = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+    write(&mut out)?;
+    out.flush().context("writing to standard output")
+}
+
+/// Lets an archive be written to a temporary file beside the target, so that a failure leaves the
+/// target as it was.
+pub(super) fn to_file(
     path: &Path,
-    cancel: &Cancel,
+    write: impl FnOnce(&mut dyn io::Write) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     // A device or pipe cannot be replaced by a rename, and need not be.
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
@@ -96,14 +104,9 @@ fn to_file(
             .write(true)
             .open(path)
             .with_context(|| format!("open {}", path.display()))?;
-        publish::save(
-            store,
-            images,
-            BufWriter::with_capacity(BUFFER, file),
-            cancel,
-        )?
-        .flush()?;
-        return Ok(());
+        let mut out = BufWriter::with_capacity(BUFFER, file);
+        write(&mut out)?;
+        return Ok(out.flush()?);
     }
     let mut name = path
         .file_name()
@@ -111,22 +114,23 @@ fn to_file(
         .to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let temporary = path.with_file_name(name);
-    let write = || {
-        let file =
-            File::create(&temporary).with_context(|| format!("making {}", temporary.display()))?;
-        let mut out = publish::save(
-            store,
-            images,
-            BufWriter::with_capacity(BUFFER, file),
-            cancel,
-        )?;
-        out.flush()
-            .with_context(|| format!("writing {}", temporary.display()))?;
-        fs::rename(&temporary, path).with_context(|| format!("naming {}", path.display()))
-    };
-    let result = write().with_context(|| format!("cannot write `{}`", path.display()));
+    let result = fill(&temporary, path, write);
     if result.is_err() {
         drop(fs::remove_file(&temporary));
     }
-    result
+    result.with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+fn fill(
+    temporary: &Path,
+    path: &Path,
+    write: impl FnOnce(&mut dyn io::Write) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let file =
+        File::create(temporary).with_context(|| format!("making {}", temporary.display()))?;
+    let mut out = BufWriter::with_capacity(BUFFER, file);
+    write(&mut out)?;
+    out.flush()
+        .with_context(|| format!("writing {}", temporary.display()))?;
+    fs::rename(temporary, path).with_context(|| format!("naming {}", path.display()))
 }
