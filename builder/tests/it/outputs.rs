@@ -346,6 +346,8 @@ fn c4_3_what_cannot_be_is_refused_before_the_build() {
         ),
         (&["-o", "out", "--iidfile", "id"], "no image id"),
         (&["-o", "-", "-t", "a", "--push"], "what is pushed"),
+        (&["-o", "-", "--explain-cache=json"], "add dest=FILE"),
+        (&["-o", "out", "--plan"], "cannot be used with"),
         (
             &["-o", "type=image,rewrite-timestamp=true"],
             "is not supported",

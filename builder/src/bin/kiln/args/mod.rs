@@ -274,7 +274,7 @@ pub(crate) struct BuildArgs {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "text",
-        conflicts_with_all = ["push", "explain_cache", "require_cached", "iidfile"]
+        conflicts_with_all = ["push", "outputs", "load", "metadata_file", "explain_cache", "require_cached", "iidfile"]
     )]
     pub(crate) plan: Option<PlanFormat>,
 

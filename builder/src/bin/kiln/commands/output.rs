@@ -93,6 +93,11 @@ impl Outputs {
                     "--output: standard output cannot hold an archive and what is pushed",
                 );
             }
+            1 if args.explain_cache.as_deref() == Some("json") => {
+                return refuse(
+                    "--output: standard output cannot hold an archive and --explain-cache=json: add dest=FILE",
+                );
+            }
             1 => {}
             _ => return refuse("--output: standard output can hold one archive only"),
         }
