@@ -80,12 +80,38 @@ fn every_item_has_a_case() {
 #[test]
 fn every_item_about_registries_has_a_test() {
     let mut tests = headings('D');
-    for folder in [
+    let names = functions(&[
         "registry/src",
         "registry/tests",
         "builder/src",
         "builder/tests",
-    ] {
+    ]);
+    tests.extend(names.iter().flat_map(|name| numbers_in_name('d', name)));
+    check('D', &tests, REGISTRY_SECTIONS, REGISTRY_WITHOUT);
+}
+
+/// What must cause a rebuild and what must not is shown by real builds: a test for each item whose
+/// name has its number. So have those of the silent killers that a cache can be.
+#[test]
+fn every_item_about_the_cache_has_a_test() {
+    let names = functions(&["builder/src", "builder/tests/it"]);
+    let tests: BTreeSet<Item> = names
+        .iter()
+        .flat_map(|name| numbers_in_name('a', name))
+        .filter(|(section, _)| *section == 15)
+        .collect();
+    check('A', &tests, &[(15, 7)], &[]);
+    for killer in [1, 2, 3, 14] {
+        let prefix = format!("killer_{killer}_");
+        let found = names.iter().any(|name| name.starts_with(&prefix));
+        assert!(found, "no test {prefix}...");
+    }
+}
+
+/// The names of all functions in some folders.
+fn functions(folders: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for folder in folders {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("..")
             .join(folder);
@@ -93,12 +119,14 @@ fn every_item_about_registries_has_a_test() {
             let entry = entry.unwrap();
             if entry.path().extension().is_some_and(|end| end == "rs") {
                 let text = fs::read_to_string(entry.path()).unwrap();
-                let names = text.split("fn ").skip(1);
-                tests.extend(names.flat_map(numbers_in_name));
+                found.extend(text.split("fn ").skip(1).map(|rest| {
+                    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                    rest[..end.unwrap_or(rest.len())].to_owned()
+                }));
             }
         }
     }
-    check('D', &tests, REGISTRY_SECTIONS, REGISTRY_WITHOUT);
+    found
 }
 
 /// Fails for items that have no case, and for exceptions that are none.
@@ -130,12 +158,13 @@ fn check(part: char, cases: &BTreeSet<Item>, sections: &[(u32, u32)], exceptions
 }
 
 /// The items that the name of a function begins with: `d5_4_d7_6_all_tags`.
-fn numbers_in_name(name: &str) -> Vec<Item> {
-    let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let mut words = name[..end.unwrap_or(name.len())].split('_');
+fn numbers_in_name(part: char, name: &str) -> Vec<Item> {
+    let mut words = name.split('_');
     let mut found = Vec::new();
     while let (Some(section), Some(number)) = (words.next(), words.next()) {
-        let section = section.strip_prefix('d').and_then(|text| text.parse().ok());
+        let section = section
+            .strip_prefix(part)
+            .and_then(|text| text.parse().ok());
         let (Some(section), Ok(number)) = (section, number.parse()) else {
             break;
         };

@@ -48,7 +48,7 @@ pub(crate) const AARCH64: Peer = peer(
 );
 
 /// All that the test suite uses.
-pub(crate) const TESTS: [Peer; 25] = [
+pub(crate) const TESTS: [Peer; 28] = [
     REGISTRY,
     BUSYBOX,
     DEBOOTSTRAP,
@@ -74,6 +74,9 @@ pub(crate) const TESTS: [Peer; 25] = [
     peer("bash", "bash"),
     peer("newuidmap", "uidmap"),
     peer("setpriv", "util-linux"),
+    peer("mkfs.ext4", "e2fsprogs"),
+    peer("losetup", "mount"),
+    peer("mount", "mount"),
 ];
 
 /// Returns whether we are root.

@@ -42,6 +42,22 @@
 //! old layer by its content key; what stands on it sees the same identity and is not run again
 //! (A15.5).
 //!
+//! So it is with any step that is executed again: where its layer holds the same as that of its
+//! counterpart in the build before, but for times, the former layer is its result. That costs a look
+//! at two numbers (entries and bytes of both layers); files are read only where those are the same.
+//!
+//! # A layer stands on what it was made upon
+//!
+//! A definition may be executed twice and leave two results: without the cache, or after the first
+//! was evicted. A record therefore says what the results of the inputs were, and a layer is never put
+//! upon another result of the same definition; it is looked for by its content then. What a step only
+//! reads may be gone; where it is there, it must be the same, too.
+//!
+//! # Why a step is missed
+//!
+//! [`explain`] compares what went into the definition key of a step with what went into that of its
+//! counterpart in the build before; the store keeps both (`store::builds`).
+//!
 //! [`remote`] says how that works between machines.
 
 pub mod remote;

@@ -23,8 +23,10 @@ const REFRESH_DAYS: u32 = 7;
 /// How far the last change must lie back before the times of a file can be trusted to tell the
 /// next change: more than a tick of the kernel's clock.
 const TICK: i128 = 20_000_000;
-/// The same for file systems that keep whole seconds, or pairs of them, only.
-const COARSE_TICK: i128 = 2_100_000_000;
+/// Times that are multiples of so many nanoseconds come from a file system that keeps no finer ones.
+/// Nothing is remembered of its files: two changes may have one time, and such file systems (FAT and
+/// exFAT, many that speak to another machine) number their files anew with every mount.
+const COARSE: u32 = 10_000_000;
 
 /// What is remembered of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub(super) struct StatCache {
     known: Vec<(Key, Record)>,
     /// Found out, or used again after a while, by this process.
     fresh: BTreeMap<Key, Record>,
+    /// When it was opened.
+    opened: Timestamp,
 }
 
 impl StatCache {
@@ -65,6 +69,7 @@ impl StatCache {
             path: path.map(Path::to_owned),
             known: path.map(read).unwrap_or_default(),
             fresh: BTreeMap::new(),
+            opened: SystemTime::now().into(),
         }
     }
 
@@ -84,7 +89,8 @@ impl StatCache {
             .binary_search_by_key(&key, |known| known.0)
             .ok()?;
         let mut record = self.known.get(index)?.1;
-        if !matches(&record) {
+        // A clock that went back since may give the same times to another content.
+        if !matches(&record) || !is_settled(metadata, self.opened) {
             return None;
         }
         let today = today();
@@ -129,11 +135,11 @@ impl StatCache {
     }
 }
 
-/// Whether the times of a file are old enough, at `now`, to tell its next change.
+/// Whether the times of a file are fine and old enough, at `now`, to tell its next change.
 fn is_settled(metadata: &Metadata, now: Timestamp) -> bool {
-    let coarse = metadata.mtime.nanoseconds == 0 && metadata.ctime.nanoseconds == 0;
-    let tick = if coarse { COARSE_TICK } else { TICK };
-    metadata.mtime.until(now) >= tick && metadata.ctime.until(now) >= tick
+    let coarse = |time: Timestamp| time.nanoseconds.is_multiple_of(COARSE);
+    let is_coarse = coarse(metadata.mtime) && coarse(metadata.ctime);
+    !is_coarse && metadata.mtime.until(now) >= TICK && metadata.ctime.until(now) >= TICK
 }
 
 fn today() -> u32 {
@@ -314,20 +320,36 @@ mod tests {
                 ..file.ctime
             }
         ));
-        let whole = |seconds| Timestamp {
-            seconds,
-            nanoseconds: 0,
-        };
-        let coarse = Metadata {
-            mtime: whole(100),
-            ctime: whole(200),
-            ..file
-        };
-        assert!(!is_settled(&coarse, whole(202)));
-        assert!(is_settled(&coarse, whole(203)));
+        // Times without fractions are those of a file system that has no finer ones.
+        for nanoseconds in [0, 10_000_000, 990_000_000] {
+            let time = |seconds| Timestamp {
+                seconds,
+                nanoseconds,
+            };
+            let coarse = Metadata {
+                mtime: time(100),
+                ctime: time(200),
+                ..file
+            };
+            assert!(!is_settled(&coarse, time(100_000)), "{nanoseconds}");
+        }
         let mut cache = StatCache::open(None);
         cache.put(&file, remembered(b"x"), later(1));
         assert_eq!(cache.get(&file), None);
+    }
+
+    #[test]
+    fn nothing_is_believed_of_files_from_the_future() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stat");
+        let mut cache = StatCache::open(Some(&path));
+        cache.put(&metadata(1), remembered(b"one"), now());
+        cache.save().unwrap();
+        let mut later = StatCache::open(Some(&path));
+        assert!(later.get(&metadata(1)).is_some());
+        let mut earlier = StatCache::open(Some(&path));
+        earlier.opened = metadata(1).mtime;
+        assert_eq!(earlier.get(&metadata(1)), None, "the clock went back");
     }
 
     #[test]

@@ -678,3 +678,131 @@ fn a_step_that_another_process_does_not_finish_is_executed_by_who_waits() {
         }
     }
 }
+
+/// What of a `RUN` is in its key, one change after the other.
+#[test]
+fn a15_2_what_a_run_is_counts_and_what_the_machine_lends_it_does_not() {
+    let env = test_env!().with_busybox();
+    env.file("shown/a", "1").file("beside", "1");
+    fs::write(env.path("secret"), "one").unwrap();
+    let secret = format!("id=s,src={}", env.path("secret").display());
+    let run = "FROM busybox\n\
+        ARG A\n\
+        ENV E=1\n\
+        USER 0\n\
+        WORKDIR /tmp\n\
+        RUN --network=none --mount=type=bind,source=shown,target=/shown \
+        --mount=type=cache,id=one,target=/c --mount=type=secret,id=s \
+        cat /proc/sys/kernel/random/uuid >/id\n";
+    let usual = [
+        "--build-arg",
+        "A=1",
+        "--add-host",
+        "name:10.0.0.1",
+        "--secret",
+        &secret,
+    ];
+    let runs = |text: &str, args: &[&str]| {
+        env.dockerfile(text);
+        let build = env.build("one").args(usual).args(args.iter().copied());
+        let executed = steps(&build.success()).0;
+        executed
+            .iter()
+            .filter(|step| step.starts_with("RUN"))
+            .count()
+    };
+    assert_eq!(runs(run, &[]), 1);
+    // must not rebuild
+    fs::write(env.path("secret"), "two").unwrap();
+    assert_eq!(runs(run, &[]), 0, "the secret");
+    env.file("beside", "2");
+    assert_eq!(runs(run, &[]), 0, "a file beside the bind");
+    for (from, to) in [
+        ("id=one", "id=two"),
+        ("id=one", "id=one,sharing=locked"),
+        ("FROM busybox\n", "FROM busybox\nLABEL l=1\n"),
+    ] {
+        assert_eq!(runs(&run.replace(from, to), &[]), 0, "{to}");
+    }
+    for args in [
+        ["--build-arg", "HTTP_PROXY=http://127.0.0.1:1"],
+        ["--label", "l=1"],
+        ["--jobs", "1"],
+    ] {
+        assert_eq!(runs(run, &args), 0, "{args:?}");
+    }
+    env.dockerfile(run);
+    let addresses = [
+        "--build-arg",
+        "A=1",
+        "--add-host",
+        "name:10.0.0.2",
+        "--secret",
+        &secret,
+    ];
+    let other = env.build("one").args(addresses).success();
+    assert_eq!(steps(&other).0, [""; 0], "the address of a host");
+    // must rebuild
+    for (from, to) in [
+        ("random/uuid >", "random/uuid>"),
+        ("E=1", "E=2"),
+        ("USER 0", "USER 0:0"),
+        ("WORKDIR /tmp", "WORKDIR /"),
+        ("--network=none", "--network=default"),
+        ("target=/c", "target=/d"),
+        ("target=/c", "target=/c,ro"),
+        ("target=/shown", "target=/show"),
+        ("type=secret,id=s", "type=secret,id=s,target=/s"),
+    ] {
+        assert_eq!(runs(&run.replace(from, to), &[]), 1, "{from} -> {to}");
+    }
+    for args in [
+        ["--build-arg", "A=2"],
+        ["--ulimit", "nofile=100:100"],
+        ["--memory", "64m"],
+        ["--add-host", "more:10.0.0.3"],
+        ["--shm-size", "1m"],
+    ] {
+        assert_eq!(runs(run, &args), 1, "{args:?}");
+    }
+    env.file("shown/a", "2");
+    assert_eq!(runs(run, &[]), 1, "a file of the bind");
+    env.file("shown/a", "1");
+    assert_eq!(runs(run, &[]), 0);
+}
+
+#[test]
+fn a15_4_pull_asks_for_the_base_and_executes_nothing_where_it_is_the_same() {
+    let env = test_env!("docker-registry").with_busybox();
+    let registry = env.registry();
+    let base = registry.name("base:1");
+    let push = |image: &str| {
+        env.kiln(["tag", image, &base]).success();
+        env.kiln(["push", &base]).success();
+    };
+    push("busybox");
+    env.dockerfile(&format!("FROM {base}\nRUN echo 1 >/one\n"));
+    env.build("one").success();
+    let pull = || steps(&env.build("one").arg("--pull").success()).0;
+    let run = |executed: Vec<String>| {
+        executed
+            .iter()
+            .filter(|step| step.starts_with("RUN"))
+            .count()
+    };
+    assert_eq!(run(pull()), 0);
+    // the name moves in the registry, and here it stays what it was
+    let other = env.alike().with_busybox();
+    other.built("other", "FROM busybox\nRUN echo 2 >/two\n");
+    other.kiln(["tag", "other", &base]).success();
+    other.kiln(["push", &base]).success();
+    assert_eq!(
+        run(steps(&env.build("one").success()).0),
+        0,
+        "without --pull"
+    );
+    let output = env.build("one").arg("--pull").success();
+    assert_eq!(run(steps(&output).0), 1);
+    let text = format!("miss: base image {base} moved sha256:");
+    assert!(output.stderr.contains(&text), "{output}");
+}

@@ -23,6 +23,7 @@ mod env;
 mod fault_proxy;
 mod lab;
 mod liar;
+mod odd_files;
 mod own;
 mod people;
 #[expect(

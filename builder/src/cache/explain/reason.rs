@@ -131,6 +131,7 @@ impl fmt::Display for Reason {
                 }
                 match differences.len().saturating_sub(CLAUSES) {
                     0 => Ok(()),
+                    1 => f.write_str("; 1 more change"),
                     more => write!(f, "; {more} more changes"),
                 }
             }
