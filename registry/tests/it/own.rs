@@ -42,6 +42,13 @@ impl Served {
         }
     }
 
+    /// One with an empty folder, which is gone when that value is.
+    async fn empty() -> (TempDir, Self) {
+        let folder = TempDir::new().unwrap();
+        let served = Self::start(folder.path(), ServerOptions::default()).await;
+        (folder, served)
+    }
+
     /// Ends it, and waits until its folder is free.
     async fn end(mut self) {
         self.task.abort();
@@ -123,8 +130,7 @@ async fn code(response: Response) -> (u16, String) {
 
 #[tokio::test]
 async fn kiln_pushes_pulls_and_mounts() {
-    let folder = TempDir::new().unwrap();
-    let served = Served::start(folder.path(), ServerOptions::default()).await;
+    let (_folder, served) = Served::empty().await;
     round_trip(&served.address, &client()).await;
 }
 
@@ -324,8 +330,7 @@ async fn d7_2_what_is_not_as_announced_is_not_kept() {
 
 #[tokio::test]
 async fn d5_3_blobs_are_given_in_parts_and_to_their_repositories_only() {
-    let folder = TempDir::new().unwrap();
-    let served = Served::start(folder.path(), ServerOptions::default()).await;
+    let (_folder, served) = Served::empty().await;
     let sink = client().repository(&reference(&served.address, "app"));
     let blob = Descriptor::new("x", Digest::of(b"0123456789"), 10);
     sink.put(&blob, &InMemory(b"0123456789".to_vec()), &silent)
@@ -381,8 +386,7 @@ async fn d5_3_blobs_are_given_in_parts_and_to_their_repositories_only() {
 
 #[tokio::test]
 async fn d7_3_a_manifest_must_be_whole_and_right() {
-    let folder = TempDir::new().unwrap();
-    let served = Served::start(folder.path(), ServerOptions::default()).await;
+    let (_folder, served) = Served::empty().await;
     let image = Image::new(&[bytes(100, 1)]);
     let put = |path: String, kind: &'static str, body: Vec<u8>| {
         let served = &served;
@@ -445,8 +449,7 @@ async fn d7_3_a_manifest_must_be_whole_and_right() {
 
 #[tokio::test]
 async fn d9_1_lists_come_in_pages() {
-    let folder = TempDir::new().unwrap();
-    let served = Served::start(folder.path(), ServerOptions::default()).await;
+    let (_folder, served) = Served::empty().await;
     let image = Image::new(&[bytes(100, 1)]);
     for tag in ["b", "a", "c"] {
         served.push("team/app", tag, &image).await;
@@ -512,8 +515,7 @@ async fn d9_2_tags_and_manifests_are_deleted_apart() {
 
 #[tokio::test]
 async fn d8_2_referrers_are_listed_by_the_registry() {
-    let folder = TempDir::new().unwrap();
-    let served = Served::start(folder.path(), ServerOptions::default()).await;
+    let (_folder, served) = Served::empty().await;
     let image = Image::new(&[bytes(100, 1)]);
     served.push("app", "1", &image).await;
     let (client, name) = (client(), reference(&served.address, "app"));

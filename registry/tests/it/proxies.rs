@@ -2,6 +2,7 @@
 
 use kiln_registry::client::{Client, ClientOptions};
 use kiln_registry::credentials::Keychain;
+use kiln_registry::reference::Reference;
 use kiln_registry::settings::{Proxies, Settings};
 use kiln_registry::spec::media_type::OCI_MANIFEST;
 
@@ -22,6 +23,21 @@ pub fn with(variables: &[(&str, &str)], insecure: &[&str]) -> Settings {
     }
 }
 
+/// A client with settings as these variables make them.
+fn client(variables: &[(&str, &str)], insecure: &[&str]) -> Client {
+    Client::new(ClientOptions {
+        settings: with(variables, insecure),
+        ..options()
+    })
+}
+
+/// Pulls an image's manifest and first layer.
+async fn pull(client: &Client, name: &Reference, image: &Image) {
+    client.resolve(name, &linux("amd64")).await.unwrap();
+    let layer = &image.manifest.value.layers[0];
+    read(&client.repository(name), layer, 0).await.unwrap();
+}
+
 async fn server() -> (Server, Image) {
     let server = Server::start().await;
     let image = Image::new(&[bytes(5000, 1)]);
@@ -37,14 +53,8 @@ async fn d4_4_plain_http_goes_through_an_http_proxy() {
     let ((server, image), proxy) = (server().await, Proxy::http().await);
     proxy.name("r.example:80", &server.address);
     let address = format!("http://user:s3cret@{}", proxy.address);
-    let client = Client::new(ClientOptions {
-        settings: with(&[("HTTP_PROXY", &address)], &["r.example"]),
-        ..options()
-    });
-    let name = reference("r.example", "a:1");
-    client.resolve(&name, &linux("amd64")).await.unwrap();
-    let layer = &image.manifest.value.layers[0];
-    read(&client.repository(&name), layer, 0).await.unwrap();
+    let client = client(&[("HTTP_PROXY", &address)], &["r.example"]);
+    pull(&client, &reference("r.example", "a:1"), &image).await;
     let log = proxy.log();
     // https is asked first, which has no proxy here and no such name.
     assert!(
@@ -67,14 +77,8 @@ async fn d4_4_a_socks_proxy_looks_names_up() {
     let ((server, image), proxy) = (server().await, Proxy::socks().await);
     proxy.name("r.example:80", &server.address);
     let address = format!("socks5://user:s3cret@{}", proxy.address);
-    let client = Client::new(ClientOptions {
-        settings: with(&[("all_proxy", &address)], &["r.example"]),
-        ..options()
-    });
-    let name = reference("r.example", "a:1");
-    client.resolve(&name, &linux("amd64")).await.unwrap();
-    let layer = &image.manifest.value.layers[0];
-    read(&client.repository(&name), layer, 0).await.unwrap();
+    let client = client(&[("all_proxy", &address)], &["r.example"]);
+    pull(&client, &reference("r.example", "a:1"), &image).await;
     let log = proxy.log();
     assert!(
         log.contains(&"[user:s3cret] SOCKS r.example:443".to_owned()),
@@ -95,10 +99,7 @@ async fn d4_4_loopback_and_exceptions_are_asked_directly() {
     ];
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     let plain = format!("0.0.0.0:{port}");
-    let client = Client::new(ClientOptions {
-        settings: with(&variables, &[&plain]),
-        ..options()
-    });
+    let client = client(&variables, &[&plain]);
     for address in [server.address.as_str(), plain.as_str()] {
         let name = reference(address, "a:1");
         client.resolve(&name, &linux("amd64")).await.unwrap();
@@ -146,8 +147,7 @@ async fn d4_5_headers_of_the_config_reach_the_registry_and_nobody_else() {
         ..options()
     });
     let name = reference(&server.address, "a:1");
-    client.resolve(&name, &linux("amd64")).await.unwrap();
-    read(&client.repository(&name), layer, 0).await.unwrap();
+    pull(&client, &name, &image).await;
     for asked in server.log() {
         assert_eq!(asked.header("x-meta-job"), Some("s3cret"), "{asked:?}");
         assert_eq!(asked.header("user-agent"), Some("kiln/test"));
