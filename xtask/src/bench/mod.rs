@@ -110,12 +110,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 /// Measures how the cost of kiln grows with what it has to do.
 fn growth(bench: &Bench<'_>, kiln: &Tool) -> Result<String> {
     let mut rows = Vec::new();
-    for (name, unit) in GROWING {
-        for size in [Tenths(1), Tenths::ALL, Tenths(100)] {
-            // Ten times the bytes would fill the disk of a small machine.
-            if name == "copybig" && size == Tenths(100) {
-                continue;
-            }
+    for (name, unit, largest) in GROWING {
+        for size in [Tenths(1), Tenths::ALL, largest] {
             eprintln!("measuring {name} with {} tenths of the {unit}", size.0);
             let samples = bench.measure(name, kiln, size)?;
             rows.push((Row::new(name, kiln.name(), &samples), unit, size.0));

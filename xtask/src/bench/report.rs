@@ -113,9 +113,9 @@ pub(super) fn growth(rows: &[(Row, &str, usize)]) -> String {
             "| {} | {} {unit} | {:.2} | {:.2} | {:.0} | {ratio:.2} |\n",
             row.workload,
             match tenths {
-                1 => "1/10",
-                100 => "10 times the",
-                _ => "all",
+                1 => "a tenth of the".to_owned(),
+                10 => "all".to_owned(),
+                tenths => format!("{} times the", tenths / 10),
             },
             row.wall,
             row.cpu,
