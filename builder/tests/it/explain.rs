@@ -420,6 +420,8 @@ fn explain_cache_is_one_document_for_programs() {
     assert_eq!(failed["steps"][2]["result"], "not needed");
     let quiet = env.build("app").args(["--explain-cache", "json", "-q"]);
     quiet.failure(125);
+    let pushed = env.build("app").args(["--explain-cache", "json", "--push"]);
+    pushed.failure(125);
     let with_file = env.build("app").args(["--explain-cache", &dest, "-q"]);
     with_file.failure(1);
     env.build("app")

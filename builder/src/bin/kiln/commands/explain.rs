@@ -34,10 +34,13 @@ impl ExplainCache {
             return Ok(None);
         };
         match text.split_once(',') {
-            None if text == "json" && args.quiet => Err(UsageError::new(
-                "--explain-cache=json and --quiet both write to standard output: add dest=FILE",
-            )
-            .into()),
+            None if text == "json" && (args.quiet || args.push) => {
+                let other = if args.quiet { "--quiet" } else { "--push" };
+                Err(UsageError::new(format!(
+                    "--explain-cache=json and {other} both write to standard output: add dest=FILE"
+                ))
+                .into())
+            }
             None if text == "json" => Ok(Some(Self::Out)),
             Some(("json", rest)) if rest.len() > 5 && rest.starts_with("dest=") => {
                 Ok(Some(Self::File(rest["dest=".len()..].into())))
