@@ -60,6 +60,7 @@
 //!
 //! [`remote`] says how that works between machines.
 
+pub mod mounts;
 pub mod remote;
 
 pub mod explain;

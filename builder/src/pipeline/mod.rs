@@ -22,7 +22,8 @@ use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
 
-use crate::cache::remote::options::{CacheFrom, CacheTo, Target};
+use crate::cache::mounts::SavedMounts;
+use crate::cache::remote::options::{CacheFrom, CacheMounts, CacheTo, Target};
 use crate::cache::remote::{Entry, Exporter, INLINE, Imports, RemoteError, Summary, inline};
 use crate::context::ContextError;
 use crate::event::{Event, Observer};
@@ -71,6 +72,8 @@ pub struct Request {
     pub cache_from: Vec<CacheFrom>,
     /// Where the cache of this build goes (`--cache-to`).
     pub cache_to: Vec<CacheTo>,
+    /// Where contents of cache mounts come from and go to (`--cache-mounts`).
+    pub cache_mounts: Option<CacheMounts>,
 }
 
 /// Where a Dockerfile comes from.
@@ -95,6 +98,8 @@ pub struct Outcome {
     pub warnings: Vec<Diagnostic>,
     /// The cache, where it is shared beyond the store.
     pub shared: Option<Shared>,
+    /// The cache mounts, where they are.
+    pub mounts: Option<Arc<SavedMounts>>,
 }
 
 /// The cache of a finished build that is shared beyond its store.
@@ -297,6 +302,7 @@ pub async fn build(
         source,
         warnings,
         shared,
+        mounts: worker.saved.clone(),
     })
 }
 
@@ -372,6 +378,13 @@ async fn prepare(
             Some(Arc::new(imports.map_err(BuildError::Cache)?))
         }
     };
+    let mounts = match &request.cache_mounts {
+        None => None,
+        Some(mounts) => {
+            let saved = SavedMounts::start(mounts, &client, store, &observer);
+            Some(Arc::new(saved.map_err(BuildError::Cache)?))
+        }
+    };
     let mut resolver = Resolver {
         client: &client,
         store,
@@ -415,6 +428,7 @@ async fn prepare(
         cancel: cancel.clone(),
         settings: request.settings.clone(),
         failed: Mutex::default(),
+        saved: mounts,
         points: OnceLock::new(),
     });
     let exported = plan.layers().collect();

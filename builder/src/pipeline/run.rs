@@ -131,6 +131,7 @@ impl Worker {
             networks: settings.networks(Observer::silent()),
             settings,
             failed: Mutex::default(),
+            saved: None,
             points: OnceLock::new(),
         }
     }

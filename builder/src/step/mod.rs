@@ -30,6 +30,7 @@ use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ChainId, DiffId};
 
 use crate::cache::StackLayer;
+use crate::cache::mounts::SavedMounts;
 use crate::context::key::KeyError;
 use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
@@ -76,6 +77,8 @@ pub struct Worker {
     pub failed: Mutex<BTreeMap<usize, Active>>,
     /// Networks for processes that want the default one.
     pub networks: Pool,
+    /// Contents of cache mounts that are saved elsewhere.
+    pub saved: Option<Arc<SavedMounts>>,
     /// Layers of mount points that the steps of this build share; made with the first of them.
     pub points: OnceLock<TempDir>,
 }

@@ -237,7 +237,11 @@ impl Maker<'_> {
             keys.push(Some(key));
         }
         for (key, (mount, sharing)) in wanted {
+            if let (Some(saved), MountOp::Cache { id, .. }) = (&self.worker.saved, mount) {
+                saved.restore(&key, id);
+            }
             let cache = self.take_cache(&key, mount, sharing)?;
+            cache.touch()?;
             if !cache.is_made() {
                 self.make_cache(&cache, mount)?;
             }

@@ -1,11 +1,13 @@
 //! The directories of cache mounts (B2): `mounts/KEY/N/fs`, and beside each the lock of those who use
-//! it. `mounts/KEY/id` says for people what a key stands for. Nothing of it belongs to an image, so
+//! it, `used`, which is as old as its last use, and `synced`, which says what it was saved as elsewhere
+//! last. `mounts/KEY/id` says for people what a key stands for. Nothing of it belongs to an image, so
 //! that removing images leaves it alone.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use kiln_grammar::mount::Sharing;
 use kiln_registry::digest::Digest;
@@ -49,6 +51,54 @@ impl CacheMount {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(StoreError::io("making", &self.path)(error.into())),
         }
+    }
+
+    /// Puts a finished directory in the place of the cache mount's, for who has it alone; what was
+    /// there is at `finished` then.
+    ///
+    /// # Errors
+    /// When it cannot be renamed; the mount is as it was then.
+    pub fn replace(&self, finished: &Path) -> Result<(), StoreError> {
+        let how = match self.is_made() {
+            true => RenameFlags::EXCHANGE,
+            false => RenameFlags::NOREPLACE,
+        };
+        rustix::fs::renameat_with(CWD, finished, CWD, &self.path, how)
+            .map_err(|error| StoreError::io("replacing", &self.path)(error.into()))
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.path.with_file_name(name)
+    }
+
+    /// Remembers that a step uses the mount now.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn touch(&self) -> Result<(), StoreError> {
+        let path = self.beside("used");
+        fs::write(&path, "").map_err(StoreError::io("writing", &path))
+    }
+
+    /// When a step used it last; `None` where none has.
+    #[must_use]
+    pub fn last_used(&self) -> Option<SystemTime> {
+        fs::metadata(self.beside("used")).ok()?.modified().ok()
+    }
+
+    /// Remembers which saved content it has had.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn set_synced(&self, saved: &str) -> Result<(), StoreError> {
+        let path = self.beside("synced");
+        fs::write(&path, saved).map_err(StoreError::io("writing", &path))
+    }
+
+    /// Which saved content it has had.
+    #[must_use]
+    pub fn synced(&self) -> Option<String> {
+        fs::read_to_string(self.beside("synced")).ok()
     }
 }
 

@@ -74,6 +74,7 @@ mod outputs;
 mod push_pull;
 mod remote;
 mod rootless;
+mod saved_mounts;
 mod security;
 mod shared_cache;
 mod shell;

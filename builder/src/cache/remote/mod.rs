@@ -69,6 +69,7 @@ pub use document::{CONFIG, Content, Contents, INLINE, Layer, LayerFacts, Step};
 pub use export::{Entry, Exporter, Failed, Made, Summary, inline};
 pub use import::{Found, Imports};
 pub use place::Place;
+pub(in crate::cache) use prune::prune;
 
 /// Why a cache, or an entry of one, is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -134,21 +135,26 @@ impl RemoteError {
     /// The error with its causes, on one line.
     #[must_use]
     pub fn line(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(mut error) = cause {
-            // Of the HTTP library's many causes only the last says something.
-            while let Some(deeper) = error.source().filter(|_| is_library_error(error)) {
-                error = deeper;
-            }
-            let more = error.to_string();
-            if !text.contains(&more) {
-                text = format!("{text}: {more}");
-            }
-            cause = error.source();
-        }
-        text
+        chain(self)
     }
+}
+
+/// An error with its causes, on one line.
+pub(in crate::cache) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(mut error) = cause {
+        // Of the HTTP library's many causes only the last says something.
+        while let Some(deeper) = error.source().filter(|_| is_library_error(error)) {
+            error = deeper;
+        }
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Runs work that blocks on a thread for such work.

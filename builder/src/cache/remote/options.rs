@@ -62,6 +62,8 @@ const TO_S3: [&str; 7] = [
     "force-compression",
     "ignore-error",
 ];
+/// The name of contents of mounts in a folder or bucket when none is given.
+const MOUNTS: &str = "mounts";
 /// The name of a cache in a bucket when none is given; not that of BuildKit's caches.
 const NAME: &str = "kiln";
 /// How old a blob in a bucket may be before it is made new (`touch_refresh`).
@@ -315,6 +317,59 @@ impl CacheTo {
             reset: fields.flag("reset", false)?,
             parallel: fields.parallel()?,
         })
+    }
+}
+
+/// `--cache-mounts`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheMounts {
+    /// Where contents of cache mounts are.
+    pub spec: Spec,
+    /// Bytes that they may have there; the mounts that were used least recently go.
+    pub max: Option<u64>,
+}
+
+impl CacheMounts {
+    /// Reads `dir:FOLDER[,max=SIZE]` or `type=TYPE,KEY=VALUE...`.
+    ///
+    /// # Errors
+    /// [`OptionError`] that names the option.
+    pub fn parse(text: &str, environment: &Environment<'_>) -> Result<Self, OptionError> {
+        const FLAG: &str = "--cache-mounts";
+        let local = text
+            .strip_prefix("dir:")
+            .map(|rest| format!("type=local,dest={rest}"));
+        let mut fields = Fields::parse(FLAG, local.as_deref().unwrap_or(text))?;
+        let named = |name: &str| match name {
+            "" => MOUNTS.to_owned(),
+            name => name.to_owned(),
+        };
+        let spec = match fields.kind.as_str() {
+            "registry" => {
+                fields.only(&["ref", "max"])?;
+                Spec::Registry(fields.reference()?)
+            }
+            "local" => {
+                fields.only(&["dest", "tag", "max"])?;
+                let tag = named(&fields.take("tag").unwrap_or_default());
+                fields.values.insert("tag".to_owned(), tag);
+                fields.local("dest")?
+            }
+            "s3" => {
+                fields.only(&[&FROM_S3[..], &["max"]].concat())?;
+                let name = named(&fields.take("name").unwrap_or_default());
+                fields.values.insert("name".to_owned(), name);
+                fields.s3(environment)?
+            }
+            "inline" => {
+                return Err(
+                    fields.unsupported("type=inline".to_owned(), ": mounts are in no image")
+                );
+            }
+            _ => return Err(fields.other()),
+        };
+        let max = fields.size("max")?;
+        Ok(Self { spec, max })
     }
 }
 
@@ -809,6 +864,30 @@ mod tests {
             let message = refused(text);
             assert!(message.starts_with(expected), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn places_of_mounts() {
+        let parsed = |text: &str| CacheMounts::parse(text, &|_| None);
+        let mounts = parsed("dir:.cache/mounts,max=2G").unwrap();
+        let expected = Spec::Local {
+            path: PathBuf::from(".cache/mounts"),
+            tag: "mounts".to_owned(),
+            digest: None,
+        };
+        assert_eq!((mounts.spec, mounts.max), (expected, Some(2_000_000_000)));
+        assert!(matches!(
+            parsed("registry.example/app:mounts").unwrap().spec,
+            Spec::Registry(_)
+        ));
+        let message = |text: &str| parsed(text).unwrap_err().to_string();
+        assert_eq!(message("dir:"), "--cache-mounts: type=local needs `dest=`");
+        assert!(
+            message("dir:x,mx=1").contains("unknown option `mx`"),
+            "{}",
+            message("dir:x,mx=1")
+        );
+        assert!(message("type=gha").contains("type=gha is not supported"));
     }
 
     #[test]

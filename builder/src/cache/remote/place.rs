@@ -61,7 +61,7 @@ impl fmt::Display for Place {
 }
 
 /// The documents of a cache, as they were read.
-type Documents = (Raw<Manifest>, Vec<u8>);
+pub(in crate::cache) type Documents = (Raw<Manifest>, Vec<u8>);
 
 impl Place {
     /// The places that the command line names to be read: of several names in a bucket each is one.
@@ -108,7 +108,19 @@ impl Place {
     /// # Errors
     /// [`RemoteError::Missing`] when there is none.
     pub async fn read(&self, platform: &Platform) -> Result<Contents, RemoteError> {
-        let (manifest, config) = match self {
+        let (manifest, config) = self.documents(platform).await?;
+        Contents::read(&manifest.value, &config)
+    }
+
+    /// A manifest that is there, and its config.
+    ///
+    /// # Errors
+    /// [`RemoteError::Missing`] when there is none.
+    pub(in crate::cache) async fn documents(
+        &self,
+        platform: &Platform,
+    ) -> Result<Documents, RemoteError> {
+        Ok(match self {
             Self::Registry {
                 reference, client, ..
             } => self.fetch(client, reference, platform).await?,
@@ -123,8 +135,15 @@ impl Place {
                 let config = small(bucket.as_ref(), &manifest.value.config).await?;
                 (manifest, config)
             }
-        };
-        Contents::read(&manifest.value, &config)
+        })
+    }
+
+    /// The folder, where it is one.
+    pub(in crate::cache) fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Local { path, .. } => Some(path),
+            Self::Registry { .. } | Self::S3 { .. } => None,
+        }
     }
 
     async fn fetch(
@@ -195,13 +214,27 @@ impl Place {
     /// # Errors
     /// When they cannot be put.
     pub async fn publish(&self, contents: &Contents, oci: bool) -> Result<(), RemoteError> {
-        let config = contents.config()?;
+        let layers = contents.layers.iter().map(|layer| layer.blob.clone());
+        self.put_documents(CONFIG, contents.config()?, layers.collect(), oci)
+            .await
+    }
+
+    /// Puts a config and the manifest that names it and its layers.
+    ///
+    /// # Errors
+    /// When they cannot be put.
+    pub(in crate::cache) async fn put_documents(
+        &self,
+        media_type: &str,
+        config: Vec<u8>,
+        layers: Vec<Descriptor>,
+        oci: bool,
+    ) -> Result<(), RemoteError> {
         if config.len() as u64 > MAX_CONFIG {
             return Err(RemoteError::TooLarge(MAX_CONFIG));
         }
-        let descriptor = Descriptor::new(CONFIG, Digest::of(&config), config.len() as u64);
-        let layers = contents.layers.iter().map(|layer| layer.blob.clone());
-        let mut manifest = Manifest::new(descriptor.clone(), layers.collect());
+        let descriptor = Descriptor::new(media_type, Digest::of(&config), config.len() as u64);
+        let mut manifest = Manifest::new(descriptor.clone(), layers);
         if !oci {
             manifest = docker(manifest)?;
         }
@@ -224,7 +257,7 @@ impl Place {
 
     /// Keeps other builds from writing the same folder, as long as the value lives. Registries need
     /// no such care: there the last one simply counts.
-    pub(super) async fn lock(&self) -> Result<Option<File>, RemoteError> {
+    pub(in crate::cache) async fn lock(&self) -> Result<Option<File>, RemoteError> {
         let Self::Local { path, .. } = self else {
             return Ok(None);
         };

@@ -50,7 +50,7 @@ pub(super) fn fit(contents: &mut Contents, max: Option<u64>) -> u64 {
 
 /// Removes blobs of a layout that nothing which it lists refers to. Where something listed cannot be
 /// understood, nothing is removed.
-pub(super) fn prune(folder: &Path) -> Result<(), RemoteError> {
+pub(in crate::cache) fn prune(folder: &Path) -> Result<(), RemoteError> {
     let layout = Layout::open(folder)?;
     let mut keep = HashSet::new();
     for listed in layout.index()?.manifests {

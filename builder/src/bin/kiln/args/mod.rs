@@ -282,6 +282,12 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<u32>,
 
+    /// Where contents of RUN --mount=type=cache are restored from before they are used, and saved to
+    /// after the build: dir:FOLDER, type=registry,ref=IMAGE or type=s3,...; with max=SIZE no more
+    /// than that
+    #[arg(long, value_name = "dir:FOLDER|type=TYPE,...")]
+    pub(crate) cache_mounts: Option<String>,
+
     /// Ask the registry for base images even when they are here
     #[arg(long)]
     pub(crate) pull: bool,

@@ -137,6 +137,9 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             Some(shared) => share::finish(shared, &cancel, args.quiet).await,
             None => Ok(()),
         };
+        if let Some(mounts) = &outcome.mounts {
+            share::save(mounts, &cancel, args.quiet).await;
+        }
         written?;
         shared?;
         if args.quiet && !outputs.take_stdout() {
@@ -233,6 +236,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<Request> {
         epoch,
         cache_from: share::from(&args.cache_from)?,
         cache_to: share::to(&args.cache_to)?,
+        cache_mounts: share::mounts(args.cache_mounts.as_deref())?,
     })
 }
 

@@ -1,7 +1,10 @@
 //! `--cache-from` and `--cache-to` of `kiln build`.
 
+use std::sync::Arc;
+
+use kiln_builder::cache::mounts::SavedMounts;
 use kiln_builder::cache::remote::Summary;
-use kiln_builder::cache::remote::options::{CacheFrom, CacheTo};
+use kiln_builder::cache::remote::options::{CacheFrom, CacheMounts, CacheTo};
 use kiln_builder::pipeline::Shared;
 use kiln_builder::runtime::Cancel;
 
@@ -18,6 +21,24 @@ pub(super) fn to(texts: &[String]) -> anyhow::Result<Vec<CacheTo>> {
     let parsed = texts.iter().map(|text| CacheTo::parse(text, &variable));
     let parsed = parsed.map(|one| one.map_err(|error| UsageError::new(error.to_string()).into()));
     parsed.collect()
+}
+
+pub(super) fn mounts(text: Option<&str>) -> anyhow::Result<Option<CacheMounts>> {
+    let parsed = text
+        .map(|text| CacheMounts::parse(text, &variable))
+        .transpose();
+    parsed.map_err(|error| UsageError::new(error.to_string()).into())
+}
+
+/// Saves cache mounts, and says what of them was restored and saved.
+pub(super) async fn save(mounts: &Arc<SavedMounts>, cancel: &Cancel, quiet: bool) {
+    let lines = tokio::select! {
+        lines = mounts.save() => lines,
+        () = cancel.cancelled() => return,
+    };
+    for line in lines.iter().filter(|_| !quiet) {
+        render::err(&text::printable(line.as_bytes()));
+    }
 }
 
 fn variable(name: &str) -> Option<String> {
