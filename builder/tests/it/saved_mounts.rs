@@ -196,11 +196,9 @@ fn replace(folder: &Path, layer: usize, bytes: &[u8]) {
     };
     let mut index = parse(&folder.join("index.json"));
     let mut manifest = parse(&blob(folder, &index["manifests"][0]));
-    for (descriptor, bytes) in [(&mut manifest["layers"][layer], bytes)] {
-        let (digest, size) = put(bytes);
-        descriptor["digest"] = digest.into();
-        descriptor["size"] = size.into();
-    }
+    let (digest, size) = put(bytes);
+    manifest["layers"][layer]["digest"] = digest.into();
+    manifest["layers"][layer]["size"] = size.into();
     let (digest, size) = put(&serde_json::to_vec(&manifest).unwrap());
     index["manifests"][0]["digest"] = digest.into();
     index["manifests"][0]["size"] = size.into();
