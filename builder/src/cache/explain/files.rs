@@ -63,6 +63,10 @@ pub fn unpack(packed: &[u8]) -> Option<Vec<FileEntry>> {
     let (&VERSION, compressed) = packed.split_first()? else {
         return None;
     };
+    // Nothing would unpack to nothing.
+    if compressed.is_empty() {
+        return None;
+    }
     let bytes = zstd::bulk::decompress(compressed, MOST_BYTES).ok()?;
     let mut rest = bytes.as_slice();
     let mut files: Vec<FileEntry> = Vec::new();
