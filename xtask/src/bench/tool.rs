@@ -54,6 +54,7 @@ impl Tool {
     /// Whether a workload is for this tool: what podman builds with is buildah.
     pub(super) fn takes_part(&self, workload: &str) -> bool {
         match self {
+            Self::Docker(_) if workload == "pushzstd" => false,
             Self::Kiln(_) | Self::Buildah(_) | Self::Docker(_) => true,
             Self::Podman(_) => ["pull", "repush", "unpack"].contains(&workload),
             Self::Skopeo(_) => ["pull", "repush"].contains(&workload),
@@ -162,6 +163,19 @@ impl Tool {
             Self::Skopeo(folder) => command
                 .args(["copy", "--dest-tls-verify=false"])
                 .arg(layout(folder))
+                .arg(format!("docker://{image}")),
+        };
+        command
+    }
+
+    /// Pushes with layers that are compressed by zstd.
+    pub(super) fn push_zstd(&self, image: &str) -> Command {
+        let mut command = self.command();
+        match self {
+            Self::Kiln(_) => command.args(["push", "--compression", "zstd", image]),
+            _ => command
+                .args(["push", "--tls-verify=false", "--compression-format", "zstd"])
+                .arg(image)
                 .arg(format!("docker://{image}")),
         };
         command

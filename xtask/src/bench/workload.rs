@@ -21,7 +21,7 @@ pub(super) const GROWTH: &str = "growth";
 
 /// The workloads and what they are, in the order of the table. `limit` is what the machine does with the
 /// same data at best.
-pub(super) const WORKLOADS: [(&str, &str); 15] = [
+pub(super) const WORKLOADS: [(&str, &str); 16] = [
     (
         "noop",
         "rebuild with nothing changed: `COPY` of 20,000 files, 200 MB, then `RUN true`; limit: `find` that looks at each",
@@ -49,6 +49,10 @@ pub(super) const WORKLOADS: [(&str, &str); 15] = [
     (
         "push",
         "an image just built, four layers of 256 MiB, to an empty registry",
+    ),
+    (
+        "pushzstd",
+        "the same with layers compressed by zstd",
     ),
     (
         "pull",
@@ -144,7 +148,8 @@ impl<'a> Bench<'a> {
             "copymany" => self.copy(tool, workload, size),
             "run50" => self.run(tool, size),
             "fanout" => self.fanout(tool),
-            "push" => self.push(tool),
+            "push" => self.push(tool, Tool::push),
+            "pushzstd" => self.push(tool, Tool::push_zstd),
             "pull" => self.pull(tool),
             "repush" => self.repush(tool),
             "unpack" => self.unpack(tool),
@@ -314,14 +319,14 @@ impl<'a> Bench<'a> {
         )
     }
 
-    fn push(&self, tool: &Tool) -> Result<Vec<Sample>> {
+    fn push(&self, tool: &Tool, push: fn(&Tool, &str) -> Command) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for _ in 0..self.runs {
             tool.reset()?;
             let (_storage, registry) = self.empty_registry()?;
             let image = format!("{}/bench/layers:latest", registry.address());
             self.build_layers(tool, &image)?;
-            samples.push(measure::measure(tool.push(&image), tool.daemon())?);
+            samples.push(measure::measure(push(tool, &image), tool.daemon())?);
             tool.forget(&image)?;
         }
         Ok(samples)
