@@ -50,10 +50,7 @@ pub(super) const WORKLOADS: [(&str, &str); 16] = [
         "push",
         "an image just built, four layers of 256 MiB, to an empty registry",
     ),
-    (
-        "pushzstd",
-        "the same with layers compressed by zstd",
-    ),
+    ("pushzstd", "the same with layers compressed by zstd"),
     (
         "pull",
         "the same image into an empty store; buildah, podman and docker also unpack it",
