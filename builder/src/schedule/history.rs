@@ -182,9 +182,9 @@ impl Schedule {
         }
     }
 
-    /// The layer that the counterpart of an executed `RUN` left in the build before, where it is the
-    /// same but for times: then what stands on it need not be executed again. A `COPY` is executed only
-    /// when it writes something else, or upon something else, so comparing its layer is in vain.
+    /// The layer that the counterpart of an executed step left in the build before, where it is the
+    /// same but for times: then what stands on it need not be executed again. A `COPY` that something
+    /// changed for writes something else, so that comparing its layer is in vain.
     pub(super) async fn cut_off(
         &self,
         id: VertexId,
@@ -194,9 +194,12 @@ impl Schedule {
         let Some(history) = self.history.clone() else {
             return Ok(layer);
         };
-        let runs = matches!(self.graph.vertex(id).op, Op::Run(_));
-        let new = self.rules.cache == CachePolicy::Ignore || matches!(reason, Reason::NeverBuilt);
-        if new || !runs {
+        let hopeless = match reason {
+            Reason::NeverBuilt => true,
+            Reason::Changed(_) => matches!(self.graph.vertex(id).op, Op::Copy(_)),
+            _ => false,
+        };
+        if hopeless || self.rules.cache == CachePolicy::Ignore {
             return Ok(layer);
         }
         blocking(move || {
