@@ -272,9 +272,11 @@ fn steady(text: &str) -> String {
     let text = text.replace(" --snapshotter <WAY>", "");
     // What depends on the machine and on who builds.
     let notes = ["note: RUN has ", "isolation: "];
+    // What depends on the cases that were built before in the same store.
+    let is_reason = |line: &str| line.starts_with('#') && line.contains(" miss: ");
     let lines = text
         .lines()
-        .filter(|line| !notes.iter().any(|note| line.starts_with(note)));
+        .filter(|line| !notes.iter().any(|note| line.starts_with(note)) && !is_reason(line));
     for line in lines {
         let mut words: Vec<String> = Vec::new();
         for word in line.split(' ') {
