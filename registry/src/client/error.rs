@@ -352,7 +352,7 @@ impl ClientError {
     /// Whether a manifest was refused because the registry does not know a blob of it.
     #[must_use]
     pub fn is_blob_unknown(&self) -> bool {
-        matches!(self.code(), Some("MANIFEST_BLOB_UNKNOWN" | "BLOB_UNKNOWN"))
+        matches!(self, Self::Refused(refusal) if refusal.blob_unknown)
     }
 
     /// Whether trying again later may help (D6.4).

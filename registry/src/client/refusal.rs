@@ -22,6 +22,8 @@ pub struct Refusal {
     pub code: Option<String>,
     /// What the registry says about it; control characters are removed.
     pub message: String,
+    /// Whether one of its errors, and not always the first, is that it lacks a blob.
+    pub blob_unknown: bool,
     /// Digests that the error's detail names.
     pub digests: Vec<Digest>,
     /// How long the registry wants to be left alone.
@@ -64,10 +66,12 @@ impl Refusal {
         let envelope: Option<Envelope> = serde_json::from_slice(body).ok();
         let mut code = None;
         let mut digests = Vec::new();
+        let mut blob_unknown = false;
         let message = match envelope {
             Some(envelope) if !envelope.errors.is_empty() => {
                 code = envelope.errors.iter().find_map(|entry| entry.code.clone());
                 for entry in &envelope.errors {
+                    blob_unknown |= entry.is_blob_unknown();
                     collect_digests(&entry.detail, &mut digests, 4);
                 }
                 let messages: Vec<&str> = envelope.errors.iter().filter_map(Entry::text).collect();
@@ -96,6 +100,7 @@ impl Refusal {
             status,
             code: code.map(|code| clean(&code, 64)),
             message: clean(&message, 500),
+            blob_unknown,
             digests,
             retry_after: None,
         }
@@ -103,6 +108,11 @@ impl Refusal {
 }
 
 impl Entry {
+    fn is_blob_unknown(&self) -> bool {
+        let code = self.code.as_deref();
+        matches!(code, Some("MANIFEST_BLOB_UNKNOWN" | "BLOB_UNKNOWN"))
+    }
+
     fn text(&self) -> Option<&str> {
         let detail = self.detail.as_str();
         self.message
@@ -191,6 +201,23 @@ mod tests {
             r#"{{"errors":[{{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown","detail":{{"digest":"{digest}"}}}}]}}"#
         );
         assert_eq!(refusal(404, &body).digests, [digest]);
+    }
+
+    #[test]
+    fn d7_3_an_unknown_blob_is_seen_behind_another_error() {
+        // docker-registry, while another push of the same blob writes the link to it.
+        let digest = Digest::of(b"x");
+        let body = format!(
+            r#"{{"errors":[
+                {{"code":"DIGEST_INVALID","message":"provided digest did not match uploaded content"}},
+                {{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry","detail":{{"digest":"{digest}"}}}}
+            ]}}"#
+        );
+        let refused = refusal(400, &body);
+        assert_eq!(refused.digests, [digest]);
+        assert!(ClientError::Refused(Box::new(refused)).is_blob_unknown());
+        let other = refusal(400, r#"{"errors":[{"code":"DIGEST_INVALID"}]}"#);
+        assert!(!ClientError::Refused(Box::new(other)).is_blob_unknown());
     }
 
     #[test]

@@ -259,6 +259,8 @@ fn edit(how: &str) -> fn(&mut Reply) {
 fn with(reply: Reply, part: &str) -> Reply {
     let page = "<!DOCTYPE html><html><body>Please log in</body></html>";
     let busy = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#;
+    let unlinked = r#"{"errors":[{"code":"DIGEST_INVALID","message":"provided digest did not match"},
+        {"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}"#;
     let other = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     match part.split_once('=') {
         Some(("retry-after", "past")) => reply.with("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"),
@@ -266,6 +268,7 @@ fn with(reply: Reply, part: &str) -> Reply {
         Some((header, value)) => reply.with(header, value),
         None => match part {
             "busy" => reply.body(busy),
+            "unlinked-blob" => reply.body(unlinked),
             "web-page" => reply.with("content-type", "text/html").body(page),
             "100-mib" => reply.body(vec![b' '; 100 << 20]),
             "other-digest" => reply.with("docker-content-digest", other),
