@@ -1,10 +1,16 @@
 //! Looking up remembered results, and the right to make one that is not remembered.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::timeout;
 
 use super::define::reads_root;
 use super::{CachePolicy, Schedule, blocking};
 use crate::cache::{CacheKey, identity};
+use crate::event::Event;
 use crate::graph::{Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{Stack, StepError, Worker};
@@ -12,6 +18,8 @@ use crate::store::{CacheRecord, StepLock};
 
 /// Stands for an input whose result does not matter.
 const ANY: &str = "-";
+/// How long another process is waited for without a word.
+const SILENCE: Duration = Duration::from_secs(1);
 
 impl Schedule {
     /// Whether a step is executed whatever is remembered.
@@ -166,14 +174,43 @@ impl Schedule {
     }
 
     /// The right to execute a step. Another process may hold it for as long as the step takes, so
-    /// waiting ends when the build is cancelled.
-    pub(super) async fn lock(&self, key: CacheKey) -> Result<StepLock, StepError> {
+    /// who waits is told for whom, and waiting ends when the build is cancelled.
+    pub(super) async fn lock(&self, id: VertexId, key: CacheKey) -> Result<StepGuard, StepError> {
+        let here = Arc::clone(self.locks.lock().await.entry(key).or_default());
         let worker = Arc::clone(&self.worker);
+        let lock = async {
+            let here = here.lock_owned().await;
+            let elsewhere = blocking(move || Ok(worker.store.lock_step(key.digest())?));
+            let _lock = self.telling(id, elsewhere).await?;
+            Ok(StepGuard { _lock, _here: here })
+        };
         tokio::select! {
-            lock = blocking(move || Ok(worker.store.lock_step(key.digest())?)) => lock,
+            lock = lock => lock,
             () = self.worker.cancel.cancelled() => Err(StepError::Cancelled),
         }
     }
+
+    /// Waits for another process, and says so where it takes long.
+    async fn telling<T>(&self, id: VertexId, lock: impl Future<Output = T>) -> T {
+        let mut lock = pin!(lock);
+        if let Ok(lock) = timeout(SILENCE, lock.as_mut()).await {
+            return lock;
+        }
+        let name = &self.graph.vertex(id).name;
+        self.worker.observer.tell(Event::Note {
+            step: Some(id.index()),
+            text: format!("waiting for another kiln process, which is executing `{name}`"),
+        });
+        lock.await
+    }
+}
+
+/// The right to execute a step: of this build's steps of that key the only one, and of all
+/// processes' the only one.
+#[derive(Debug)]
+pub(super) struct StepGuard {
+    _lock: StepLock,
+    _here: OwnedMutexGuard<()>,
 }
 
 /// The record of a key whose result is still there, and whole.

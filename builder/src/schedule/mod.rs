@@ -95,6 +95,8 @@ pub struct Schedule {
     permits: Arc<Semaphore>,
     width: u32,
     seals: Mutex<BTreeMap<SnapshotId, Seal>>,
+    /// The steps that are executed, each by one vertex at a time.
+    locks: Mutex<BTreeMap<CacheKey, Arc<Mutex<()>>>>,
     elsewhere: Elsewhere,
 }
 
@@ -148,6 +150,7 @@ impl Schedule {
             permits: Arc::new(Semaphore::new(width as usize)),
             width,
             seals: Mutex::default(),
+            locks: Mutex::default(),
             elsewhere: Elsewhere::default(),
         }
     }
@@ -294,7 +297,7 @@ impl Schedule {
             }
             Op::Git(git) => {
                 let layer = self
-                    .observed(id, self.repository(git))
+                    .observed(id, self.repository(id, git))
                     .await
                     .map_err(fail)?;
                 self.start_seal(id, &layer).await;
@@ -305,7 +308,7 @@ impl Schedule {
     }
 
     /// The files of a git repository: remembered for their commit, or checked out now.
-    async fn repository(&self, op: &GitOp) -> Result<SnapshotId, StepError> {
+    async fn repository(&self, id: VertexId, op: &GitOp) -> Result<SnapshotId, StepError> {
         let (worker, op) = (Arc::clone(&self.worker), op.clone());
         let resolved = self
             .permitted(move || step::git::resolve(&worker, &op))
@@ -314,7 +317,7 @@ impl Schedule {
         if let Some(layer) = self.remembered(key).await? {
             return Ok(layer);
         }
-        let lock = self.lock(key).await?;
+        let lock = self.lock(id, key).await?;
         if let Some(layer) = self.remembered(key).await? {
             return Ok(layer);
         }
@@ -419,7 +422,7 @@ impl Schedule {
         let upon = self.upon(vertex, &root, &inputs);
         let definition = (defined.key.digest(), Some(upon.as_str()));
         // Another process may be executing the very same step: then its result is ours.
-        let lock = self.lock(key).await?;
+        let lock = self.lock(id, key).await?;
         if let Some(layer) = self.found_content(id, key).await? {
             self.worker.store.remember_upon(&[definition], &layer)?;
             self.note_packed(id, defined.key, &layer);

@@ -1,5 +1,6 @@
 //! Ends that come from outside: Ctrl-C, SIGTERM, and kill -9.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Output};
 
 use rustix::process::{Pid, Signal};
@@ -91,6 +92,26 @@ fn ctrl_c_in_a_step_ends_all_of_it_and_exits_130() {
 #[test]
 fn a_request_to_end_in_a_step_ends_all_of_it_and_exits_143() {
     interrupted_step(Signal::TERM, 143);
+}
+
+#[test]
+fn who_waits_for_the_step_of_another_process_says_so_and_can_be_interrupted() {
+    let env = test_env!().with_busybox();
+    let (first, _) = endless(&env);
+    let mut second = Running(Some(env.build("second").spawn()));
+    let stderr = second.0.as_mut().and_then(|child| child.stderr.take());
+    let mut lines = BufReader::new(stderr.unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let waiting = lines.find(|line| line.contains("waiting for"));
+    let said = "waiting for another kiln process, which is executing `[3/3] RUN (setsid";
+    assert!(waiting.is_some_and(|line| line.contains(said)));
+    second.signal(Signal::INT);
+    assert_eq!(lines.last().as_deref(), Some("cancelled"));
+    assert_eq!(second.end().status.code(), Some(130));
+    first.signal(Signal::INT);
+    assert_eq!(first.end().status.code(), Some(130));
+    env.no_traces();
 }
 
 #[test]
