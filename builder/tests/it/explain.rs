@@ -420,13 +420,40 @@ fn explain_cache_is_one_document_for_programs() {
     assert_eq!(failed["steps"][2]["result"], "not needed");
     let quiet = env.build("app").args(["--explain-cache", "json", "-q"]);
     quiet.failure(125);
-    let pushed = env.build("app").args(["--explain-cache", "json", "--push"]);
-    pushed.failure(125);
     let with_file = env.build("app").args(["--explain-cache", &dest, "-q"]);
     with_file.failure(1);
     env.build("app")
         .args(["--explain-cache", "yaml"])
         .failure(125);
+}
+
+#[test]
+fn the_document_is_alone_on_standard_output() {
+    let env = test_env!("docker-registry").with_busybox();
+    env.dockerfile("FROM busybox\nRUN echo to people; echo one >/one\n");
+    let registry = env.registry();
+    let name = registry.name("app:1");
+    let archive = env.path("app.tar");
+    let archive = format!("type=oci,dest={}", archive.display());
+    let pushed = format!("type=image,name={},push=true", registry.name("app:2"));
+    for output in [
+        &["--push"] as &[&str],
+        &["-o", &pushed],
+        &["-o", &archive],
+        &["--push", "--cache-to", "inline"],
+    ] {
+        let build = env.build(&name).args(["--explain-cache", "json"]);
+        let output = build.args(output.iter().copied()).success();
+        assert_eq!(explained(&output)["failed"], false, "{output}");
+    }
+    // It is written as well when the image could not be pushed.
+    let build = env
+        .build("127.0.0.1:1/app")
+        .args(["--explain-cache", "json", "--push"]);
+    let output = build.failure(4);
+    assert_eq!(explained(&output)["failed"], false, "{output}");
+    let pushed = env.build(&name).args(["--push"]).success();
+    assert!(pushed.stdout.starts_with("1: digest: sha256:"), "{pushed}");
 }
 
 fn change_and_fail(env: &TestEnv, dest: &str) {

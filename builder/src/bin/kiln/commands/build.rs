@@ -88,6 +88,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     if let Some(format) = args.plan {
         return plan::run(request, &store, &client, &cancel, format);
     }
+    let tell_pushed = ExplainCache::tell_pushed(explain.as_ref());
     let (observer, explanation) = ExplainCache::watch(explain, observer);
     let tags = request.tags.clone();
     if !outputs.are_stored() {
@@ -130,6 +131,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             tags: &tags,
             image: outcome.image,
             quiet: args.quiet,
+            tell_pushed,
         };
         let written = outputs.write(&made).await;
         // What the cache gained is worth keeping when the image could not be pushed, too.

@@ -34,13 +34,10 @@ impl ExplainCache {
             return Ok(None);
         };
         match text.split_once(',') {
-            None if text == "json" && (args.quiet || args.push) => {
-                let other = if args.quiet { "--quiet" } else { "--push" };
-                Err(UsageError::new(format!(
-                    "--explain-cache=json and {other} both write to standard output: add dest=FILE"
-                ))
-                .into())
-            }
+            None if text == "json" && args.quiet => Err(UsageError::new(
+                "--explain-cache=json and --quiet both write to standard output: add dest=FILE",
+            )
+            .into()),
             None if text == "json" => Ok(Some(Self::Out)),
             Some(("json", rest)) if rest.len() > 5 && rest.starts_with("dest=") => {
                 Ok(Some(Self::File(rest["dest=".len()..].into())))
@@ -49,6 +46,14 @@ impl ExplainCache {
                 "invalid value `{text}` of --explain-cache: expected json or json,dest=FILE"
             ))
             .into()),
+        }
+    }
+
+    /// How what was pushed is told: not on a standard output that is to be one JSON document.
+    pub(super) fn tell_pushed(explain: Option<&Self>) -> fn(&str) {
+        match explain {
+            Some(Self::Out) => render::err,
+            _ => render::out,
         }
     }
 

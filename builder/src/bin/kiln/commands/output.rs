@@ -45,6 +45,8 @@ pub(super) struct Made<'a> {
     pub(super) tags: &'a [Reference],
     pub(super) image: Digest,
     pub(super) quiet: bool,
+    /// Prints what was pushed: on standard output, unless that is for something else.
+    pub(super) tell_pushed: fn(&str),
 }
 
 fn usage(error: &OutputError) -> anyhow::Error {
@@ -299,10 +301,12 @@ impl Made<'_> {
                 &self.image,
                 self.quiet,
             );
-            manifest = Some(push.await.map_err(|source| NotPushed {
+            let (pushed, line) = push.await.map_err(|source| NotPushed {
                 names: names.iter().skip(at).map(Reference::familiar).collect(),
                 source,
-            })?);
+            })?;
+            (self.tell_pushed)(&line);
+            manifest = Some(pushed);
         }
         Ok(manifest)
     }

@@ -51,7 +51,8 @@ pub(crate) fn run(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
     };
     block_on(&cancel, async {
         let pushed = push(&store, &client, &cancel, target, &image, args.quiet);
-        pushed.await.map(drop)
+        render::out(&pushed.await?.1);
+        Ok(())
     })
 }
 
@@ -108,13 +109,14 @@ fn push_all(setup: &Setup, args: &PushArgs) -> anyhow::Result<()> {
                 by_digest: false,
                 form: &form,
             };
-            push(&store, &client, &cancel, target, image, args.quiet).await?;
+            let pushed = push(&store, &client, &cancel, target, image, args.quiet);
+            render::out(&pushed.await?.1);
         }
         Ok(())
     })
 }
 
-/// Pushes an image under a name and says so.
+/// Pushes an image under a name and says so; also returns the line that is data.
 pub(crate) async fn push(
     store: &Arc<Store>,
     client: &Client,
@@ -122,7 +124,7 @@ pub(crate) async fn push(
     target: Target<'_>,
     image: &Digest,
     quiet: bool,
-) -> anyhow::Result<Descriptor> {
+) -> anyhow::Result<(Descriptor, String)> {
     let reference = target.reference;
     let repository = format!("{}/{}", reference.registry, reference.repository);
     if !quiet {
@@ -130,23 +132,18 @@ pub(crate) async fn push(
     }
     let observer = transfer::observer(transfer::PUSH, quiet);
     let (pushed, there) = publish::push(store, client, target, image, &observer, cancel).await?;
-    if quiet && target.by_digest {
-        render::out(&format!("{repository}@{}", pushed.digest));
-    } else if quiet {
-        render::out(&reference.to_string());
-    } else {
-        let digest = pushed.digest.to_string();
-        let tag = match target.by_digest {
-            true => digest.as_str(),
-            false => reference.tag_or_latest(),
-        };
-        if there {
-            render::err(&format!("{tag}: already there"));
-        }
-        render::out(&format!(
-            "{tag}: digest: {} size: {}",
-            pushed.digest, pushed.size
-        ));
+    let digest = pushed.digest.to_string();
+    let tag = match target.by_digest {
+        true => digest.as_str(),
+        false => reference.tag_or_latest(),
+    };
+    if there && !quiet {
+        render::err(&format!("{tag}: already there"));
     }
-    Ok(pushed)
+    let line = match (quiet, target.by_digest) {
+        (true, true) => format!("{repository}@{digest}"),
+        (true, false) => reference.to_string(),
+        (false, _) => format!("{tag}: digest: {digest} size: {}", pushed.size),
+    };
+    Ok((pushed, line))
 }
