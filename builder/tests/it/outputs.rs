@@ -364,11 +364,46 @@ fn c4_3_what_cannot_be_is_refused_before_the_build() {
             .failure(125);
         assert!(failed.stderr.contains(part), "{failed}");
     }
-    // Nothing is left of a file that could not be written.
-    env.dockerfile("FROM scratch\nCOPY Dockerfile /\n");
-    let failed = env
-        .kiln(["build", "-o", "type=oci,dest=none/x.tar", "context"])
-        .run();
-    assert_eq!(failed.code, Some(1), "{failed}");
-    assert!(failed.stderr.contains("none/x.tar"), "{failed}");
+}
+
+/// D11.8, as docker: what was named wrong is an ordinary failure.
+#[test]
+fn a_file_that_cannot_be_made_is_refused_before_the_build() {
+    let env = test_env!().with_busybox();
+    env.dockerfile("FROM scratch\nRUN no such thing\n");
+    let no_folder = "cannot write `none/x`: there is no folder `none`";
+    let folder = "cannot write `home`: is a directory";
+    for (args, error) in [
+        (
+            &["build", "-o", "type=docker,dest=none/x", "context"][..],
+            no_folder,
+        ),
+        (&["build", "-o", "type=oci,dest=home", "context"], folder),
+        (
+            &["build", "-o", "type=tar,dest=none/x", "context"],
+            no_folder,
+        ),
+        (&["build", "--iidfile", "none/x", "context"], no_folder),
+        (
+            &["build", "--metadata-file", "none/x", "context"],
+            no_folder,
+        ),
+        (
+            &["build", "--explain-cache", "json,dest=none/x", "context"],
+            no_folder,
+        ),
+        (&["save", "busybox", "-o", "none/x"], no_folder),
+        (&["save", "busybox", "-o", "home"], folder),
+        (
+            &["save", "busybox", "-o", "new/"],
+            "cannot write `new/`: is a directory",
+        ),
+        (
+            &["save", "busybox", "-o", "/proc/x"],
+            "cannot write `/proc/x`: ",
+        ),
+    ] {
+        let failed = env.kiln(args.iter().copied()).failure(1);
+        assert!(failed.stderr.contains(error), "{failed}");
+    }
 }

@@ -24,6 +24,7 @@ use kiln_registry::spec::Platform;
 
 use super::explain::ExplainCache;
 use super::output::{Made, Outputs};
+use super::save::check_target;
 use super::security::{Allowed, runtime, seccomp};
 use super::{Setup, block_on, call, plan, platform, share, shell};
 use crate::args::{self, BuildArgs, OnFail};
@@ -66,6 +67,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     request.secrets = secrets.into_iter().map(absolute).collect();
     request.settings.agents = open_agents(&args.ssh)?;
     if let Some(file) = &args.iidfile {
+        check_target(file)?;
         // An old id must not be taken for the new image's when the build fails.
         remove(file)?;
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context as _;
 use kiln_builder::event::{Event, Observer};
 
+use super::save::check_target;
 use crate::args::BuildArgs;
 use crate::render;
 use crate::report::UsageError;
@@ -40,7 +41,9 @@ impl ExplainCache {
             .into()),
             None if text == "json" => Ok(Some(Self::Out)),
             Some(("json", rest)) if rest.len() > 5 && rest.starts_with("dest=") => {
-                Ok(Some(Self::File(rest["dest=".len()..].into())))
+                let path = PathBuf::from(&rest["dest=".len()..]);
+                check_target(&path)?;
+                Ok(Some(Self::File(path)))
             }
             _ => Err(UsageError::new(format!(
                 "invalid value `{text}` of --explain-cache: expected json or json,dest=FILE"

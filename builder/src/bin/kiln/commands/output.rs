@@ -21,7 +21,7 @@ use kiln_registry::spec::Descriptor;
 use serde_json::{Value, json};
 
 use super::push::push;
-use super::save::{to_file, to_stdout};
+use super::save::{check_target, to_file, to_stdout};
 use crate::args::BuildArgs;
 use crate::render::{self, transfer};
 use crate::report::{NotPushed, UsageError};
@@ -78,6 +78,7 @@ impl Outputs {
             metadata: args.output.metadata_file.clone(),
         };
         outputs.check(args)?;
+        outputs.check_files()?;
         Ok(outputs)
     }
 
@@ -115,6 +116,19 @@ impl Outputs {
             return refuse("--output: mode=delete would remove all files of this machine");
         }
         Ok(())
+    }
+
+    /// Refuses files that could not be made after the build.
+    fn check_files(&self) -> anyhow::Result<()> {
+        for output in &self.list {
+            if let Kind::Tar(Dest::Path(path))
+            | Kind::Oci(Dest::Path(path))
+            | Kind::Docker(Dest::Path(path)) = &output.kind
+            {
+                check_target(path)?;
+            }
+        }
+        self.metadata.as_deref().map_or(Ok(()), check_target)
     }
 
     /// Whether the image gets its names in the store.

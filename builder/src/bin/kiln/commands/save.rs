@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, IsTerminal as _, Write as _};
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kiln_builder::image::publish;
 use kiln_builder::runtime::Cancel;
 use kiln_builder::store::Store;
@@ -25,6 +25,7 @@ pub(crate) fn run(setup: &Setup, args: &SaveArgs) -> anyhow::Result<()> {
         )
         .into());
     }
+    args.output.as_deref().map_or(Ok(()), check_target)?;
     let store = setup.store()?;
     let images = wanted(&store, &args.images)?;
     let cancel = Cancel::new()?;
@@ -92,6 +93,20 @@ pub(super) fn to_stdout(
     out.flush().context("writing to standard output")
 }
 
+/// Refuses a file that cannot be made where it is to be, before any work is done for it.
+pub(super) fn check_target(path: &Path) -> anyhow::Result<()> {
+    let problem = |problem: &str| Err(anyhow!("cannot write `{}`: {problem}", path.display()));
+    if path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return problem("is a directory");
+    }
+    match path.parent() {
+        Some(folder) if folder != "" && !folder.is_dir() => {
+            problem(&format!("there is no folder `{}`", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Lets an archive be written to a temporary file beside the target, so that a failure leaves the
 /// target as it was.
 pub(super) fn to_file(
@@ -103,7 +118,7 @@ pub(super) fn to_file(
         let file = File::options()
             .write(true)
             .open(path)
-            .with_context(|| format!("open {}", path.display()))?;
+            .with_context(|| format!("cannot write `{}`", path.display()))?;
         let mut out = BufWriter::with_capacity(BUFFER, file);
         write(&mut out)?;
         return Ok(out.flush()?);
@@ -126,11 +141,8 @@ fn fill(
     path: &Path,
     write: impl FnOnce(&mut dyn io::Write) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let file =
-        File::create(temporary).with_context(|| format!("making {}", temporary.display()))?;
-    let mut out = BufWriter::with_capacity(BUFFER, file);
+    let mut out = BufWriter::with_capacity(BUFFER, File::create(temporary)?);
     write(&mut out)?;
-    out.flush()
-        .with_context(|| format!("writing {}", temporary.display()))?;
-    fs::rename(temporary, path).with_context(|| format!("naming {}", path.display()))
+    out.flush()?;
+    Ok(fs::rename(temporary, path)?)
 }
