@@ -93,8 +93,13 @@ impl Folder {
         self.root.join("repositories").join(name)
     }
 
-    fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Begins a change of manifests and tags. What is read until its end is not changed by others.
+    pub(super) fn change(&self) -> Change<'_> {
+        let held = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        Change {
+            folder: self,
+            _held: held,
+        }
     }
 
     /// Whether a repository has been pushed to.
@@ -166,64 +171,6 @@ impl Folder {
         }))
     }
 
-    /// Stores a manifest, in this order: its content, that the repository has it, who it is about,
-    /// its tags.
-    pub(super) fn put_manifest(
-        &self,
-        name: &str,
-        manifest: &Stored,
-        tags: &[String],
-        about: Option<&(Digest, Descriptor)>,
-    ) -> io::Result<()> {
-        let _changing = self.change();
-        let folder = self.repository(name);
-        let hex = manifest.digest.hex();
-        let content = self.content(manifest.digest);
-        if !content.exists() {
-            self.write(&content, &manifest.bytes)?;
-        }
-        self.write(
-            &folder.join("_manifests").join(&hex),
-            manifest.media_type.as_bytes(),
-        )?;
-        if let Some((subject, entry)) = about {
-            let entry = serde_json::to_vec(entry)?;
-            self.write(
-                &folder.join("_referrers").join(subject.hex()).join(&hex),
-                &entry,
-            )?;
-        }
-        for tag in tags {
-            let text = manifest.digest.to_string();
-            self.write(&folder.join("_tags").join(tag), text.as_bytes())?;
-        }
-        Ok(())
-    }
-
-    /// Deletes a manifest with all its tags; false when it was not there.
-    pub(super) fn delete_manifest(&self, name: &str, digest: Digest) -> io::Result<bool> {
-        let _changing = self.change();
-        let folder = self.repository(name);
-        for tag in entries(&folder.join("_tags"))? {
-            if self.tag(name, &tag)? == Some(digest) {
-                missing_is_none(fs::remove_file(folder.join("_tags").join(&tag)))?;
-            }
-        }
-        for subject in entries(&folder.join("_referrers"))? {
-            let entry = folder.join("_referrers").join(subject).join(digest.hex());
-            missing_is_none(fs::remove_file(entry))?;
-        }
-        let record = folder.join("_manifests").join(digest.hex());
-        Ok(missing_is_none(fs::remove_file(record))?.is_some())
-    }
-
-    /// Deletes a tag; false when it was not there.
-    pub(super) fn delete_tag(&self, name: &str, tag: &str) -> io::Result<bool> {
-        let _changing = self.change();
-        let path = self.repository(name).join("_tags").join(tag);
-        Ok(missing_is_none(fs::remove_file(path))?.is_some())
-    }
-
     fn tag(&self, name: &str, tag: &str) -> io::Result<Option<Digest>> {
         let text = read_record(&self.repository(name).join("_tags").join(tag))?;
         Ok(text.and_then(|text| text.parse().ok()))
@@ -286,6 +233,71 @@ impl Folder {
             drop(fs::remove_file(&partial));
         }
         written
+    }
+}
+
+/// A change of manifests and tags that is under way; there is one at a time.
+#[derive(Debug)]
+pub(super) struct Change<'a> {
+    folder: &'a Folder,
+    _held: MutexGuard<'a, ()>,
+}
+
+impl Change<'_> {
+    /// Stores a manifest, in this order: its content, that the repository has it, who it is about,
+    /// its tags.
+    pub(super) fn put_manifest(
+        &self,
+        name: &str,
+        manifest: &Stored,
+        tags: &[String],
+        about: Option<&(Digest, Descriptor)>,
+    ) -> io::Result<()> {
+        let folder = self.folder.repository(name);
+        let hex = manifest.digest.hex();
+        let content = self.folder.content(manifest.digest);
+        if !content.exists() {
+            self.folder.write(&content, &manifest.bytes)?;
+        }
+        self.folder.write(
+            &folder.join("_manifests").join(&hex),
+            manifest.media_type.as_bytes(),
+        )?;
+        if let Some((subject, entry)) = about {
+            let entry = serde_json::to_vec(entry)?;
+            self.folder.write(
+                &folder.join("_referrers").join(subject.hex()).join(&hex),
+                &entry,
+            )?;
+        }
+        for tag in tags {
+            let text = manifest.digest.to_string();
+            self.folder
+                .write(&folder.join("_tags").join(tag), text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a manifest with all its tags; false when it was not there.
+    pub(super) fn delete_manifest(&self, name: &str, digest: Digest) -> io::Result<bool> {
+        let folder = self.folder.repository(name);
+        for tag in entries(&folder.join("_tags"))? {
+            if self.folder.tag(name, &tag)? == Some(digest) {
+                missing_is_none(fs::remove_file(folder.join("_tags").join(&tag)))?;
+            }
+        }
+        for subject in entries(&folder.join("_referrers"))? {
+            let entry = folder.join("_referrers").join(subject).join(digest.hex());
+            missing_is_none(fs::remove_file(entry))?;
+        }
+        let record = folder.join("_manifests").join(digest.hex());
+        Ok(missing_is_none(fs::remove_file(record))?.is_some())
+    }
+
+    /// Deletes a tag; false when it was not there.
+    pub(super) fn delete_tag(&self, name: &str, tag: &str) -> io::Result<bool> {
+        let path = self.folder.repository(name).join("_tags").join(tag);
+        Ok(missing_is_none(fs::remove_file(path))?.is_some())
     }
 }
 

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, ETAG, HeaderName, LOCATION};
+use hyper::{HeaderMap, Request};
 use serde::Deserialize;
 
-use super::folder::{MANIFEST, Stored};
+use super::condition::{Condition, etag};
+use super::folder::{Folder, MANIFEST, Stored};
 use super::reply::{Refused, Reply};
 use super::route::{Query, Wanted};
 use super::uploads::whole_body;
@@ -41,14 +42,20 @@ pub(super) async fn get(
     shared: &Arc<Shared>,
     name: String,
     wanted: Wanted,
+    headers: &HeaderMap,
 ) -> Result<Reply, Refused> {
+    let condition = Condition::of(headers);
     let asked = wanted.clone();
     let found = on_disk(shared, move |folder| folder.manifest(&name, &asked)).await?;
     let found = found.ok_or_else(|| unknown(&wanted))?;
-    Ok(Reply::bytes(200, found.bytes)
-        .header(CONTENT_TYPE, found.media_type)
-        .header(ETAG, format!("\"{}\"", found.digest))
-        .digest(found.digest))
+    if condition.is_changed(Some(found.digest)) {
+        return Err(Refused::precondition(Some(found.digest)));
+    }
+    let reply = match condition.is_known(Some(found.digest)) {
+        true => Reply::empty(304),
+        false => Reply::bytes(200, found.bytes).header(CONTENT_TYPE, found.media_type),
+    };
+    Ok(reply.header(ETAG, etag(found.digest)).digest(found.digest))
 }
 
 pub(super) async fn put(
@@ -62,14 +69,15 @@ pub(super) async fn put(
     let header = header
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned);
+    let condition = Condition::of(request.headers());
     let bytes = whole_body(request.into_body(), MANIFEST, shared.options.stall).await?;
     let digest = Digest::of(&bytes);
     let mut tags: Vec<String> = query.all("tag").map(str::to_owned).collect();
-    match wanted {
-        Wanted::Tag(tag) => tags.push(tag),
-        Wanted::Digest(expected) if expected != digest => {
+    match &wanted {
+        Wanted::Tag(tag) => tags.push(tag.clone()),
+        Wanted::Digest(expected) if *expected != digest => {
             let message = format!("the manifest is {digest}");
-            return Err(Refused::digest_invalid(message).about(&[expected]));
+            return Err(Refused::digest_invalid(message).about(&[*expected]));
         }
         Wanted::Digest(_) => {}
     }
@@ -90,23 +98,28 @@ pub(super) async fn put(
         bytes,
     };
     let (repository, given) = (name.clone(), tags.clone());
-    let store = move |folder: &super::Folder| {
+    let store = move |folder: &Folder| {
         let mut missing = Vec::new();
         for part in parts.needed {
             if folder.blob(&repository, part)?.is_none() {
                 missing.push(part);
             }
         }
-        if missing.is_empty() {
-            folder.put_manifest(&repository, &manifest, &given, about.as_ref())?;
+        if !missing.is_empty() {
+            let message = "the repository lacks what the manifest names";
+            let refused = Refused::new(400, "MANIFEST_BLOB_UNKNOWN", message);
+            return Ok(Err(refused.about(&missing)));
         }
-        Ok(missing)
+        let change = folder.change();
+        let now = folder.manifest(&repository, &wanted)?;
+        let now = now.map(|stored| stored.digest);
+        if let Err(refused) = condition.allow_change(now) {
+            return Ok(Err(refused));
+        }
+        change.put_manifest(&repository, &manifest, &given, about.as_ref())?;
+        Ok(Ok(()))
     };
-    let missing = on_disk(shared, store).await?;
-    if !missing.is_empty() {
-        let message = "the repository lacks what the manifest names";
-        return Err(Refused::new(400, "MANIFEST_BLOB_UNKNOWN", message).about(&missing));
-    }
+    on_disk(shared, store).await??;
     let reply = Reply::empty(201)
         .header(LOCATION, format!("/v2/{name}/manifests/{digest}"))
         .digest(digest);
@@ -120,20 +133,27 @@ pub(super) async fn delete(
     shared: &Arc<Shared>,
     name: String,
     wanted: Wanted,
+    headers: &HeaderMap,
 ) -> Result<Reply, Refused> {
     if !shared.options.deletes {
         return Err(Refused::unsupported("deletion is off"));
     }
-    let asked = wanted.clone();
-    let was_there = on_disk(shared, move |folder| match asked {
-        Wanted::Tag(tag) => folder.delete_tag(&name, &tag),
-        Wanted::Digest(digest) => folder.delete_manifest(&name, digest),
-    });
-    if was_there.await? {
-        Ok(Reply::empty(202))
-    } else {
-        Err(unknown(&wanted))
-    }
+    let condition = Condition::of(headers);
+    let delete = move |folder: &Folder| {
+        let change = folder.change();
+        if let Some(now) = folder.manifest(&name, &wanted)?
+            && let Err(refused) = condition.allow_change(Some(now.digest))
+        {
+            return Ok(Err(refused));
+        }
+        let was_there = match &wanted {
+            Wanted::Tag(tag) => change.delete_tag(&name, tag)?,
+            Wanted::Digest(digest) => change.delete_manifest(&name, *digest)?,
+        };
+        Ok(was_there.then_some(()).ok_or_else(|| unknown(&wanted)))
+    };
+    on_disk(shared, delete).await??;
+    Ok(Reply::empty(202))
 }
 
 /// What a manifest is, and what must be there before it.

@@ -1,7 +1,8 @@
 //! A registry over a folder: the distribution specification's server side (D5, D7-D9).
 //!
 //! `route` reads an address, `folder` keeps things on disk, `uploads` takes blobs in, `blobs`,
-//! `manifests` and `lists` answer for the rest, `reply` makes answers. Nothing becomes visible
+//! `manifests` and `lists` answer for the rest, `condition` says whether a request is for the state
+//! that it finds, `reply` makes answers. Nothing becomes visible
 //! before it is whole and of the right digest, sizes and counts are bounded, and whatever a client
 //! sends ends in an answer of the specification's form.
 //!
@@ -9,6 +10,7 @@
 //! refers to any more stays on disk.
 
 mod blobs;
+mod condition;
 mod folder;
 mod lists;
 mod manifests;
@@ -195,12 +197,14 @@ async fn dispatch(
             uploads::finish(shared, name, &id, query, request).await
         }
         (Target::Upload(id), &Method::DELETE) => uploads::cancel(shared, name, &id).await,
-        (Target::Manifest(wanted), _) if reads => manifests::get(shared, name, wanted).await,
+        (Target::Manifest(wanted), _) if reads => {
+            manifests::get(shared, name, wanted, request.headers()).await
+        }
         (Target::Manifest(wanted), &Method::PUT) => {
             manifests::put(shared, name, wanted, query, request).await
         }
         (Target::Manifest(wanted), &Method::DELETE) => {
-            manifests::delete(shared, name, wanted).await
+            manifests::delete(shared, name, wanted, request.headers()).await
         }
         _ => Err(Refused::unsupported("the method is not for this address")),
     }

@@ -5,10 +5,11 @@ use std::io;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::http::StatusCode;
 use serde_json::{Value, json};
 
+use super::condition::etag;
 use crate::digest::Digest;
 
 /// An answer as hyper sends it.
@@ -34,7 +35,7 @@ impl Reply {
     pub(super) fn empty(status: u16) -> Self {
         let mut reply = Self::bytes(status, Vec::new());
         // An answer that cannot have a body has no length either.
-        if status == 204 {
+        if matches!(status, 204 | 304) {
             reply.response.headers_mut().remove(CONTENT_LENGTH);
         }
         reply
@@ -113,6 +114,19 @@ impl Refused {
         self
     }
 
+    /// A condition does not hold for what is there now.
+    pub(super) fn precondition(now: Option<Digest>) -> Self {
+        let refused = Self::new(
+            412,
+            "PRECONDITION",
+            "it has been changed, or is there already",
+        );
+        match now {
+            Some(digest) => refused.header(ETAG, etag(digest)).about(&[digest]),
+            None => refused,
+        }
+    }
+
     pub(super) fn unsupported(message: &str) -> Self {
         Self::new(405, "UNSUPPORTED", message)
     }
@@ -134,7 +148,7 @@ impl Refused {
     pub(super) fn disk(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::new(507, "DENIED", "the registry's disk is full")
+                Self::new(507, "PRECONDITION", "the registry's disk is full")
             }
             _ => Self::new(500, "UNKNOWN", "the registry cannot read or write its disk"),
         }

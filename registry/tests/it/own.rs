@@ -43,7 +43,7 @@ impl Served {
     }
 
     /// One with an empty folder, which is gone when that value is.
-    async fn empty() -> (TempDir, Self) {
+    pub async fn empty() -> (TempDir, Self) {
         let folder = TempDir::new().unwrap();
         let served = Self::start(folder.path(), ServerOptions::default()).await;
         (folder, served)
@@ -55,7 +55,7 @@ impl Served {
         drop((&mut self.task).await);
     }
 
-    async fn ask(
+    pub async fn ask(
         &self,
         method: Method,
         path: &str,
@@ -76,7 +76,7 @@ impl Served {
         request.send().await.unwrap()
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub async fn get(&self, path: &str) -> Response {
         self.ask(Method::GET, path, &[], b"").await
     }
 
@@ -109,7 +109,7 @@ impl Served {
     }
 }
 
-fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+pub fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     response
         .headers()
         .get(name)
