@@ -32,17 +32,17 @@ pub(crate) fn steps(output: &Output) -> (Vec<String>, Vec<String>) {
 }
 
 /// Builds and gives what was executed.
-fn executed(env: &TestEnv, dockerfile: &str) -> Vec<String> {
+pub(crate) fn executed(env: &TestEnv, dockerfile: &str) -> Vec<String> {
     steps(&env.dockerfile(dockerfile).build("one").success()).0
 }
 
 const THREE: &str = "FROM busybox\nCOPY dir /dir\nRUN cat /dir/* >/sum\nWORKDIR /w\nRUN echo >x\n";
 
-fn three(env: &TestEnv) -> Vec<String> {
+pub(crate) fn three(env: &TestEnv) -> Vec<String> {
     executed(env, THREE)
 }
 
-const ALL: [&str; 4] = [
+pub(crate) const ALL: [&str; 4] = [
     "COPY dir /dir",
     "RUN cat /dir/* >/sum",
     "WORKDIR /w",
@@ -236,34 +236,6 @@ fn a_failed_step_leaves_those_before_it_in_the_cache() {
 }
 
 #[test]
-fn two_builds_at_once_execute_each_step_once() {
-    let env = test_env!().with_busybox();
-    env.file("file", "x").dockerfile(
-        "FROM busybox\n\
-         COPY file /\n\
-         RUN cat /proc/sys/kernel/random/uuid >/one; usleep 300000\n\
-         WORKDIR /w\n\
-         RUN cat /proc/sys/kernel/random/uuid >/two; usleep 300000\n",
-    );
-    let builds: Vec<_> = (0..3)
-        .map(|number| env.build(&format!("image{number}")).spawn())
-        .collect();
-    let mut executed = Vec::new();
-    for build in builds {
-        let output = Output::of(build);
-        assert_eq!(output.code, Some(0), "{output}");
-        executed.extend(steps(&output).0);
-    }
-    executed.sort();
-    assert_eq!(executed.len(), 4, "{executed:?}");
-    executed.dedup();
-    assert_eq!(executed.len(), 4, "{executed:?}");
-    let layers = |image: &str| env.inspect(image)["RootFS"]["Layers"].clone();
-    assert_eq!(layers("image0"), layers("image1"));
-    assert_eq!(layers("image0"), layers("image2"));
-}
-
-#[test]
 fn a6_9_proxies_reach_steps_and_nothing_else() {
     let env = test_env!().with_busybox();
     env.dockerfile(
@@ -384,176 +356,6 @@ fn a15_6_cache_mounts_are_kept_without_the_cache() {
     assert_eq!(env.saved("one").text("log"), "x\nx\n");
 }
 
-/// A step's layer stands on the result that it was made upon, and on no other of the same definition:
-/// an image is never put together from two executions.
-#[test]
-fn killer_2_a_layer_is_not_put_upon_another_result_of_the_same_step() {
-    let env = test_env!().with_busybox();
-    env.dockerfile(
-        "FROM busybox\n\
-         RUN cat /proc/sys/kernel/random/uuid >/id\n\
-         RUN --mount=type=secret,id=s cp /id /copy; test \"$(cat /run/secrets/s)\" = ok\n",
-    );
-    let build = |value: &str| {
-        fs::write(env.path("secret"), value).unwrap();
-        let secret = format!("id=s,src={}", env.path("secret").display());
-        env.build("one").args(["--secret", &secret])
-    };
-    build("ok").success();
-    // the first step is executed again, and the second one fails
-    build("bad").arg("--no-cache").failure(1);
-    build("ok").success();
-    let saved = env.saved("one");
-    assert_eq!(saved.text("id"), saved.text("copy"));
-    assert_eq!(steps(&build("ok").success()).0, [""; 0]);
-}
-
-/// The same with what a stage copies: from the result that is there now.
-#[test]
-fn killer_2_files_are_not_copied_from_a_former_result_of_a_stage() {
-    let env = test_env!().with_busybox();
-    let dockerfile = "FROM busybox AS make\n\
-         RUN cat /proc/sys/kernel/random/uuid >/id\n\
-         FROM busybox\n\
-         COPY --from=make /id /one\n\
-         RUN --mount=type=secret,id=s test \"$(cat /run/secrets/s)\" = ok\n\
-         COPY --from=make /id /two\n";
-    env.dockerfile(dockerfile);
-    let build = |value: &str| {
-        fs::write(env.path("secret"), value).unwrap();
-        let secret = format!("id=s,src={}", env.path("secret").display());
-        env.build("one").args(["--secret", &secret])
-    };
-    build("ok").success();
-    build("bad").arg("--no-cache").failure(1);
-    env.dockerfile(&dockerfile.replace("/two", "/three"));
-    build("ok").success();
-    let saved = env.saved("one");
-    assert_eq!(saved.text("one"), saved.text("three"));
-}
-
-/// Every source counts, not only the first one.
-#[test]
-fn killer_2_all_sources_of_a_copy_are_in_the_key() {
-    let env = test_env!().with_busybox();
-    env.file("a", "1").file("b", "2").file("c/d", "3");
-    let dockerfile = "FROM busybox\nCOPY a b c/* /dir/\n";
-    assert_eq!(executed(&env, dockerfile).len(), 1);
-    for name in ["a", "b", "c/d"] {
-        env.file(name, "changed");
-        assert_eq!(executed(&env, dockerfile).len(), 1, "{name}");
-        let name = name.rsplit('/').next().unwrap();
-        let text = env.saved("one").text(&format!("dir/{name}"));
-        assert_eq!(text, "changed");
-    }
-    assert_eq!(executed(&env, dockerfile), [""; 0]);
-}
-
-/// A changed file that looks as it did: the same size and the same times.
-#[test]
-fn killer_1_content_counts_whatever_size_and_times_say() {
-    let env = test_env!().with_busybox();
-    env.file("dir/a", "first!").file("dir/b", "1");
-    let old = env.context().join("dir/a");
-    let time = |path: &Path| {
-        let path = path.to_str().unwrap();
-        env.program("touch", ["-d", "@1500000000", path]).success();
-    };
-    time(&old);
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    three(&env);
-    assert_eq!(three(&env), [""; 0]);
-    let changes: [(&str, &dyn Fn()); 3] = [
-        ("written in place", &|| fs::write(&old, "second").unwrap()),
-        ("replaced by another file", &|| {
-            let new = env.context().join("new");
-            fs::write(&new, "third!").unwrap();
-            time(&new);
-            fs::rename(&new, &old).unwrap();
-        }),
-        ("replaced by a name of another file", &|| {
-            let other = env.path("other");
-            fs::write(&other, "fourth").unwrap();
-            time(&other);
-            fs::remove_file(&old).unwrap();
-            fs::hard_link(&other, &old).unwrap();
-        }),
-    ];
-    for (what, change) in changes {
-        change();
-        time(&old);
-        assert_eq!(three(&env), ALL, "{what}");
-        let content = fs::read_to_string(&old).unwrap();
-        assert_eq!(env.saved("one").text("dir/a"), content, "{what}");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        assert_eq!(three(&env), [""; 0], "{what}, and not changed since");
-    }
-}
-
-/// Deleted files stay deleted, and a directory that was made anew shows nothing of the old one, also
-/// when the layers come from the cache.
-#[test]
-fn killer_3_what_was_deleted_does_not_come_back_from_the_cache() {
-    let env = test_env!().with_busybox();
-    env.file("d/old", "1").file("d/sub/deep", "2");
-    let dockerfile = "FROM busybox\n\
-         COPY d /d\n\
-         RUN rm /d/old; rm -r /d/sub; mkdir /d/sub; echo new >/d/sub/new\n\
-         RUN find /d | sort >/seen\n\
-         RUN echo LAST\n";
-    let seen = "/d\n/d/sub\n/d/sub/new\n";
-    for last in ["one", "two"] {
-        let text = dockerfile.replace("LAST", last);
-        assert!(executed(&env, &text).contains(&format!("RUN echo {last}")));
-        assert_eq!(env.saved("one").text("seen"), seen);
-    }
-    let text = dockerfile.replace("LAST", "two; find /d | sort >/later");
-    assert_eq!(
-        executed(&env, &text),
-        ["RUN echo two; find /d | sort >/later"]
-    );
-    assert_eq!(env.saved("one").text("later"), seen);
-}
-
-/// What is damaged or missing in the cache is a miss.
-#[test]
-fn killer_14_a_damaged_cache_is_a_miss_and_never_a_failure() {
-    let env = test_env!().with_busybox();
-    env.file("dir/a", "1");
-    three(&env);
-    let garbage = |folder: &str| {
-        for entry in fs::read_dir(env.store().join(folder)).unwrap() {
-            fs::write(entry.unwrap().path(), "garbage").unwrap();
-        }
-    };
-    garbage("cache");
-    assert_eq!(three(&env), [""; 0], "without digests of files");
-    for entry in fs::read_dir(env.store().join("snapshots")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.join("sum").exists() {
-            fs::remove_dir_all(path).unwrap();
-        }
-    }
-    let again = three(&env);
-    assert!(again.contains(&ALL[1].to_owned()), "{again:?}");
-    assert_eq!(env.saved("one").text("sum"), "1");
-    // records of the build before that say nothing
-    for sql in [
-        "UPDATE steps SET description = 'garbage'",
-        "UPDATE file_lists SET files = x'00'",
-        "UPDATE file_lists SET files = x'01ffff'",
-        "DELETE FROM steps",
-        "UPDATE cache SET upon = 'garbage'",
-    ] {
-        let database = rusqlite::Connection::open(env.store().join("kiln.db")).unwrap();
-        database.execute(sql, []).unwrap();
-        drop(database);
-        assert_eq!(three(&env), [""; 0], "{sql}");
-        env.file("dir/a", sql);
-        assert_eq!(three(&env), ALL, "{sql}");
-    }
-}
-
 #[test]
 fn a15_5_a_run_that_leaves_the_same_bytes_stops_the_invalidation() {
     let env = test_env!().with_busybox();
@@ -575,108 +377,6 @@ fn a15_5_a_run_that_leaves_the_same_bytes_stops_the_invalidation() {
     assert_eq!(layers, same, "the layer is the former one, times included");
     env.dockerfile(&dockerfile.replace("bytes", "other"));
     assert_eq!(build("2").0.len(), 3);
-}
-
-#[test]
-fn steps_that_several_stages_share_are_executed_once() {
-    let env = test_env!().with_busybox();
-    let stage = "RUN cat /proc/sys/kernel/random/uuid >/id\nRUN cp /id /copy\n";
-    let dockerfile = format!(
-        "FROM busybox AS a\n{stage}FROM busybox AS b\n{stage}FROM busybox\n\
-         COPY --from=a /id /a\nCOPY --from=b /copy /b\n"
-    );
-    for _ in 0..2 {
-        env.dockerfile(&dockerfile);
-        let output = env.build("one").arg("--no-cache").success();
-        assert_eq!(steps(&output).0.len(), 4, "{output}");
-        let saved = env.saved("one");
-        assert_eq!(saved.text("a"), saved.text("b"));
-    }
-}
-
-#[test]
-fn jobs_says_how_many_steps_run_at_once() {
-    let env = test_env!().with_busybox();
-    // each waits until the other has begun, or gives up
-    let stage = |own: &str, other: &str| {
-        format!(
-            "FROM busybox AS {own}\nRUN --mount=type=cache,target=/c touch /c/{own}; n=0; \
-             while ! test -e /c/{other} && test $n -lt 30; do usleep 100000; n=$((n+1)); done; \
-             usleep 500000; rm /c/{own}; echo $n >/{own}\n"
-        )
-    };
-    let dockerfile = format!(
-        "{}{}FROM busybox\nCOPY --from=a /a /a\nCOPY --from=b /b /b\n",
-        stage("a", "b"),
-        stage("b", "a")
-    );
-    env.dockerfile(&dockerfile);
-    let waited = |jobs: &str| {
-        let build = env.build("one").args(["--no-cache", "--jobs", jobs]);
-        build.success();
-        let saved = env.saved("one");
-        let count = |name: &str| saved.text(name).trim().parse::<u32>().unwrap();
-        count("a").max(count("b"))
-    };
-    assert_eq!(
-        waited("1"),
-        30,
-        "one waits in vain while the other cannot begin"
-    );
-    assert!(waited("2") < 30);
-    assert!(waited("0") < 30);
-    env.build("one").args(["--jobs", "many"]).failure(125);
-}
-
-/// A process that awaits the result of another executes the step itself when that fails or is killed.
-#[test]
-fn a_step_that_another_process_does_not_finish_is_executed_by_who_waits() {
-    let env = test_env!().with_busybox();
-    env.dockerfile(
-        "FROM busybox\n\
-         RUN --mount=type=cache,target=/c --mount=type=secret,id=s touch /c/begun; \
-         while test \"$(cat /run/secrets/s)\" = wait && test ! -e /c/end; do usleep 10000; done; \
-         test \"$(cat /run/secrets/s)\" = ok\n",
-    );
-    for ends in ["killed", "failed"] {
-        fs::write(env.path("wait"), "wait").unwrap();
-        fs::write(env.path("ok"), "ok").unwrap();
-        let start = |tag: &str, secret: &str| {
-            let secret = format!("id=s,src={}", env.path(secret).display());
-            env.build(tag)
-                .args(["--secret", &secret])
-                .arg("--no-cache")
-                .spawn()
-        };
-        let mut first = start("first", "wait");
-        let mount = || {
-            let files = walkdir::WalkDir::new(env.store().join("mounts")).into_iter();
-            let mut files = files.flatten();
-            files.find(|file| file.file_name() == "begun")
-        };
-        let begun = loop {
-            if let Some(file) = mount() {
-                break file.into_path();
-            }
-            assert_eq!(first.try_wait().unwrap(), None, "the first one still waits");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        };
-        let second = start("second", "ok");
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        if ends == "killed" {
-            first.kill().unwrap();
-        } else {
-            fs::write(begun.with_file_name("end"), "").unwrap();
-        }
-        let first = Output::of(first);
-        assert_ne!(first.code, Some(0), "{first}");
-        let second = Output::of(second);
-        assert_eq!(second.code, Some(0), "{ends}: {second}");
-        assert_eq!(steps(&second).0.len(), 1, "{ends}: {second}");
-        for name in ["begun", "end"] {
-            drop(fs::remove_file(begun.with_file_name(name)));
-        }
-    }
 }
 
 /// What of a `RUN` is in its key, one change after the other.
