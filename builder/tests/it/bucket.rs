@@ -1,16 +1,14 @@
-//! A service of S3's language with one bucket, which really checks signatures (AWS Signature Version
-//! 4). The check is written apart from the client.
+//! A service of S3's language with one bucket, which really checks signatures.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::aws_fake::{hex, hmac};
+use crate::aws_fake::{hex, verified};
+use crate::http::{Http, reply};
+use crate::server::Asked;
 
 pub(crate) const REGION: &str = "eu-west-1";
 pub(crate) const ID: &str = "AKIDBUCKET";
@@ -28,7 +26,6 @@ const OLD: &str = "Tue, 15 Nov 1994 12:45:26 GMT";
 struct Shared {
     objects: Mutex<BTreeMap<String, Object>>,
     log: Mutex<Vec<String>>,
-    ended: AtomicBool,
 }
 
 /// The service, for as long as this value lives.
@@ -36,30 +33,18 @@ struct Shared {
 pub(crate) struct Bucket {
     pub(crate) address: String,
     shared: Arc<Shared>,
-    server: Option<JoinHandle<()>>,
+    _server: Http,
 }
 
 impl Bucket {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared::default());
         let inner = Arc::clone(&shared);
-        let server = std::thread::spawn(move || {
-            std::thread::scope(|scope| {
-                for stream in listener.incoming() {
-                    if inner.ended.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    let inner = &inner;
-                    scope.spawn(move || stream.map(|stream| drop(serve(inner, &stream))));
-                }
-            });
-        });
+        let server = Http::start(move |asked, stream| serve(&inner, asked, stream));
         Self {
-            address,
+            address: server.address.clone(),
             shared,
-            server: Some(server),
+            _server: server,
         }
     }
 
@@ -97,106 +82,47 @@ impl Bucket {
     }
 }
 
-impl Drop for Bucket {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        drop(TcpStream::connect(&self.address));
-        drop(self.server.take().map(JoinHandle::join));
-    }
-}
-
-/// A request as it came; names of headers are in lower case.
-struct Asked {
-    method: String,
-    path: String,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
-}
-
-fn read(stream: &TcpStream) -> Option<Asked> {
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line).ok()?;
-    let mut words = line.split_whitespace();
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(':') else {
-            break;
-        };
-        headers.insert(name.to_lowercase(), value.trim().to_owned());
-    }
-    let length = headers
-        .get("content-length")
-        .map_or(0, |text| text.parse().unwrap());
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some(Asked {
-        method,
-        path,
-        headers,
-        body,
-    })
-}
-
-fn serve(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<()> {
-    let Some(asked) = read(stream) else {
-        return Ok(());
-    };
-    let (status, extra, body) = match verified(&asked) {
-        Ok(()) => answer(shared, &asked),
+fn serve(shared: &Shared, asked: &Asked, stream: &TcpStream) -> std::io::Result<()> {
+    let (status, written, body) = match checked(asked) {
+        Ok(()) => answer(shared, asked),
         Err(problem) => {
             let body = format!(
                 "<Error><Code>SignatureDoesNotMatch</Code><Message>{problem}\n{SECRET}</Message></Error>"
             );
-            (403, String::new(), body.into_bytes())
+            (403, None, body.into_bytes())
         }
     };
     let line = format!("{} {} {status}", asked.method, asked.path);
     shared.log.lock().unwrap().push(line);
-    let length = body.len();
-    let head = format!(
-        "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n{extra}\r\n"
-    );
-    stream.write_all(head.as_bytes())?;
-    if asked.method != "HEAD" {
-        stream.write_all(&body)?;
-    }
-    Ok(())
+    let written = written.as_deref().map(|time| ("Last-Modified", time));
+    reply(asked, stream, status, written.as_slice(), &body)
 }
 
-fn answer(shared: &Shared, asked: &Asked) -> (u16, String, Vec<u8>) {
+/// The status, when the object was written, and the body.
+fn answer(shared: &Shared, asked: &Asked) -> (u16, Option<String>, Vec<u8>) {
     let mut objects = shared.objects.lock().unwrap();
     let name = decoded(&asked.path);
     let missing = || {
         let body = "<Error><Code>NoSuchKey</Code><Message>no such key</Message></Error>";
-        (404, String::new(), body.as_bytes().to_vec())
+        (404, None, body.as_bytes().to_vec())
     };
-    match (
-        asked.method.as_str(),
-        asked.headers.get("x-amz-copy-source"),
-    ) {
+    match (asked.method.as_str(), asked.header("x-amz-copy-source")) {
         ("PUT", None) => {
             objects.insert(name, (asked.body.clone(), NEW.to_owned()));
-            (200, String::new(), Vec::new())
+            (200, None, Vec::new())
         }
         ("PUT", Some(from)) => match objects.get(&decoded(from)).cloned() {
             Some((bytes, _)) => {
                 objects.insert(name, (bytes, NEW.to_owned()));
-                (200, String::new(), b"<CopyObjectResult/>".to_vec())
+                (200, None, b"<CopyObjectResult/>".to_vec())
             }
             None => missing(),
         },
         ("GET" | "HEAD", _) => match objects.get(&name) {
-            Some((bytes, written)) => {
-                let extra = format!("Last-Modified: {written}\r\n");
-                (200, extra, bytes.clone())
-            }
+            Some((bytes, written)) => (200, Some(written.clone()), bytes.clone()),
             None => missing(),
         },
-        _ => (405, String::new(), Vec::new()),
+        _ => (405, None, Vec::new()),
     }
 }
 
@@ -230,63 +156,18 @@ fn encoded(path: &str) -> String {
     text
 }
 
-/// Whether a request is signed as S3 wants it.
-fn verified(asked: &Asked) -> Result<(), String> {
-    let header = |name: &str| {
-        let value = asked.headers.get(name);
-        value.map(String::as_str).ok_or(format!("no {name}"))
-    };
-    let rest = header("authorization")?;
-    let rest = rest
-        .strip_prefix("AWS4-HMAC-SHA256 ")
-        .ok_or("another algorithm")?;
-    let parts: BTreeMap<&str, &str> = rest
-        .split(", ")
-        .filter_map(|part| part.split_once('='))
-        .collect();
-    let credential: Vec<&str> = parts["Credential"].split('/').collect();
-    let [id, day, region, service, "aws4_request"] = credential[..] else {
-        return Err("a wrong scope".to_owned());
-    };
-    if (id, region, service) != (ID, REGION, "s3") {
-        return Err(format!("a scope for {id}, {region} and {service}"));
-    }
-    if header("x-amz-security-token")? != SESSION {
-        return Err("a wrong session".to_owned());
-    }
+/// Whether a request is signed as S3 wants it: with the digest of its content as a header, and the
+/// path encoded in one way, however it came.
+fn checked(asked: &Asked) -> Result<(), String> {
     let content = hex(&Sha256::digest(&asked.body));
-    if header("x-amz-content-sha256")? != content {
+    if asked.header("x-amz-content-sha256") != Some(&content) {
         return Err("other content".to_owned());
     }
-    let signed: Vec<&str> = parts["SignedHeaders"].split(';').collect();
-    for name in asked.headers.keys() {
-        if (name.starts_with("x-amz-") || name == "host") && !signed.contains(&name.as_str()) {
-            return Err(format!("{name} is not signed"));
-        }
-    }
-    let mut headers = String::new();
-    for name in &signed {
-        headers.push_str(&format!("{name}:{}\n", header(name)?));
-    }
-    let (path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
-    let canonical = format!(
-        "{}\n{}\n{query}\n{headers}\n{}\n{content}",
-        asked.method,
-        encoded(&decoded(path)),
-        parts["SignedHeaders"],
-    );
-    let time = header("x-amz-date")?;
-    let scope = credential[1..].join("/");
-    let text = format!(
-        "AWS4-HMAC-SHA256\n{time}\n{scope}\n{}",
-        hex(&Sha256::digest(canonical))
-    );
-    let mut key = format!("AWS4{SECRET}").into_bytes();
-    for part in [day, region, service, "aws4_request"] {
-        key = hmac(&key, part.as_bytes());
-    }
-    match hex(&hmac(&key, text.as_bytes())) == parts["Signature"] && time.starts_with(day) {
-        true => Ok(()),
-        false => Err("another signature".to_owned()),
-    }
+    let path = encoded(&decoded(&asked.path));
+    let asked = Asked {
+        path,
+        ..asked.clone()
+    };
+    let key = |id: &str| (id == ID).then_some((SECRET, Some(SESSION)));
+    verified(&asked, "s3", key).map(drop)
 }

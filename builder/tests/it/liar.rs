@@ -1,12 +1,14 @@
 //! A registry with one image, whose layer does not arrive as it was announced.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_registry::digest::Digest;
+
+use crate::http::{Http, head, reply};
+use crate::server::Asked;
 
 /// What is wrong with the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,15 +28,13 @@ struct Image {
     config: Vec<u8>,
     layer: Vec<u8>,
     asked: AtomicUsize,
-    ended: AtomicBool,
 }
 
 /// The registry, for as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct Liar {
-    address: String,
     image: Arc<Image>,
-    server: Option<JoinHandle<()>>,
+    server: Http,
 }
 
 impl Liar {
@@ -44,31 +44,17 @@ impl Liar {
 
     /// With a layer that holds one file of this content.
     pub(crate) fn with_layer(fault: Fault, content: &[u8]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
         let image = Arc::new(image(fault, content));
         let shared = Arc::clone(&image);
-        let server = std::thread::spawn(move || {
-            std::thread::scope(|scope| {
-                for stream in listener.incoming() {
-                    if shared.ended.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    let shared = &shared;
-                    scope.spawn(move || stream.map(|stream| drop(answer(shared, &stream))));
-                }
-            });
-        });
         Self {
-            address,
             image,
-            server: Some(server),
+            server: Http::start(move |asked, stream| answer(&shared, asked, stream)),
         }
     }
 
     /// The name of its image.
     pub(crate) fn name(&self) -> String {
-        format!("{}/lies:1", self.address)
+        format!("{}/lies:1", self.server.address)
     }
 
     /// The digest of its image's layer.
@@ -79,17 +65,6 @@ impl Liar {
     /// Whether half of the layer was sent.
     pub(crate) fn stalls(&self) -> bool {
         self.image.asked.load(Ordering::SeqCst) > 0
-    }
-}
-
-impl Drop for Liar {
-    fn drop(&mut self) {
-        self.image.ended.store(true, Ordering::SeqCst);
-        // wakes the server, which then sees that it is to end
-        drop(TcpStream::connect(&self.address));
-        if let Some(server) = self.server.take() {
-            drop(server.join());
-        }
     }
 }
 
@@ -128,24 +103,12 @@ fn image(fault: Fault, content: &[u8]) -> Image {
         config,
         layer,
         asked: AtomicUsize::new(0),
-        ended: AtomicBool::new(false),
     }
 }
 
 /// Answers one request.
-fn answer(image: &Image, mut stream: &TcpStream) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream).lines();
-    let request = lines.next().transpose()?.unwrap_or_default();
-    for line in lines.by_ref() {
-        if line?.is_empty() {
-            break;
-        }
-    }
-    let mut words = request.split(' ');
-    let (head, path) = (
-        words.next() == Some("HEAD"),
-        words.next().unwrap_or_default(),
-    );
+fn answer(image: &Image, asked: &Asked, mut stream: &TcpStream) -> std::io::Result<()> {
+    let path = asked.path.as_str();
     let is_layer = path.ends_with(&Digest::of(&image.layer).to_string());
     let (kind, body) = match path {
         _ if is_layer => ("application/octet-stream", &image.layer),
@@ -156,20 +119,14 @@ fn answer(image: &Image, mut stream: &TcpStream) -> std::io::Result<()> {
         path if path.contains("/blobs/") => ("application/octet-stream", &image.config),
         _ => ("text/plain", &Vec::new()),
     };
-    write!(
-        stream,
-        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
-    if head {
-        return Ok(());
+    let headers = [("Content-Type", kind)];
+    if !is_layer || asked.method == "HEAD" {
+        return reply(asked, stream, 200, &headers, body);
     }
-    if !is_layer {
-        return stream.write_all(body);
-    }
+    head(stream, 200, &headers, body.len())?;
     let (first, second) = body.split_at(body.len() / 2);
     stream.write_all(first)?;
-    let asked = image.asked.fetch_add(1, Ordering::SeqCst);
+    let before = image.asked.fetch_add(1, Ordering::SeqCst);
     match image.fault {
         Fault::Altered => {
             let mut second = second.to_vec();
@@ -178,7 +135,7 @@ fn answer(image: &Image, mut stream: &TcpStream) -> std::io::Result<()> {
         }
         // until the other side has had enough
         Fault::Stall => std::io::copy(&mut &*stream, &mut std::io::sink()).map(drop),
-        Fault::CutOnce if asked == 0 => Ok(()),
+        Fault::CutOnce if before == 0 => Ok(()),
         Fault::CutOnce => stream.write_all(second),
     }
 }

@@ -21,6 +21,7 @@ mod env;
 )]
 #[path = "../../../registry/tests/support/fault_proxy.rs"]
 mod fault_proxy;
+mod http;
 mod lab;
 mod liar;
 mod odd_files;

@@ -1,15 +1,15 @@
 //! Servers for what builds fetch: a web server over a folder, and git's own server.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use crate::env::{TestEnv, free_port};
+use crate::http::{Http, reply};
+use crate::server::Asked;
 use crate::traces::wait_until;
 
 /// When all files of the web server were changed last, as HTTP says it and in seconds since 1970.
@@ -23,7 +23,6 @@ struct Shared {
     authorization: Option<String>,
     asked: Mutex<Vec<String>>,
     queries: Mutex<Vec<String>>,
-    ended: AtomicBool,
 }
 
 /// A web server that gives the files of a folder, for as long as this value lives.
@@ -31,39 +30,25 @@ struct Shared {
 pub(crate) struct Web {
     pub(crate) address: String,
     shared: Arc<Shared>,
-    server: Option<JoinHandle<()>>,
+    _server: Http,
 }
 
 impl Web {
     /// Files below a folder `undated` have no time of their last change.
     pub(crate) fn start(folder: PathBuf, authorization: Option<&str>) -> Self {
         fs::create_dir_all(&folder).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
             folder,
             authorization: authorization.map(str::to_owned),
             asked: Mutex::default(),
             queries: Mutex::default(),
-            ended: AtomicBool::new(false),
         });
         let inner = Arc::clone(&shared);
-        let server = std::thread::spawn(move || {
-            std::thread::scope(|scope| {
-                for stream in listener.incoming() {
-                    if inner.ended.load(Ordering::SeqCst) {
-                        return;
-                    }
-                    let inner = &inner;
-                    scope.spawn(move || stream.map(|stream| drop(answer(inner, &stream))));
-                }
-            });
-        });
-        let server = Some(server);
+        let server = Http::start(move |asked, stream| answer(&inner, asked, stream));
         Self {
-            address,
+            address: server.address.clone(),
             shared,
-            server,
+            _server: server,
         }
     }
 
@@ -89,112 +74,44 @@ impl Web {
     }
 }
 
-impl Drop for Web {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        // wakes the server, which then sees that it is to end
-        drop(TcpStream::connect(&self.address));
-        if let Some(server) = self.server.take() {
-            drop(server.join());
-        }
-    }
-}
-
-/// A request, as far as it matters here.
-#[derive(Debug, Default)]
-struct Request {
-    method: String,
-    path: String,
-    query: String,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-}
-
-impl Request {
-    fn read(stream: &TcpStream) -> std::io::Result<Self> {
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        let mut words = line.split_whitespace().map(str::to_owned);
-        let method = words.next().unwrap_or_default();
-        let target = words.next().unwrap_or_default();
-        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        let mut request = Self {
-            method,
-            path: path.to_owned(),
-            query: query.to_owned(),
-            ..Self::default()
-        };
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line)?;
-            let Some((name, value)) = line.trim_end().split_once(':') else {
-                break;
-            };
-            let header = (name.to_ascii_lowercase(), value.trim().to_owned());
-            request.headers.push(header);
-        }
-        let length = request
-            .header("content-length")
-            .map_or(0, |text| text.parse().unwrap());
-        request.body = vec![0; length];
-        reader.read_exact(&mut request.body)?;
-        Ok(request)
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(known, _)| known == name);
-        found.map(|(_, value)| value.as_str())
-    }
-}
-
-fn answer(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<()> {
-    let request = Request::read(stream)?;
-    let path = request.path.as_str();
+fn answer(shared: &Shared, asked: &Asked, stream: &TcpStream) -> std::io::Result<()> {
+    let path = asked.path.as_str();
     shared.asked.lock().unwrap().push(path.to_owned());
-    shared.queries.lock().unwrap().push(request.query.clone());
+    shared.queries.lock().unwrap().push(asked.query.clone());
     let file = match path {
         "/" => "index",
         path => path.trim_start_matches('/'),
     };
     let refused = shared.authorization.as_deref();
-    let refused = refused.is_some_and(|wanted| request.header("authorization") != Some(wanted));
+    let refused = refused.is_some_and(|wanted| asked.header("authorization") != Some(wanted));
     let (status, body) = if refused {
-        ("401 Unauthorized", Vec::new())
+        (401, Vec::new())
     } else if path.starts_with("/git/") {
-        return git_backend(shared, &request, stream);
+        return git_backend(shared, asked, stream);
     } else {
         match fs::read(shared.folder.join(file)) {
-            Ok(content) => ("200 OK", content),
-            Err(_) => ("404 Not Found", b"nothing there".to_vec()),
+            Ok(content) => (200, content),
+            Err(_) => (404, b"nothing there".to_vec()),
         }
     };
-    let time = match path.contains("/undated/") {
-        true => String::new(),
-        false => format!("Last-Modified: {LAST_MODIFIED}\r\n"),
+    let headers: &[_] = match path.contains("/undated/") {
+        true => &[],
+        false => &[("Last-Modified", LAST_MODIFIED)],
     };
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\n{time}Content-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    )?;
-    if request.method != "HEAD" {
-        stream.write_all(&body)?;
-    }
-    Ok(())
+    reply(asked, stream, status, headers, &body)
 }
 
 /// Lets git's own program answer, which speaks the protocol that real servers speak.
-fn git_backend(shared: &Shared, request: &Request, mut stream: &TcpStream) -> std::io::Result<()> {
+fn git_backend(shared: &Shared, asked: &Asked, mut stream: &TcpStream) -> std::io::Result<()> {
     let mut command = Command::new("git");
     command
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", &shared.folder)
         .env("GIT_HTTP_EXPORT_ALL", "1")
-        .env("REQUEST_METHOD", &request.method)
-        .env("PATH_INFO", request.path.trim_start_matches("/git"))
-        .env("QUERY_STRING", &request.query)
-        .env("CONTENT_LENGTH", request.body.len().to_string())
+        .env("REQUEST_METHOD", &asked.method)
+        .env("PATH_INFO", asked.path.trim_start_matches("/git"))
+        .env("QUERY_STRING", &asked.query)
+        .env("CONTENT_LENGTH", asked.body.len().to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     for (name, variable) in [
@@ -202,12 +119,12 @@ fn git_backend(shared: &Shared, request: &Request, mut stream: &TcpStream) -> st
         ("content-encoding", "HTTP_CONTENT_ENCODING"),
         ("git-protocol", "GIT_PROTOCOL"),
     ] {
-        if let Some(value) = request.header(name) {
+        if let Some(value) = asked.header(name) {
             command.env(variable, value);
         }
     }
     let mut child = command.spawn()?;
-    child.stdin.take().unwrap().write_all(&request.body)?;
+    child.stdin.take().unwrap().write_all(&asked.body)?;
     let output = child.wait_with_output()?.stdout;
     let status = match output.strip_prefix(b"Status: ") {
         Some(rest) => String::from_utf8_lossy(rest)

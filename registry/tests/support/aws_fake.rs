@@ -13,7 +13,7 @@ pub const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 /// Keys that hold for ever, and what `secret_of` knows.
 pub const ID: &str = "AKIDLONG";
 
-fn secret_of(id: &str) -> Option<(&'static str, Option<&'static str>)> {
+fn secret_of(id: &str) -> Option<Secret> {
     match id {
         ID => Some(("long/secret+key", None)),
         "ASIAROLE" => Some(("role/secret+key", Some("role-session+token=="))),
@@ -26,7 +26,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// RFC 2104, on SHA-256.
-pub fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
+fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
     let mut block = [0; 64];
     block[..key.len()].copy_from_slice(key);
     let pad = |with: u8| block.map(|byte| byte ^ with);
@@ -35,8 +35,16 @@ pub fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
     outer.chain_update(inner.finalize()).finalize().to_vec()
 }
 
-/// Whether a request is signed as AWS wants it; the id of the key.
-fn verified(asked: &Asked, service: &str) -> Result<String, String> {
+/// A secret key, and the session that it is for.
+type Secret = (&'static str, Option<&'static str>);
+
+/// Whether a request is signed as AWS wants it (Signature Version 4) by a key that `secret_of`
+/// knows; the id of the key.
+pub fn verified(
+    asked: &Asked,
+    service: &str,
+    secret_of: impl Fn(&str) -> Option<Secret>,
+) -> Result<String, String> {
     let header = |name: &str| asked.header(name).ok_or(format!("no {name}"));
     let authorization = header("authorization")?;
     let rest = authorization
@@ -168,7 +176,7 @@ fn answer(asked: &Asked, given: &Mutex<usize>, lifetime: u64) -> Reply {
             let web = body.contains("Action=AssumeRoleWithWebIdentity")
                 && body.contains("WebIdentityToken=web.identity%2Btoken")
                 && asked.header("authorization").is_none();
-            if !web && let Err(problem) = verified(asked, "sts") {
+            if !web && let Err(problem) = verified(asked, "sts", secret_of) {
                 return refused("InvalidSignatureException", &problem);
             }
             if !body.contains("RoleArn=arn%3Aaws%3Aiam%3A%3A1%3Arole%2Fci") {
@@ -185,7 +193,7 @@ fn answer(asked: &Asked, given: &Mutex<usize>, lifetime: u64) -> Reply {
             if asked.header("x-amz-target") != Some(target) {
                 return refused("UnknownOperationException", "no such operation");
             }
-            if let Err(problem) = verified(asked, "ecr") {
+            if let Err(problem) = verified(asked, "ecr", secret_of) {
                 return refused("InvalidSignatureException", &format!("{problem}\\nhunter2"));
             }
             let mut given = given.lock().unwrap();
