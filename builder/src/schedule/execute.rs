@@ -169,7 +169,7 @@ impl Schedule {
     }
 
     /// Digest of what the binds of a `RUN` show.
-    async fn bound(
+    pub(super) async fn bound(
         &self,
         id: VertexId,
         stacks: Vec<Stack>,

@@ -1,19 +1,18 @@
 //! What a run would do, without doing it (`kiln build --plan`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use kiln_registry::spec::ChainId;
 use serde::Serialize;
 
 use super::define::reads_root;
-use super::{Failure, Schedule, StepReport, blocking};
+use super::{Failure, Schedule, StepReport};
 use crate::cache::remote::Found;
 use crate::cache::{content_key, identity};
 use crate::event::masked;
 use crate::graph::{Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
-use crate::step::{Inputs, Stack, StepError};
+use crate::step::{Stack, StepError};
 
 /// What a run would do.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -170,7 +169,9 @@ impl Schedule {
             }
             (Op::Copy(_), None) => return Ok(None),
             (Op::Run(_), None) if inputs.is_empty() => None,
-            (Op::Run(_), None) if self.are_here(&inputs)? => self.foresee_binds(id, inputs).await?,
+            (Op::Run(_), None) if self.are_here(&inputs)? => {
+                self.bound(id, inputs, self.copied(vertex)).await?
+            }
             (Op::Run(_), None) => return Ok(None),
             _ => None,
         };
@@ -181,25 +182,6 @@ impl Schedule {
         };
         let key = content_key(vertex, &root.identity(), content.as_ref());
         self.remembered(key).await
-    }
-
-    async fn foresee_binds(
-        &self,
-        id: VertexId,
-        stacks: Vec<Stack>,
-    ) -> Result<Option<kiln_registry::digest::Digest>, StepError> {
-        let known = self.copied(self.graph.vertex(id));
-        let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
-        blocking(move || {
-            let inputs = Inputs {
-                graph: &graph,
-                id,
-                stacks: &stacks,
-                known: &known,
-            };
-            inputs.binds(&worker)
-        })
-        .await
     }
 
     /// Whether the files of results lie in the store, unpacked.
