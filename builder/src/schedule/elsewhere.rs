@@ -17,7 +17,7 @@ use crate::cache::remote::{Entry, Exporter, Found, Imports, Made, RemoteError};
 use crate::graph::{Op, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{Stack, StepError, blob_event};
-use crate::store::Eviction;
+use crate::store::{Eviction, LayerBlob};
 
 /// How a build shares its cache beyond its store.
 #[derive(Debug, Default)]
@@ -300,10 +300,10 @@ impl Schedule {
         let observer = self.worker.observer.clone();
         let progress = move |blob: &Descriptor, step| observer.tell(blob_event(blob, step));
         let Some(imports) = &self.elsewhere.sharing.imports else {
-            return self.unpacked(layer).await;
+            return self.unpacked(layer, None).await;
         };
         if absent.found.is_empty() {
-            return self.unpacked(layer).await;
+            return self.unpacked(layer, None).await;
         }
         for found in &absent.found {
             let store = &self.worker.store;
@@ -313,7 +313,7 @@ impl Schedule {
                     self.remember_found(absent, layer)?;
                     return Ok(true);
                 }
-                Ok(()) => match self.unpacked(layer).await? {
+                Ok(()) => match self.unpacked(layer, Some(found.blob())).await? {
                     true => {
                         self.remember_found(absent, layer)?;
                         return Ok(true);
@@ -337,11 +337,16 @@ impl Schedule {
         Ok(())
     }
 
-    /// Whether a layer whose blob is here could be unpacked; it is forgotten where not.
-    async fn unpacked(&self, layer: &SnapshotId) -> Result<bool, StepError> {
+    /// Whether a layer could be unpacked, from the blob that is `said` to hold it or one that is known
+    /// to; it is forgotten where not.
+    async fn unpacked(
+        &self,
+        layer: &SnapshotId,
+        said: Option<LayerBlob>,
+    ) -> Result<bool, StepError> {
         let (worker, layer) = (Arc::clone(&self.worker), layer.clone());
         self.permitted(move || {
-            if worker.snapshots.unpack(&layer).is_ok() {
+            if worker.snapshots.unpack_from(&layer, said.as_ref()).is_ok() {
                 return Ok(true);
             }
             worker.store.forget_snapshot(&layer, Eviction::Damaged)?;

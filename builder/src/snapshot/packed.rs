@@ -18,6 +18,19 @@ impl Snapshots {
     /// # Errors
     /// When it cannot be unpacked, or not just as it is; it stays as it was then.
     pub fn unpack(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        self.unpack_from(id, None)
+    }
+
+    /// The same from a blob that is only said to hold the layer. When it does, that is recorded: until
+    /// then nobody else may take it for the layer.
+    ///
+    /// # Errors
+    /// As [`unpack`](Self::unpack).
+    pub fn unpack_from(
+        &self,
+        id: &SnapshotId,
+        said: Option<&LayerBlob>,
+    ) -> Result<(), SnapshotError> {
         let folder = self.store.snapshot_path(id);
         if folder.is_dir() {
             return Ok(());
@@ -30,9 +43,13 @@ impl Snapshots {
             return Ok(());
         }
         let blobs = self.store.layer_blobs(diff_id)?;
-        let blob = blobs.first().ok_or(SnapshotError::Altered(diff_id))?;
+        let blob = said.or(blobs.first());
+        let blob = blob.ok_or(SnapshotError::Altered(diff_id))?;
         let active = self.prepare()?;
         self.extract(&active, diff_id, size, blob)?;
+        if said.is_some() {
+            self.store.add_layer_blob(diff_id, blob)?;
+        }
         let upper = active.upper();
         let measured = measure(&upper).map_err(io_error("measuring", &upper))?;
         fs::rename(&upper, &folder).map_err(io_error("naming the snapshot", &folder))?;

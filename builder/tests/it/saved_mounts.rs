@@ -315,3 +315,34 @@ fn what_is_damaged_or_malicious_is_not_restored_and_leads_nowhere() {
         }
     }
 }
+
+/// A document may name any blob: those that the store has for something else neither go from it nor
+/// leave it.
+#[test]
+fn what_a_document_names_is_not_taken_for_what_it_says() {
+    let env = test_env!();
+    let saved = env.path("saved");
+    run(&env, "one", "dir:saved", "echo one >/c/one").success();
+    run(&env, "two", "dir:empty", "true").success();
+    let inspected = env.kiln_in("two", ["inspect", "busybox"]).success().stdout;
+    let inspected: Value = serde_json::from_str(&inspected).unwrap();
+    let id = inspected[0]["Id"].as_str().unwrap();
+    let name = Path::new("blobs/sha256").join(&id["sha256:".len()..]);
+    let config = fs::read(env.path("two").join(&name)).unwrap();
+    replace(&saved, 1, &config);
+    fs::remove_file(saved.join(&name)).unwrap();
+
+    env.dockerfile("FROM busybox\nRUN --mount=type=cache,id=other,target=/c echo two >/c/two\n");
+    let other = env.kiln_in("two", ["build", "--cache-mounts", "dir:saved"]);
+    let other = other.arg(env.context()).success();
+    assert!(other.stderr.contains("mount other: saved +"), "{other}");
+    assert!(!saved.join(&name).exists(), "it has left the store");
+
+    let output = run(&env, "two", "dir:saved", "true").success();
+    assert!(
+        output.stderr.contains("mount go-mod: not restored: "),
+        "{output}"
+    );
+    env.kiln_in("two", ["run", "--rm", "busybox", "true"])
+        .success();
+}

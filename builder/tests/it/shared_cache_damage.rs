@@ -145,6 +145,29 @@ fn c5_a_damaged_entry_is_a_miss() {
     }
 }
 
+/// A blob of which a cache says that it is a layer, and which is another one, is not taken for that
+/// layer later either, when the image goes somewhere.
+#[test]
+fn c5_a_wrong_blob_does_not_get_into_an_image() {
+    let env = test_env!();
+    env.file("a", "content of a").file("b", "b");
+    env.dockerfile("FROM busybox\nCOPY a /a\nCOPY b /b\nRUN true\n");
+    let to = ["--cache-to", "type=local,dest=cache,mode=max"];
+    build(&env, "one", &to).success();
+    let cache = env.path("cache");
+    let (mut manifest, config) = documents(&cache);
+    manifest["layers"].as_array_mut().unwrap().rotate_left(1);
+    replace(&cache, &manifest, &serde_json::to_vec(&config).unwrap());
+    env.dockerfile("FROM busybox\nCOPY a /a\nCOPY b /b\nRUN cat /a /b\n");
+    let built = build(&env, "two", &["--cache-from", "type=local,src=cache"]).success();
+    assert!(built.stderr.contains("is of no use: "), "{built}");
+    let out = ["-o", "type=oci,name=app,dest=app.tar"];
+    build(&env, "two", &out).success();
+    env.kiln_in("three", ["load", "-i", "app.tar"]).success();
+    let run = env.kiln_in("three", ["run", "--rm", "app", "cat", "/a", "/b"]);
+    assert_eq!(run.success().stdout, "content of ab");
+}
+
 #[test]
 fn c5_2_what_is_missing_or_cannot_be_written_is_told_and_no_more() {
     let env = project(test_env!("docker-registry"));

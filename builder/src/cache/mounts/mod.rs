@@ -34,7 +34,7 @@ mod save;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kiln_registry::blob::BlobSink as _;
+use kiln_registry::blob::{BlobSink as _, Put};
 use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{Descriptor, Platform};
@@ -274,10 +274,9 @@ async fn read(place: &Place) -> Result<Vec<Saved>, MountsError> {
     mounts.collect()
 }
 
-/// Fetches a blob into the store.
-async fn fetch(place: &Place, blob: &Descriptor, store: &Store) -> Result<(), MountsError> {
+/// Fetches a blob into the store; says whether it was not there yet.
+async fn fetch(place: &Place, blob: &Descriptor, store: &Store) -> Result<bool, MountsError> {
     let source = place.source()?;
     let put = store.put(blob, source.as_ref(), &|_, _| ()).await;
-    put.map_err(RemoteError::from)?;
-    Ok(())
+    Ok(put.map_err(RemoteError::from)? == Put::Sent)
 }

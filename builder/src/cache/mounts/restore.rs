@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kiln_grammar::mount::Sharing;
 use kiln_registry::digest::Digest;
+use kiln_registry::spec::Descriptor;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 
 use super::index::{self, Entry};
@@ -64,26 +65,28 @@ impl SavedMounts {
         let folder = self.store.temporary()?;
         let target = folder.path().join("fs");
         fs::create_dir(&target).map_err(io("making its folder"))?;
-        let result = runtime.block_on(self.fetch_all(saved)).and_then(|()| {
-            let entries = index::read(&self.store, &saved.index.digest)?;
-            fill(&self.store, saved, &entries, &target)
-        });
-        for blob in saved.blobs() {
+        let new = runtime.block_on(self.fetch_all(saved))?;
+        let entries = index::read(&self.store, &saved.index.digest);
+        let filled = entries.and_then(|entries| fill(&self.store, saved, &entries, &target));
+        for blob in new {
             // It lies where it came from; what cannot be removed goes with the next sweep.
             drop(fs::remove_file(self.store.blob_path(&blob.digest)));
         }
-        result?;
+        filled?;
         mount.replace(&target)?;
         mount.set_synced(&saved.index.digest.to_string())?;
         Ok(Some(saved.bytes))
     }
 
-    async fn fetch_all(&self, saved: &Saved) -> Result<(), MountsError> {
-        let blobs = saved
-            .blobs()
-            .map(|blob| fetch(&self.place, blob, &self.store));
-        futures_util::future::try_join_all(blobs).await?;
-        Ok(())
+    /// Fetches what a mount is restored from; gives what was not there yet. What was belongs to
+    /// somebody else, whatever the document says that it is.
+    async fn fetch_all<'a>(&self, saved: &'a Saved) -> Result<Vec<&'a Descriptor>, MountsError> {
+        let blobs = saved.blobs().map(async |blob| {
+            let new = fetch(&self.place, blob, &self.store).await?;
+            Ok::<_, MountsError>(new.then_some(blob))
+        });
+        let new = futures_util::future::try_join_all(blobs).await?;
+        Ok(new.into_iter().flatten().collect())
     }
 }
 
@@ -124,14 +127,25 @@ fn fill(store: &Store, saved: &Saved, entries: &[Entry], target: &Path) -> Resul
         };
         unpack_at(&mut reader, &root, &options)?;
     }
-    let mut wanted = BTreeMap::new();
-    for entry in entries {
-        let path =
-            index::unescaped(&entry.path).ok_or(MountsError::Wrong("a name in its index"))?;
-        wanted.insert(path, entry);
-    }
+    let wanted = by_path(entries)?;
     remove_others(target, &wanted)?;
     finish(&root, &wanted)
+}
+
+/// The entries by their paths, none of which may lead out of the mount.
+fn by_path(entries: &[Entry]) -> Result<BTreeMap<Vec<u8>, &Entry>, MountsError> {
+    let is_plain = |path: &Vec<u8>| {
+        let mut names = path.split(|&byte| byte == b'/');
+        path.is_empty() || names.all(|name| !matches!(name, b"" | b"." | b".."))
+    };
+    let paths = entries.iter().map(|entry| {
+        let path = index::unescaped(&entry.path).filter(is_plain);
+        Ok((
+            path.ok_or(MountsError::Wrong("a name in its index"))?,
+            entry,
+        ))
+    });
+    paths.collect()
 }
 
 /// Removes what is in packs and no longer in the mount. Nobody else works in the folder.
@@ -220,4 +234,25 @@ fn one(folder: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), MountsError> 
         },
     };
     rustix::fs::utimensat(folder, name, &times, nofollow).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_entry_leads_out_of_the_mount() {
+        let entry = |path: &str| -> Entry {
+            let json = serde_json::json!({"p": path, "k": "folder", "m": 0o777, "o": [0, 0], "t": [0, 0], "n": 0});
+            serde_json::from_value(json).unwrap()
+        };
+        for path in ["", "a", "a/b", "...", "a/..b", ".a"] {
+            assert!(by_path(&[entry(path)]).is_ok(), "{path}");
+        }
+        for path in [
+            "..", ".", "a/..", "a/../..", "/a", "a/", "a//b", "./a", "%2E%2E",
+        ] {
+            assert!(by_path(&[entry(path)]).is_err(), "{path}");
+        }
+    }
 }

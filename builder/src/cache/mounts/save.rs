@@ -38,8 +38,15 @@ type Pack = Writer<zstd::Encoder<'static, BlobWriter>>;
 /// What one mount has come to.
 struct Scanned {
     saved: Saved,
+    /// What is new where it is saved: blobs that lie in the store because of this.
+    made: Vec<Descriptor>,
+}
+
+impl Scanned {
     /// Bytes that are new where it is saved.
-    added: u64,
+    fn added(&self) -> u64 {
+        self.made.iter().map(|blob| blob.size).sum()
+    }
 }
 
 impl SavedMounts {
@@ -61,7 +68,7 @@ impl SavedMounts {
         for (key, one) in &used {
             match self.scan(*key, one).await {
                 Ok(Some(found)) => {
-                    lines.insert(*key, format!("saved +{}", size(found.added)));
+                    lines.insert(*key, format!("saved +{}", size(found.added())));
                     scanned.push(found);
                 }
                 Ok(None) => drop(lines.insert(*key, "not saved: another build uses it".to_owned())),
@@ -107,11 +114,11 @@ impl SavedMounts {
         scanned: &[Scanned],
         lines: &mut BTreeMap<Digest, String>,
     ) -> Result<(), MountsError> {
-        if scanned.iter().all(|found| found.added == 0) {
+        if scanned.iter().all(|found| found.made.is_empty()) {
             return Ok(());
         }
         let _lock = self.place.lock().await?;
-        let mut mounts: Vec<Saved> = Vec::new();
+        let (mut mounts, mut new) = (Vec::<Saved>::new(), Vec::new());
         let mut held = 0_u64;
         let max = self.max.unwrap_or(u64::MAX);
         for found in scanned {
@@ -122,6 +129,7 @@ impl SavedMounts {
             }
             held += found.saved.size();
             mounts.push(found.saved.clone());
+            new.extend(&found.made);
         }
         // Those of others that were saved meanwhile stay, as far as they fit: the newest first.
         let mut others = match read(&self.place).await {
@@ -137,12 +145,11 @@ impl SavedMounts {
             }
         }
         let sink = self.place.sink()?;
-        for blob in mounts.iter().flat_map(Saved::blobs) {
-            if self.store.has_blob(&blob.digest) {
-                let put = sink.put(blob, &*self.store, &|_, _| ()).await;
-                if put.map_err(RemoteError::from)? == Put::Sent {
-                    drop(fs::remove_file(self.store.blob_path(&blob.digest)));
-                }
+        // Nothing else leaves the store, or goes from it, whatever the document names.
+        for blob in new {
+            let put = sink.put(blob, &*self.store, &|_, _| ()).await;
+            if put.map_err(RemoteError::from)? == Put::Sent {
+                drop(fs::remove_file(self.store.blob_path(&blob.digest)));
             }
         }
         let (config, layers) = document(&mounts)?;
@@ -413,12 +420,12 @@ impl Scan<'_> {
         let mut packs = before
             .as_ref()
             .map_or_else(Vec::new, |saved| saved.packs.clone());
-        let mut added = 0;
+        let mut made = Vec::new();
         match (self.pack, before) {
             (None, Some(before)) if !removed => {
                 return Ok(Some(Scanned {
                     saved: before,
-                    added: 0,
+                    made,
                 }));
             }
             (None, _) => {}
@@ -428,11 +435,14 @@ impl Scan<'_> {
                     .finish()
                     .map_err(io("compressing it"))?
                     .commit(self.store)?;
-                packs.push((Descriptor::new(OCI_LAYER_ZSTD, blob.0, blob.1), size));
-                added += blob.1;
+                let blob = Descriptor::new(OCI_LAYER_ZSTD, blob.0, blob.1);
+                made.push(blob.clone());
+                packs.push((blob, size));
             }
         }
         let (digest, size) = index::write(self.store, &self.entries)?;
+        let index = Descriptor::new(INDEX, digest, size);
+        made.push(index.clone());
         let bytes = self.entries.iter().map(|entry| entry.size);
         Ok(Some(Scanned {
             saved: Saved {
@@ -440,10 +450,10 @@ impl Scan<'_> {
                 key,
                 time: now(),
                 bytes: bytes.fold(0, u64::saturating_add),
-                index: Descriptor::new(INDEX, digest, size),
+                index,
                 packs,
             },
-            added: added + size,
+            made,
         }))
     }
 }

@@ -172,19 +172,30 @@ impl Imports {
     }
 }
 
-/// Records a layer whose blob is here.
-fn record(store: &Store, found: &Found, id: &SnapshotId, unpack: bool) -> Result<(), RemoteError> {
-    let (facts, blob) = (&found.layer.facts, &found.layer.blob);
-    let compression = layer_compression(&blob.media_type).ok_or(RemoteError::Layer)?;
-    if !unpack && !verify(store, facts, &blob.digest, compression)? {
-        return Err(RemoteError::Layer);
+impl Found {
+    /// The blob that is said to hold the layer.
+    #[must_use]
+    pub fn blob(&self) -> LayerBlob {
+        let blob = &self.layer.blob;
+        LayerBlob {
+            digest: blob.digest,
+            media_type: blob.media_type.clone(),
+            size: blob.size,
+        }
     }
-    let lying = LayerBlob {
-        digest: blob.digest,
-        media_type: blob.media_type.clone(),
-        size: blob.size,
-    };
-    store.add_layer_blob(facts.diff_id, &lying)?;
+}
+
+/// Records a layer whose blob is here. What only unpacking will prove is not recorded as a blob of the
+/// layer yet.
+fn record(store: &Store, found: &Found, id: &SnapshotId, unpack: bool) -> Result<(), RemoteError> {
+    let (facts, blob) = (&found.layer.facts, found.blob());
+    if !unpack {
+        let compression = layer_compression(&blob.media_type).ok_or(RemoteError::Layer)?;
+        if !verify(store, facts, &blob.digest, compression)? {
+            return Err(RemoteError::Layer);
+        }
+        store.add_layer_blob(facts.diff_id, &blob)?;
+    }
     let facts = SnapshotFacts {
         layer: Some((facts.diff_id, facts.size)),
         bytes: facts.bytes,

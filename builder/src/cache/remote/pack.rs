@@ -65,12 +65,12 @@ pub(super) fn pack(
     }
     let (digest, size) = writer.commit(store)?;
     let media_type = media_type(compression);
-    let lying = LayerBlob {
+    let blob = LayerBlob {
         digest,
         media_type: media_type.to_owned(),
         size,
     };
-    store.add_layer_blob(layer.0, &lying)?;
+    store.add_layer_blob(layer.0, &blob)?;
     Ok(Layer {
         facts: LayerFacts {
             diff_id: layer.0,
