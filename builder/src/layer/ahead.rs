@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 /// Bytes that are read at once.
-const BUFFER: usize = 256 << 10;
+const BUFFER: usize = 128 << 10;
 /// Buffers that go around.
 const BUFFERS: usize = 4;
 
@@ -58,20 +58,34 @@ fn read(
     empty: &Receiver<Vec<u8>>,
 ) {
     while let Ok(mut buffer) = empty.recv() {
-        buffer.clear();
-        let full = reader.by_ref().take(BUFFER as u64).read_to_end(&mut buffer);
-        let ended = !matches!(full, Ok(count) if count == BUFFER);
+        // Not `read_to_end`, which begins with small pieces in each buffer.
+        buffer.resize(BUFFER, 0);
+        let (count, end) = fill(&mut reader, &mut buffer);
+        buffer.truncate(count);
         // What came before an error counts.
-        if !buffer.is_empty() && filled.send(Ok(buffer)).is_err() {
+        if count > 0 && filled.send(Ok(buffer)).is_err() {
             return;
         }
-        if let Err(error) = full {
-            drop(filled.send(Err(error)));
-        }
-        if ended {
-            return;
+        match end {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(error) => return drop(filled.send(Err(error))),
         }
     }
+}
+
+/// Fills a buffer as far as the stream goes: how far that was, and whether it has ended.
+fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> (usize, io::Result<bool>) {
+    let mut count = 0;
+    while count < buffer.len() {
+        match reader.read(&mut buffer[count..]) {
+            Ok(0) => return (count, Ok(true)),
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (count, Err(error)),
+        }
+    }
+    (count, Ok(false))
 }
 
 impl Read for ReadAhead {

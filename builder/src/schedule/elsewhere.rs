@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all, try_join_all};
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::{ChainId, Descriptor, DiffId};
 use tokio::sync::{OnceCell, SetOnce};
@@ -242,15 +242,38 @@ impl Schedule {
     }
 
     /// A stack with the files of all its layers.
-    pub(super) async fn with_files(&self, mut stack: Stack) -> Stack {
+    pub(super) async fn with_files(&self, mut stack: Stack) -> Result<Stack, StepError> {
         let layers = stack.built.iter().map(|layer| self.files(layer));
-        stack.built = join_all(layers).await;
-        stack
+        let (image, built) = join(self.unpack_coming(&stack), join_all(layers)).await;
+        image?;
+        stack.built = built;
+        Ok(stack)
     }
 
     /// The same for several.
-    pub(super) async fn all_with_files(&self, stacks: Vec<Stack>) -> Vec<Stack> {
-        join_all(stacks.into_iter().map(|stack| self.with_files(stack))).await
+    pub(super) async fn all_with_files(&self, stacks: Vec<Stack>) -> Result<Vec<Stack>, StepError> {
+        try_join_all(stacks.into_iter().map(|stack| self.with_files(stack))).await
+    }
+
+    /// Unpacks the image below a stack while it is fetched. One that is here is unpacked by the step
+    /// that needs it.
+    async fn unpack_coming(&self, stack: &Stack) -> Result<(), StepError> {
+        if !self.worker.is_coming(stack) {
+            return Ok(());
+        }
+        let (worker, image) = (Arc::clone(&self.worker), stack.image.clone());
+        let image = Stack {
+            image,
+            built: Vec::new(),
+        };
+        let unpacking = Arc::clone(&self.unpacking).acquire_owned();
+        // The semaphore is never closed.
+        let permit = unpacking.await.map_err(|_| StepError::Thread)?;
+        blocking(move || {
+            let _permit = permit;
+            worker.unpacked(&image).map(drop)
+        })
+        .await
     }
 
     async fn files(&self, layer: &SnapshotId) -> SnapshotId {

@@ -43,12 +43,21 @@ impl Schedule {
         Ok(layer)
     }
 
-    /// Fetches what is missing of an image.
-    pub(super) async fn image(&self, id: VertexId, image: &ImageOp) -> Result<(), StepError> {
+    /// Fetches what is missing of an image. Who needs its files unpacks them meanwhile, so that
+    /// its result is there at once.
+    pub(super) async fn image(
+        &self,
+        id: VertexId,
+        image: &ImageOp,
+        stack: &Stack,
+    ) -> Result<(), StepError> {
         let Some(remote) = self.worker.images.get(&image.config) else {
             self.cached_event(id);
             return Ok(());
         };
+        let _expected = remote.expect(&self.worker.store);
+        // Nobody else sets it.
+        drop(self.results[id.index()].set(stack.clone()));
         let fetch = async {
             tokio::select! {
                 result = remote.fetch(&self.worker.client, &self.worker.store, &self.worker.observer) => result,
@@ -69,7 +78,7 @@ impl Schedule {
     ) -> Result<SnapshotId, StepError> {
         let vertex = self.graph.vertex(id);
         let defined = &self.defined[&id];
-        let inputs = self.all_with_files(inputs).await;
+        let inputs = self.all_with_files(inputs).await?;
         let selected = match (&vertex.op, &defined.selected) {
             (Op::Copy(_), None) => Some(self.select(id, inputs.clone()).await?),
             (_, known) => known.clone(),
@@ -95,7 +104,7 @@ impl Schedule {
             self.cached_event(id);
             return Ok(layer);
         }
-        let root = self.with_files(root).await;
+        let root = self.with_files(root).await?;
         let key = content_key(vertex, &root.identity(), content.as_ref());
         let upon = self.upon(vertex, &root, &inputs);
         let definition = (defined.key.digest(), Some(upon.as_str()));

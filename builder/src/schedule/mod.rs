@@ -95,6 +95,8 @@ pub struct Schedule {
     requests: Mutex<mpsc::UnboundedReceiver<Want>>,
     /// Each step holds one while it executes; who gets all of them knows that nothing runs.
     permits: Arc<Semaphore>,
+    /// The same for images that are unpacked while they come: they mostly wait for the network.
+    unpacking: Arc<Semaphore>,
     width: u32,
     seals: Mutex<BTreeMap<SnapshotId, Seal>>,
     /// The steps that are executed, each by one vertex at a time.
@@ -150,6 +152,7 @@ impl Schedule {
             wanted,
             requests: Mutex::new(requests),
             permits: Arc::new(Semaphore::new(width as usize)),
+            unpacking: Arc::new(Semaphore::new(width as usize)),
             width,
             seals: Mutex::default(),
             locks: Mutex::default(),
@@ -167,7 +170,9 @@ impl Schedule {
         if result.is_err() {
             self.worker.cancel.cancel();
             // Nothing may outlive the build: wait for the steps of other stages, too.
-            drop(self.permits.acquire_many(self.width).await);
+            for running in [&self.permits, &self.unpacking] {
+                drop(running.acquire_many(self.width).await);
+            }
             for (_, task) in std::mem::take(&mut *self.seals.lock().await) {
                 drop(task.await);
             }
@@ -230,19 +235,27 @@ impl Schedule {
         let mut requests = self.requests.lock().await;
         let mut started = BTreeSet::new();
         let mut running = FuturesUnordered::new();
-        // Layers that are on their way: nobody waits for those of the image, but the image.
+        // Layers that are on their way: nobody waits for those of the image, but the image. The
+        // results of base images are there before their layers.
         let mut coming = 0_usize;
+        let is_coming = |want: &Want| match want {
+            Want::Result(id) => matches!(self.graph.vertex(*id).op, Op::Image(_)),
+            Want::Layer(_) | Want::Files(_) => true,
+        };
+        let mut without = None;
         let mut start = |want: Want, running: &mut FuturesUnordered<_>, coming: &mut usize| {
             if matches!(&want, Want::Result(id) if known(id)) || !started.insert(want.clone()) {
                 return;
             }
-            *coming += usize::from(!matches!(want, Want::Result(_)));
+            let came = usize::from(is_coming(&want));
+            *coming += came;
             running.push(async move {
-                match want {
+                let (id, result) = match want {
                     Want::Result(id) => (Some(id), self.evaluate(id).await),
                     Want::Layer(layer) => (None, self.bring(layer, false).await.map(one_layer)),
                     Want::Files(layer) => (None, self.bring(layer, true).await.map(one_layer)),
-                }
+                };
+                (id, came, result)
             });
         };
         for &id in ids {
@@ -252,16 +265,28 @@ impl Schedule {
             while let Ok(want) = requests.try_recv() {
                 start(want, &mut running, &mut coming);
             }
-            if coming == 0 && ids.iter().all(known) {
-                return Ok(());
+            if coming == 0 {
+                match without.take() {
+                    Some(failure) => return Err(failure),
+                    None if ids.iter().all(known) => return Ok(()),
+                    None => {}
+                }
             }
             tokio::select! {
                 Some(want) = requests.recv() => start(want, &mut running, &mut coming),
-                Some((id, result)) = running.next() => match (id, result?) {
-                    // Each vertex is started once, so nothing was set before.
-                    (Some(id), stack) => drop(self.results[id.index()].set(stack)),
-                    (None, _) => coming -= 1,
-                },
+                Some((id, came, result)) = running.next() => {
+                    coming -= came;
+                    match (id, result) {
+                        // Each vertex is started once; an image has set its own result before.
+                        (Some(id), Ok(stack)) => drop(self.results[id.index()].set(stack)),
+                        (None, Ok(_)) => {}
+                        // Who fetches the layer is about to say why.
+                        (_, Err(failure)) if matches!(failure.error, StepError::NotFetched(_)) => {
+                            without = Some(failure);
+                        }
+                        (_, Err(failure)) => return Err(failure),
+                    }
+                }
             }
         }
     }
@@ -281,11 +306,12 @@ impl Schedule {
         match &self.graph.vertex(id).op {
             Op::Scratch | Op::Context(_) => Ok(Stack::default()),
             Op::Image(image) => {
-                self.image(id, image).await.map_err(fail)?;
-                Ok(Stack {
+                let stack = Stack {
                     image: image.layers.clone(),
                     built: Vec::new(),
-                })
+                };
+                self.image(id, image, &stack).await.map_err(fail)?;
+                Ok(stack)
             }
             Op::Fetch(_) => {
                 let layer = self

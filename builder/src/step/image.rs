@@ -1,5 +1,5 @@
 //! Images: their layers are fetched when a build needs the image, and unpacked when a step needs
-//! their files.
+//! their files, also while they still come.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{LayoutImage, Stack, StepError, Worker};
 use crate::event::{BlobState, Event, Observer};
 use crate::layer::{self, Limits};
 use crate::snapshot::{SnapshotId, Snapshots};
-use crate::store::{LayerBlob, Store, StoreError};
+use crate::store::{Expected, LayerBlob, Store, StoreError};
 use crate::sys::root::Root;
 
 /// Blobs larger than this, in bytes, are decompressed by a thread of their own.
@@ -90,6 +90,16 @@ impl SourceImage {
         missing.map(|layer| layer.size).sum()
     }
 
+    /// Has the store know which layers will be fetched, so that they can be read meanwhile.
+    #[must_use]
+    pub fn expect(&self, store: &Store) -> Expected {
+        let (config, manifest) = match self {
+            Self::Registry(image) => return image.expect(store),
+            Self::Layout(image) => (&image.config, &image.manifest.value),
+        };
+        store.expect(layers_of(config, manifest))
+    }
+
     /// Fetches what the store lacks of the image.
     ///
     /// # Errors
@@ -144,6 +154,12 @@ impl RemoteImage {
         Ok(Self { resolved, config })
     }
 
+    /// Has the store know which layers will be fetched, so that they can be read meanwhile.
+    #[must_use]
+    pub fn expect(&self, store: &Store) -> Expected {
+        store.expect(layers_of(&self.config, &self.resolved.manifest.value))
+    }
+
     /// Fetches what the store lacks of the image, then records it under its name.
     ///
     /// # Errors
@@ -186,15 +202,26 @@ pub(super) fn record_layers(
     config: &ImageConfig,
     manifest: &Manifest,
 ) -> Result<(), StoreError> {
-    for (diff_id, blob) in config.rootfs.diff_ids.iter().zip(&manifest.layers) {
+    for (diff_id, blob) in layers_of(config, manifest) {
+        store.add_layer_blob(diff_id, &blob)?;
+    }
+    Ok(())
+}
+
+/// The layers of an image and their blobs.
+fn layers_of<'a>(
+    config: &'a ImageConfig,
+    manifest: &'a Manifest,
+) -> impl Iterator<Item = (DiffId, LayerBlob)> + 'a {
+    let layers = config.rootfs.diff_ids.iter().zip(&manifest.layers);
+    layers.map(|(diff_id, blob)| {
         let blob = LayerBlob {
             digest: blob.digest,
             media_type: blob.media_type.clone(),
             size: blob.size,
         };
-        store.add_layer_blob(*diff_id, &blob)?;
-    }
-    Ok(())
+        (*diff_id, blob)
+    })
 }
 
 /// Refuses an image whose parts do not fit each other.
@@ -253,7 +280,7 @@ pub fn tree(worker: &Worker, layers: &[DiffId]) -> Result<Option<Root>, StepErro
 /// [`StoreError::Altered`] when there are any.
 pub fn remove_altered(store: &Arc<Store>, diff_id: DiffId) -> Result<(), StepError> {
     let mut altered = false;
-    for blob in store.layer_blobs(diff_id)? {
+    for blob in layer_blobs(store, diff_id)? {
         altered |= store.remove_if_altered(&blob.digest)?;
     }
     if let Some((id, _)) = store.sealed_snapshot(diff_id)? {
@@ -269,32 +296,54 @@ pub fn remove_altered(store: &Arc<Store>, diff_id: DiffId) -> Result<(), StepErr
     Ok(())
 }
 
+/// The blobs in the store that hold a layer. The one of an image that is being fetched is recorded
+/// only with all others.
+fn layer_blobs(store: &Store, diff_id: DiffId) -> Result<Vec<LayerBlob>, StoreError> {
+    // In this order: what is expected no more is recorded already.
+    let coming = store.coming(diff_id).map(|coming| coming.blob);
+    let mut blobs = store.layer_blobs(diff_id)?;
+    if blobs.is_empty() {
+        blobs.extend(coming.filter(|blob| store.has_blob(&blob.digest)));
+    }
+    Ok(blobs)
+}
+
 /// The uncompressed tar of a layer that lies in the store as a blob.
 ///
 /// # Errors
 /// When no form of it is here.
 pub fn open_layer(store: &Store, diff_id: DiffId) -> Result<Box<dyn Read + Send>, StepError> {
-    for blob in store.layer_blobs(diff_id)? {
-        let Some(compression) = layer_compression(&blob.media_type) else {
-            continue;
-        };
+    for blob in layer_blobs(store, diff_id)? {
         let file = store.open_blob(&blob.digest)?;
-        let failed = |source| StepError::Io {
-            action: "reading the layer",
-            path: store.blob_path(&blob.digest),
-            source,
-        };
-        let layer = layer::decompressor(compression.into(), file, Limits::default());
-        let layer = layer.map_err(failed)?;
-        // A small one is done before a thread has begun.
-        return Ok(match blob.size > LARGE {
-            true => layer::read_ahead(layer),
-            false => layer,
-        });
+        if let Some(layer) = uncompressed(store, &blob, file)? {
+            return Ok(layer);
+        }
     }
     Err(StoreError::Missing {
         what: format!("layer {diff_id}"),
         path: store.root().to_owned(),
     }
     .into())
+}
+
+/// The uncompressed tar of a layer from its blob; `None` when that is no form that kiln knows.
+pub(super) fn uncompressed(
+    store: &Store,
+    blob: &LayerBlob,
+    bytes: impl Read + Send + 'static,
+) -> Result<Option<Box<dyn Read + Send>>, StepError> {
+    let Some(compression) = layer_compression(&blob.media_type) else {
+        return Ok(None);
+    };
+    let layer = layer::decompressor(compression.into(), bytes, Limits::default());
+    let layer = layer.map_err(|source| StepError::Io {
+        action: "reading the layer",
+        path: store.blob_path(&blob.digest),
+        source,
+    })?;
+    // A small one is done before a thread has begun.
+    Ok(Some(match blob.size > LARGE {
+        true => layer::read_ahead(layer),
+        false => layer,
+    }))
 }

@@ -195,6 +195,9 @@ pub enum StepError {
         /// What the layer's bytes are.
         actual: DiffId,
     },
+    /// A layer cannot be unpacked because it does not come; why, is for whoever fetches it to say.
+    #[error("layer {0} was not fetched")]
+    NotFetched(DiffId),
     /// A layer could not be packed.
     #[error("{0}")]
     Pack(#[from] PackError),
@@ -387,6 +390,12 @@ impl Worker {
     /// When a layer is missing or damaged.
     pub fn unpacked(&self, stack: &Stack) -> Result<Vec<SnapshotId>, StepError> {
         image::unpacked(self, stack)
+    }
+
+    /// Whether a layer of a stack's image is being fetched.
+    #[must_use]
+    pub fn is_coming(&self, stack: &Stack) -> bool {
+        unpack::are_coming(self, &stack.image)
     }
 }
 

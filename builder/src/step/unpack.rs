@@ -4,21 +4,30 @@
 //! file that it does not hold. Then it waits for them. Layers are begun from the lowest on, so the
 //! one that is waited for is always under way.
 
+use std::io::Read;
 use std::num::NonZero;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use kiln_registry::spec::{ChainId, DiffId};
 
-use super::image::{open_layer, remove_altered};
+use super::image::{open_layer, remove_altered, uncompressed};
 use super::{StepError, Worker};
 use crate::layer::unpack::{Lower, Unavailable};
 use crate::layer::{self, Below, Hashing, UnpackOptions};
 use crate::snapshot::{SnapshotError, SnapshotId};
+use crate::store::Verdict;
 use crate::sys::root::Root;
 
-/// More than this at once only make the disk slow.
+/// More than this at once only make the disk slow. Those that still come mostly wait.
 const AT_ONCE: usize = 4;
+
+/// Whether a layer of an image is being fetched.
+pub(super) fn are_coming(worker: &Worker, layers: &[DiffId]) -> bool {
+    let mut layers = layers.iter();
+    layers.any(|&diff_id| worker.store.coming(diff_id).is_some())
+}
 
 /// The snapshots of all layers of an image, unpacked where they are not yet.
 pub(super) fn all(worker: &Worker, layers: &[DiffId]) -> Result<Vec<SnapshotId>, StepError> {
@@ -38,10 +47,14 @@ pub(super) fn all(worker: &Worker, layers: &[DiffId]) -> Result<Vec<SnapshotId>,
             failed: None,
         }),
         news: Condvar::new(),
+        stopped: Arc::default(),
     };
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let at_once = match are_coming(worker, layers.diff_ids) {
+        true => AT_ONCE,
+        false => AT_ONCE.min(thread::available_parallelism().map_or(1, NonZero::get)),
+    };
     thread::scope(|scope| {
-        for _ in 1..threads.min(AT_ONCE).min(missing) {
+        for _ in 1..at_once.min(missing) {
             let thread = thread::Builder::new().name("unpack".to_owned());
             // Without it the others do its work.
             drop(thread.spawn_scoped(scope, || layers.work()));
@@ -63,6 +76,8 @@ struct Layers<'a> {
     diff_ids: &'a [DiffId],
     state: Mutex<State>,
     news: Condvar,
+    /// Set once one has failed: the others need not come.
+    stopped: Arc<AtomicBool>,
 }
 
 struct State {
@@ -82,6 +97,7 @@ impl Layers<'_> {
     fn work(&self) {
         while let Some(index) = self.next() {
             let unpacked = self.once(index);
+            let failed = unpacked.is_err();
             let mut state = self.state();
             match unpacked {
                 Ok(id) => state.found[index] = Some(id),
@@ -89,6 +105,20 @@ impl Layers<'_> {
                 Err(error) => state.failed = Some(state.failed.take().unwrap_or(error)),
             }
             self.news.notify_all();
+            drop(state);
+            if failed {
+                self.stop();
+            }
+        }
+    }
+
+    /// Ends the waiting for layers that still come.
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        for &diff_id in self.diff_ids {
+            if let Some(coming) = self.worker.store.coming(diff_id) {
+                coming.wake();
+            }
         }
     }
 
@@ -121,13 +151,59 @@ impl Layers<'_> {
 
     /// Unpacks a layer, or waits for the process or thread that is doing it.
     fn once(&self, index: usize) -> Result<SnapshotId, StepError> {
-        let (worker, chain, diff_id) = (self.worker, self.chains[index], self.diff_ids[index]);
-        let _lock = worker.store.lock_step(&chain.0)?;
-        if let Some(id) = worker.store.chain_snapshot(chain)? {
+        let (store, chain) = (&self.worker.store, self.chains[index]);
+        let _lock = store.lock_step(&chain.0)?;
+        if let Some(id) = store.chain_snapshot(chain)? {
             return Ok(id);
         }
+        let diff_id = self.diff_ids[index];
+        if let Some(unpacked) = self.coming(index) {
+            return unpacked;
+        }
+        let unpacked = self.unpack(index, open_layer(store, diff_id)?);
+        if is_of_bytes(&unpacked) {
+            // Either the image never was what it says, or its layer was altered here.
+            remove_altered(store, diff_id)?;
+        }
+        unpacked
+    }
+
+    /// Unpacks a layer while it comes; `None` when it is here.
+    fn coming(&self, index: usize) -> Option<Result<SnapshotId, StepError>> {
+        let (store, diff_id) = (&self.worker.store, self.diff_ids[index]);
+        loop {
+            let coming = store.coming(diff_id)?;
+            if store.has_blob(&coming.blob.digest) {
+                return None;
+            }
+            let Some(bytes) = coming.follow(&self.stopped) else {
+                return Some(Err(StepError::NotFetched(diff_id)));
+            };
+            let attempt = bytes.attempt();
+            let unpacked = match uncompressed(store, &coming.blob, bytes) {
+                Ok(Some(tar)) => self.unpack(index, tar),
+                // Nothing of it can be read, whoever brings it.
+                Ok(None) => return None,
+                Err(error) => Err(error),
+            };
+            if !is_of_bytes(&unpacked) {
+                return Some(unpacked);
+            }
+            // Bytes that are not those of the blob are the fetch's failure, not the layer's.
+            match coming.verdict(attempt, &self.stopped) {
+                Verdict::Right => return Some(unpacked),
+                Verdict::Lost => return Some(Err(StepError::NotFetched(diff_id))),
+                Verdict::Anew => {}
+            }
+        }
+    }
+
+    /// Makes the snapshot of a layer from its tar. Nothing is left of it when that is not what the
+    /// image's config says, or cannot be read to its end.
+    fn unpack(&self, index: usize, tar: Box<dyn Read + Send>) -> Result<SnapshotId, StepError> {
+        let (worker, diff_id) = (self.worker, self.diff_ids[index]);
         let active = worker.snapshots.prepare()?;
-        let mut tar = Hashing::new(open_layer(&worker.store, diff_id)?);
+        let mut tar = Hashing::new(tar);
         let view = View {
             layers: self,
             index,
@@ -141,24 +217,26 @@ impl Layers<'_> {
         if let Some(Err(error)) = view.tree.into_inner() {
             return Err(error.into());
         }
-        let unpacked = unpacked
-            .map_err(|error| StepError::Unpack(diff_id, error))
-            .and_then(|_| match DiffId(tar.finish().0) {
-                actual if actual == diff_id => Ok(()),
-                actual => Err(StepError::DiffId {
-                    expected: diff_id,
-                    actual,
-                }),
+        unpacked.map_err(|error| StepError::Unpack(diff_id, error))?;
+        let actual = DiffId(tar.finish().0);
+        if actual != diff_id {
+            return Err(StepError::DiffId {
+                expected: diff_id,
+                actual,
             });
-        if let Err(error) = unpacked {
-            // Either the image never was what it says, or its layer was altered here.
-            remove_altered(&worker.store, diff_id)?;
-            return Err(error);
         }
         let id = worker.snapshots.commit(active)?;
-        worker.store.set_chain_snapshot(chain, &id)?;
+        worker.store.set_chain_snapshot(self.chains[index], &id)?;
         Ok(id)
     }
+}
+
+/// Whether a layer could not be unpacked for what it is.
+fn is_of_bytes(unpacked: &Result<SnapshotId, StepError>) -> bool {
+    matches!(
+        unpacked,
+        Err(StepError::Unpack(..) | StepError::DiffId { .. })
+    )
 }
 
 /// The layers below one, as one tree, once they are there.

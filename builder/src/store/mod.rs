@@ -29,6 +29,7 @@
 mod blobs;
 mod builds;
 mod cache;
+mod coming;
 mod ids;
 mod images;
 mod last;
@@ -54,6 +55,7 @@ use rusqlite::Connection;
 pub use blobs::{BlobWriter, Blobs};
 pub use builds::{BuildRecord, Eviction, FileList, Project, StepRecord};
 pub use cache::CacheRecord;
+pub use coming::{Coming, Expected, Follower, Verdict};
 pub use images::{ImageRecord, NamedImage, RepoDigest};
 pub use last::Held;
 pub use layers::{LayerBlob, SnapshotFacts, SnapshotId};
@@ -225,6 +227,8 @@ pub struct Store {
     boot: String,
     /// Set once the owners of files are known to be what they were.
     claimed: OnceLock<()>,
+    /// Layers that are fetched at this moment.
+    coming: coming::Table,
 }
 
 impl Store {
@@ -265,6 +269,7 @@ impl Store {
             content,
             boot,
             claimed: OnceLock::new(),
+            coming: coming::Table::default(),
         };
         lock::clean_temporary(&store.root);
         partial::clean(&store.root);

@@ -9,6 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kiln_registry::blob::{BlobError, BlobSource, Progress, Put, Step};
@@ -18,6 +19,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
 use super::blobs::{CHUNK, blob_error, io_error};
+use super::coming::Arrival;
 use super::lock::same_file;
 use super::{Store, StoreError};
 use crate::sys::writeback;
@@ -41,6 +43,8 @@ struct Partial {
     path: PathBuf,
     /// What the file holds has gone through it.
     verifier: Verifier,
+    /// Who reads the file meanwhile is told how far it is.
+    arrival: Option<Arc<Arrival>>,
 }
 
 /// What the network hands to the thread that writes.
@@ -73,10 +77,10 @@ impl Store {
         progress: &Progress,
     ) -> Result<Put, BlobError> {
         if self.has_blob(&blob.digest) {
-            return Ok(Put::Existed);
+            return self.arrived(blob);
         }
         let Some(partial) = self.claim_partial(blob).await? else {
-            return Ok(Put::Existed);
+            return self.arrived(blob);
         };
         let target = self.blob_path(&blob.digest);
         let resumed = partial.verifier.seen();
@@ -87,7 +91,7 @@ impl Store {
             // What had been kept may have been damaged, by a crash of the machine say.
             Err(BlobError::Mismatch(_)) if resumed > 0 => {
                 let Some(partial) = self.claim_partial(blob).await? else {
-                    return Ok(Put::Existed);
+                    return self.arrived(blob);
                 };
                 fill(partial, blob, source, progress, &target).await?;
             }
@@ -96,13 +100,25 @@ impl Store {
         Ok(Put::Sent)
     }
 
+    /// Says of a blob that another process has brought that it is here.
+    fn arrived(&self, blob: &Descriptor) -> Result<Put, BlobError> {
+        if let Some(arrival) = self.arrival(&blob.digest) {
+            let file = self.open_blob(&blob.digest).map_err(blob_error)?;
+            arrival.begin(file, blob.size);
+            arrival.right();
+        }
+        Ok(Put::Existed)
+    }
+
     /// Waits for the right to write a blob, and reads what is there of it; `None` when another
     /// process has finished it meanwhile.
     async fn claim_partial(&self, blob: &Descriptor) -> Result<Option<Partial>, BlobError> {
         let path = self.partial().join(blob.digest.hex());
         loop {
             let (open, digest, size) = (path.clone(), blob.digest, blob.size);
-            let claimed = blocking(move || claim(open, Verifier::new(digest, size), size)).await?;
+            let arrival = self.arrival(&digest);
+            let verifier = Verifier::new(digest, size);
+            let claimed = blocking(move || claim(open, verifier, size, arrival)).await?;
             // Only now: it may have been finished between a look before and the lock.
             if self.has_blob(&blob.digest) {
                 if let Some(partial) = claimed {
@@ -175,7 +191,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Opens and locks an unfinished blob and reads it; `None` while another process has it.
-fn claim(path: PathBuf, mut verifier: Verifier, size: u64) -> Result<Option<Partial>, StoreError> {
+fn claim(
+    path: PathBuf,
+    mut verifier: Verifier,
+    size: u64,
+    arrival: Option<Arc<Arrival>>,
+) -> Result<Option<Partial>, StoreError> {
     let mut file = File::options()
         .create(true)
         .truncate(false)
@@ -204,10 +225,15 @@ fn claim(path: PathBuf, mut verifier: Verifier, size: u64) -> Result<Option<Part
             count => verifier.update(&buffer[..count])?,
         }
     }
+    if let Some(arrival) = &arrival {
+        // Not the same one: that would keep the lock as long as somebody reads.
+        arrival.begin(File::open(&path).map_err(failed)?, verifier.seen());
+    }
     Ok(Some(Partial {
         file,
         path,
         verifier,
+        arrival,
     }))
 }
 
@@ -224,6 +250,9 @@ impl Partial {
             while let Some(piece) = pieces.blocking_recv() {
                 let Piece::Bytes(bytes) = piece else {
                     self.verifier.clone().finish()?;
+                    if let Some(arrival) = &self.arrival {
+                        arrival.right();
+                    }
                     self.file
                         .sync_data()
                         .map_err(StoreError::io("syncing", &self.path))?;
@@ -236,6 +265,9 @@ impl Partial {
                     .write_all(&bytes)
                     .map_err(StoreError::io("writing", &self.path))?;
                 let written = self.verifier.seen();
+                if let Some(arrival) = &self.arrival {
+                    arrival.grew(written);
+                }
                 if written - begun >= AT_ONCE {
                     writeback::begin(&self.file, begun, written - begun);
                     begun = written;
@@ -291,12 +323,14 @@ pub(super) fn clean(root: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use kiln_registry::blob::{BlobReader, BlobSink as _, BoxFuture};
     use kiln_registry::digest::Digest;
+    use kiln_registry::spec::DiffId;
 
     use super::*;
+    use crate::store::LayerBlob;
 
     /// A blob in memory, of which every reader hands out so many bytes and then breaks.
     #[derive(Debug)]
@@ -414,6 +448,61 @@ mod tests {
         }
         assert_eq!(done.iter().filter(|put| **put == Put::Sent).count(), 1);
         assert_eq!(*source.opened.lock().unwrap(), [0]);
+    }
+
+    /// Puts the blob while it is followed, and gives what was read and what the put said.
+    async fn followed(
+        store: &Arc<Store>,
+        source: &Source,
+        blob: &Descriptor,
+    ) -> (io::Result<Vec<u8>>, Result<Put, BlobError>) {
+        let diff_id = DiffId(blob.digest);
+        let layer = LayerBlob {
+            digest: blob.digest,
+            media_type: blob.media_type.clone(),
+            size: blob.size,
+        };
+        let expected = store.expect([(diff_id, layer)]);
+        let coming = store.coming(diff_id).unwrap();
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut follower = coming.follow(&Arc::default()).unwrap();
+            let mut read = Vec::new();
+            let result = follower.read_to_end(&mut read);
+            result.map(|_| read)
+        });
+        let put = store.put(blob, source, &|_, _| ()).await;
+        drop(expected);
+        let read = reading.await.unwrap();
+        (read, put)
+    }
+
+    #[tokio::test]
+    async fn what_comes_is_read_meanwhile() {
+        let (_folder, store) = store();
+        let store = Arc::new(store);
+        let (source, blob) = Source::new(usize::MAX / 2);
+        // What an earlier process has left is read first.
+        let path = store.partial().join(blob.digest.hex());
+        for kept in [0, 1500, 4000] {
+            fs::write(&path, &source.bytes[..kept]).unwrap();
+            let (read, put) = followed(&store, &source, &blob).await;
+            assert_eq!(put.unwrap(), Put::Sent);
+            assert!(read.unwrap() == source.bytes);
+            fs::remove_file(store.blob_path(&blob.digest)).unwrap();
+        }
+        // One that breaks off never ends, nor does one that is not what was announced.
+        let (breaks, _) = Source::new(1500);
+        let (read, put) = followed(&store, &breaks, &blob).await;
+        assert!(read.is_err() && put.is_err());
+        let wrong = Descriptor::new("x", Digest::of(b"other"), blob.size);
+        let (read, put) = followed(&store, &source, &wrong).await;
+        assert!(read.is_err());
+        assert!(matches!(put, Err(BlobError::Mismatch(_))), "{put:?}");
+        // Another process may bring it.
+        store.put(&blob, &source, &|_, _| ()).await.unwrap();
+        let (read, put) = followed(&store, &source, &blob).await;
+        assert_eq!(put.unwrap(), Put::Existed);
+        assert!(read.unwrap() == source.bytes);
     }
 
     #[test]

@@ -14,19 +14,19 @@ const ENDLESS: &str =
     "FROM busybox\nRUN echo first >/first\nRUN (setsid sleep 88888 &); sleep 99999\n";
 
 /// A running kiln that ends with the test.
-struct Running(Option<Child>);
+pub(crate) struct Running(pub(crate) Option<Child>);
 
 impl Running {
     fn id(&self) -> u32 {
         self.0.as_ref().unwrap().id()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let id = Pid::from_raw(self.id().try_into().unwrap()).unwrap();
         rustix::process::kill_process(id, signal).unwrap();
     }
 
-    fn end(mut self) -> Output {
+    pub(crate) fn end(mut self) -> Output {
         self.0.take().unwrap().wait_with_output().unwrap()
     }
 }

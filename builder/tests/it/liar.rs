@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use kiln_registry::digest::Digest;
 
 use crate::http::{Http, head, reply};
@@ -19,6 +21,8 @@ pub(crate) enum Fault {
     CutOnce,
     /// Half of it comes, and then nothing more.
     Stall,
+    /// The same, but all of it comes when it is asked for again.
+    StallOnce,
 }
 
 #[derive(Debug)]
@@ -44,7 +48,16 @@ impl Liar {
 
     /// With a layer that holds one file of this content.
     pub(crate) fn with_layer(fault: Fault, content: &[u8]) -> Self {
-        let image = Arc::new(image(fault, content));
+        Self::serve(image(fault, content, false))
+    }
+
+    /// The same with a layer that is compressed.
+    pub(crate) fn compressed(fault: Fault, content: &[u8]) -> Self {
+        Self::serve(image(fault, content, true))
+    }
+
+    fn serve(image: Image) -> Self {
+        let image = Arc::new(image);
         let shared = Arc::clone(&image);
         Self {
             image,
@@ -68,19 +81,27 @@ impl Liar {
     }
 }
 
-fn image(fault: Fault, content: &[u8]) -> Image {
+fn image(fault: Fault, content: &[u8], compressed: bool) -> Image {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(0o644);
     tar.append_data(&mut header, "file", content).unwrap();
-    let layer = tar.into_inner().unwrap();
-    let digest = Digest::of(&layer);
+    let tar = tar.into_inner().unwrap();
+    let diff_id = Digest::of(&tar);
+    let (layer, suffix) = match compressed {
+        true => {
+            let mut writer = GzEncoder::new(Vec::new(), Compression::fast());
+            writer.write_all(&tar).unwrap();
+            (writer.finish().unwrap(), "+gzip")
+        }
+        false => (tar, ""),
+    };
     let config = serde_json::json!({
         "architecture": kiln_registry::spec::Platform::host().architecture,
         "os": "linux",
         "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [digest.to_string()]},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id.to_string()]},
     });
     let config = config.to_string().into_bytes();
     let manifest = serde_json::json!({
@@ -92,8 +113,8 @@ fn image(fault: Fault, content: &[u8]) -> Image {
             "size": config.len(),
         },
         "layers": [{
-            "mediaType": "application/vnd.oci.image.layer.v1.tar",
-            "digest": digest.to_string(),
+            "mediaType": format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
+            "digest": Digest::of(&layer).to_string(),
             "size": layer.len(),
         }],
     });
@@ -134,7 +155,10 @@ fn answer(image: &Image, asked: &Asked, mut stream: &TcpStream) -> std::io::Resu
             stream.write_all(&second)
         }
         // until the other side has had enough
-        Fault::Stall => std::io::copy(&mut &*stream, &mut std::io::sink()).map(drop),
+        Fault::StallOnce if before > 0 => stream.write_all(second),
+        Fault::Stall | Fault::StallOnce => {
+            std::io::copy(&mut &*stream, &mut std::io::sink()).map(drop)
+        }
         Fault::CutOnce if before == 0 => Ok(()),
         Fault::CutOnce => stream.write_all(second),
     }

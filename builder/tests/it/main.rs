@@ -87,3 +87,4 @@ mod standalone;
 mod steps;
 mod terminal;
 mod transfers;
+mod unpacking;

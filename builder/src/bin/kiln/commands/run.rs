@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kiln_builder::image::pull::pull;
+use kiln_builder::image::pull::pull_unpacked;
 use kiln_builder::pipeline::{self, Invocation, Volume, build_time};
 use kiln_builder::runtime::{Cancel, Isolation, Streams};
 use kiln_builder::step::{Settings, Worker};
 use kiln_builder::store::{Store, StoreError};
-use kiln_registry::client::Client;
 use kiln_registry::digest::Digest;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
@@ -70,7 +69,6 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
         pull: args.pull,
         quiet: args.quiet,
     };
-    let image = wanted.find(&store, &client, &cancel)?;
     let level = setup.level()?;
     if level.isolation == Isolation::Chroot {
         if args.read_only {
@@ -93,6 +91,8 @@ fn start(setup: &Setup, args: &RunArgs, name: &str, command: &[String]) -> anyho
     };
     let backend = setup.backend(&store, args.quiet)?;
     let worker = Worker::for_processes(&store, backend, client, &cancel, settings);
+    let worker = Arc::new(worker);
+    let image = wanted.find(&worker)?;
     let streams = invocation.streams;
     foreground::run(&cancel, streams, args.interactive, |attached, output| {
         Ok(pipeline::run(
@@ -150,13 +150,8 @@ pub(super) struct Wanted<'a> {
 
 impl Wanted<'_> {
     /// The image: from the store, or from its registry where the policy says so.
-    pub(super) fn find(
-        &self,
-        store: &Arc<Store>,
-        client: &Client,
-        cancel: &Cancel,
-    ) -> anyhow::Result<Digest> {
-        let name = self.name;
+    pub(super) fn find(&self, worker: &Arc<Worker>) -> anyhow::Result<Digest> {
+        let (name, store) = (self.name, &worker.store);
         let (platform, given) = platform(self.platform)?;
         if self.pull != PullPolicy::Always {
             match store.find(name) {
@@ -179,8 +174,8 @@ impl Wanted<'_> {
             reference.tag = Some("latest".to_owned());
         }
         let observer = transfer::observer(transfer::PULL, self.quiet);
-        let pulled = block_on(cancel, async {
-            Ok(pull(store, client, &reference, &platform, &observer, cancel).await?)
+        let pulled = block_on(&worker.cancel, async {
+            Ok(pull_unpacked(worker, &reference, &platform, &observer).await?)
         })?;
         Ok(pulled.image)
     }

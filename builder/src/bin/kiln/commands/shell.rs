@@ -57,7 +57,11 @@ fn image(setup: &Setup, args: &ShellArgs) -> anyhow::Result<()> {
             pull: PullPolicy::Missing,
             quiet: args.quiet,
         };
-        let image = wanted.find(&store, &client, &cancel)?;
+        let backend = setup.backend(&store, args.quiet)?;
+        let settings = settings(setup)?;
+        let worker = Worker::for_processes(&store, backend, client, &cancel, settings);
+        let worker = Arc::new(worker);
+        let image = wanted.find(&worker)?;
         // As with the other forms, a command may stand behind dashes.
         let command = match command {
             [dashes, command @ ..] if dashes == "--" => command,
@@ -74,9 +78,6 @@ fn image(setup: &Setup, args: &ShellArgs) -> anyhow::Result<()> {
             streams,
             ..Invocation::default()
         };
-        let backend = setup.backend(&store, args.quiet)?;
-        let settings = settings(setup)?;
-        let worker = Worker::for_processes(&store, backend, client, &cancel, settings);
         if command.is_empty() && !args.quiet {
             tell(&format!("the image {name}"), streams);
         }
