@@ -1,8 +1,10 @@
 //! Moves an image between any two ends: push, pull, save and load are this one function.
 
 use std::collections::HashSet;
+use std::fmt;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::blob::{BlobError, BlobSink, BlobSource, BoxFuture, Progress, Put, Step};
 use crate::spec::{Descriptor, Manifest, Raw};
@@ -37,58 +39,194 @@ pub async fn copy(
     jobs: usize,
     progress: &Progress,
 ) -> Result<Copied, BlobError> {
-    let mut round = 0;
-    loop {
-        round += 1;
-        let mut copied = copy_blobs(&manifest.value, source, sink, jobs, progress).await?;
-        match sink.put_manifest(descriptor, &manifest.bytes, tag).await {
-            Ok(put) => {
-                copied.manifest = Some(put);
-                return Ok(copied);
-            }
-            // A registry may say that it has a blob and find out only now that it has not: it is
-            // asked once more, and then believed less.
-            Err(BlobError::Client(error)) if error.is_blob_unknown() && round < ROUNDS => {}
-            Err(error) => return Err(error),
-        }
+    let transfer = Transfer {
+        source,
+        sink,
+        jobs,
+        progress,
+    };
+    let nothing = Copied::default();
+    transfer.image(nothing, manifest, descriptor, tag).await
+}
+
+/// A copy of an image that is still being made.
+#[derive(Clone, Copy)]
+pub struct Transfer<'a> {
+    /// Where its blobs are.
+    pub source: &'a dyn BlobSource,
+    /// Where they go to.
+    pub sink: &'a dyn BlobSink,
+    /// The most that are copied at once.
+    pub jobs: usize,
+    /// Is told what happens to each of them.
+    pub progress: &'a Progress,
+}
+
+impl fmt::Debug for Transfer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer")
+            .field("source", &self.source)
+            .field("sink", &self.sink)
+            .finish_non_exhaustive()
     }
 }
 
-async fn copy_blobs(
-    manifest: &Manifest,
-    source: &dyn BlobSource,
-    sink: &dyn BlobSink,
-    jobs: usize,
-    progress: &Progress,
-) -> Result<Copied, BlobError> {
-    let mut seen = HashSet::from([manifest.config.digest]);
-    let layers = manifest
-        .layers
-        .iter()
-        .filter(|layer| seen.insert(layer.digest));
-    // Boxed, so that the compiler sees that the copy may move between threads.
-    let pending: Vec<BoxFuture<'_, _>> = layers
-        .map(|layer| Box::pin(copy_blob(layer, source, sink, progress)) as BoxFuture<'_, _>)
-        .collect();
-    let mut blobs: Vec<(Descriptor, Put)> = stream::iter(pending)
-        .buffer_unordered(jobs.max(1))
-        .try_collect()
-        .await?;
-    blobs.push(copy_blob(&manifest.config, source, sink, progress).await?);
-    Ok(Copied {
-        blobs,
-        manifest: None,
-    })
+impl Transfer<'_> {
+    /// Copies layers as they become known, until there are no more.
+    ///
+    /// # Errors
+    /// As [`copy`].
+    pub async fn layers(&self, known: UnboundedReceiver<Descriptor>) -> Result<Copied, BlobError> {
+        let mut seen = HashSet::new();
+        let known = stream::unfold(known, |mut known| async move {
+            let layer = known.recv().await?;
+            Some((layer, known))
+        });
+        let pending = known
+            .filter(move |layer| std::future::ready(seen.insert(layer.digest)))
+            .map(|layer| -> BoxFuture<'_, _> { Box::pin(async move { self.blob(&layer).await }) });
+        let copied = pending.buffer_unordered(self.jobs.max(1)).try_collect();
+        Ok(Copied {
+            blobs: copied.await?,
+            manifest: None,
+        })
+    }
+
+    /// Copies an image as [`copy`] does, some of whose layers are copied already.
+    ///
+    /// # Errors
+    /// As [`copy`].
+    pub async fn image(
+        &self,
+        mut done: Copied,
+        manifest: &Raw<Manifest>,
+        descriptor: &Descriptor,
+        tag: Option<&str>,
+    ) -> Result<Copied, BlobError> {
+        let mut round = 0;
+        loop {
+            round += 1;
+            let done = std::mem::take(&mut done.blobs);
+            let blobs = self.rest(done, &manifest.value).await?;
+            match self
+                .sink
+                .put_manifest(descriptor, &manifest.bytes, tag)
+                .await
+            {
+                Ok(put) => {
+                    let manifest = Some(put);
+                    return Ok(Copied { blobs, manifest });
+                }
+                // A registry may say that it has a blob and find out only now that it has not: it is
+                // asked once more, and then believed less.
+                Err(BlobError::Client(error)) if error.is_blob_unknown() && round < ROUNDS => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Copies the blobs of an image that are not among these.
+    async fn rest(
+        &self,
+        mut blobs: Vec<(Descriptor, Put)>,
+        manifest: &Manifest,
+    ) -> Result<Vec<(Descriptor, Put)>, BlobError> {
+        let mut seen: HashSet<_> = blobs.iter().map(|(blob, _)| blob.digest).collect();
+        seen.insert(manifest.config.digest);
+        let layers = manifest
+            .layers
+            .iter()
+            .filter(|layer| seen.insert(layer.digest));
+        // Boxed, so that the compiler sees that the copy may move between threads.
+        let pending: Vec<BoxFuture<'_, _>> = layers
+            .map(|layer| Box::pin(self.blob(layer)) as BoxFuture<'_, _>)
+            .collect();
+        let rest: Vec<_> = stream::iter(pending)
+            .buffer_unordered(self.jobs.max(1))
+            .try_collect()
+            .await?;
+        blobs.extend(rest);
+        blobs.push(self.blob(&manifest.config).await?);
+        Ok(blobs)
+    }
+
+    async fn blob(&self, blob: &Descriptor) -> Result<(Descriptor, Put), BlobError> {
+        (self.progress)(blob, Step::Start);
+        let put = self.sink.put(blob, self.source, self.progress).await?;
+        (self.progress)(blob, Step::Done(put.clone()));
+        Ok((blob.clone(), put))
+    }
 }
 
-async fn copy_blob(
-    blob: &Descriptor,
-    source: &dyn BlobSource,
-    sink: &dyn BlobSink,
-    progress: &Progress,
-) -> Result<(Descriptor, Put), BlobError> {
-    progress(blob, Step::Start);
-    let put = sink.put(blob, source, progress).await?;
-    progress(blob, Step::Done(put.clone()));
-    Ok((blob.clone(), put))
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::blob::InMemory;
+    use crate::digest::Digest;
+
+    /// Remembers what was put into it, in order.
+    #[derive(Debug, Default)]
+    struct Sink(Mutex<Vec<String>>);
+
+    impl BlobSink for Sink {
+        fn put<'a>(
+            &'a self,
+            blob: &'a Descriptor,
+            _: &'a dyn BlobSource,
+            _: &'a Progress,
+        ) -> BoxFuture<'a, Result<Put, BlobError>> {
+            self.0.lock().unwrap().push(blob.media_type.clone());
+            Box::pin(std::future::ready(Ok(Put::Sent)))
+        }
+
+        fn put_manifest<'a>(
+            &'a self,
+            _: &'a Descriptor,
+            _: &'a [u8],
+            _: Option<&'a str>,
+        ) -> BoxFuture<'a, Result<Put, BlobError>> {
+            self.0.lock().unwrap().push("manifest".to_owned());
+            Box::pin(std::future::ready(Ok(Put::Sent)))
+        }
+    }
+
+    fn blob(name: &str) -> Descriptor {
+        Descriptor::new(name, Digest::of(name.as_bytes()), 1)
+    }
+
+    #[tokio::test]
+    async fn layers_are_copied_as_they_become_known_and_once() {
+        let (source, sink) = (InMemory(Vec::new()), Sink::default());
+        let transfer = Transfer {
+            source: &source,
+            sink: &sink,
+            jobs: 2,
+            progress: &|_, _| (),
+        };
+        let (known, layers) = mpsc::unbounded_channel();
+        let put = || sink.0.lock().unwrap().clone();
+        let make = async {
+            for name in ["a", "b", "a"] {
+                known.send(blob(name)).unwrap();
+                // The first is there before the second is known.
+                while !put().contains(&name.to_owned()) {
+                    tokio::task::yield_now().await;
+                }
+            }
+            drop(known);
+        };
+        let (copied, ()) = tokio::join!(transfer.layers(layers), make);
+        let layers = ["a", "b", "c"].map(blob).to_vec();
+        let manifest = Raw::write(Manifest::new(blob("config"), layers)).unwrap();
+        let whole = transfer
+            .image(copied.unwrap(), &manifest, &blob("m"), None)
+            .await
+            .unwrap();
+        assert_eq!(put(), ["a", "b", "c", "config", "manifest"]);
+        assert_eq!(whole.blobs.len(), 4);
+    }
 }

@@ -47,6 +47,18 @@ pub fn manifest(
     form: &Form,
     observer: &Observer,
 ) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
+    manifest_telling(store, image, form, observer, |_| ())
+}
+
+/// The same, and says of each layer that it lies in the store. Nothing is said of an image that has
+/// its manifest.
+pub(super) fn manifest_telling(
+    store: &Arc<Store>,
+    image: &Digest,
+    form: &Form,
+    observer: &Observer,
+    ready: impl Fn(&Descriptor),
+) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
     let known = received(store, image)?;
     if *form == Form::default()
         && let Some(known) = known
@@ -55,7 +67,9 @@ pub fn manifest(
     }
     let mut layers = Vec::new();
     for diff_id in store.config(image)?.rootfs.diff_ids {
-        layers.push(layer(store, diff_id, form, observer)?);
+        let layer = layer(store, diff_id, form, observer)?;
+        ready(&layer);
+        layers.push(layer);
     }
     match known {
         // What came from elsewhere, and has that form, keeps its digest.

@@ -16,7 +16,8 @@ use kiln_registry::layout::Layout;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::OCI_LAYER;
 use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
-use kiln_registry::transfer;
+use kiln_registry::transfer::{self, Transfer};
+use tokio::sync::mpsc::{self, UnboundedSender};
 
 use super::ImageError;
 use super::altered::{is_mismatch, remove_altered};
@@ -57,22 +58,23 @@ pub async fn push(
 ) -> Result<(Descriptor, bool), ImageError> {
     let reference = target.reference;
     let work = async {
-        let (manifest, descriptor) = prepare(store, image, target.form, observer).await?;
         remember_neighbours(store, client, reference)?;
         let sink = client.repository(reference);
         let watch = observer.clone();
         let progress = move |blob: &Descriptor, step| watch.tell(blob_event(blob, step));
         let tag = Some(reference.tag_or_latest()).filter(|_| !target.by_digest);
-        let copied = transfer::copy(
-            &manifest,
-            &descriptor,
-            &**store,
-            &sink,
-            tag,
-            JOBS,
-            &progress,
-        )
-        .await?;
+        // A layer is sent while the next one is compressed.
+        let (made, layers) = mpsc::unbounded_channel();
+        let making = prepare_telling(store, image, target.form, observer, Some(made));
+        let transfer = Transfer {
+            source: &**store,
+            sink: &sink,
+            jobs: JOBS,
+            progress: &progress,
+        };
+        let sending = async { Ok(transfer.layers(layers).await?) };
+        let ((manifest, descriptor), sent) = tokio::try_join!(making, sending)?;
+        let copied = transfer.image(sent, &manifest, &descriptor, tag).await?;
         store.write_blob(&manifest.bytes)?;
         store.add_image(image, Some(&descriptor))?;
         store.add_repo_digest(reference, &descriptor.digest, image)?;
@@ -161,9 +163,27 @@ pub async fn prepare(
     form: &Form,
     observer: &Observer,
 ) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
+    prepare_telling(store, image, form, observer, None).await
+}
+
+/// The same, and tells which layers are ready.
+async fn prepare_telling(
+    store: &Arc<Store>,
+    image: &Digest,
+    form: &Form,
+    observer: &Observer,
+    made: Option<UnboundedSender<Descriptor>>,
+) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
     let (owned, id) = (Arc::clone(store), *image);
     let (form, watch) = (form.clone(), observer.clone());
-    let task = tokio::task::spawn_blocking(move || form::manifest(&owned, &id, &form, &watch));
+    let task = tokio::task::spawn_blocking(move || {
+        form::manifest_telling(&owned, &id, &form, &watch, |layer| {
+            if let Some(made) = &made {
+                // Nobody listens any more when sending failed.
+                drop(made.send(layer.clone()));
+            }
+        })
+    });
     task.await.map_err(|_| StepError::Thread)?
 }
 
