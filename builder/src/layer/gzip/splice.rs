@@ -49,7 +49,7 @@ pub(super) fn open_end(stream: &mut Vec<u8>, size: usize) -> Result<(), Broken> 
 /// Longest code of a symbol, bits.
 const MOST: usize = 15;
 /// Codes up to this length are looked up at once.
-const FAST: u32 = 11;
+const FAST: u32 = 12;
 /// Symbols for literals, the end of a block, and lengths.
 const LITERALS: usize = 288;
 const DISTANCES: usize = 32;
@@ -91,27 +91,86 @@ const ORDER: [usize; 19] = [
     16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
 ];
 
+/// What a stretch of bits begins with, all in one word, as it is looked up for every symbol.
+///
+/// From the lowest bit on: the bits to pass, extra bits included (6 bits); those of the code alone (4);
+/// the bytes that the symbol stands for, without its extra bits (16); the marks below. 0 is a code that
+/// is longer than [`FAST`].
+type Entry = u32;
+const CODE: u32 = 6;
+const BYTES: u32 = 10;
+/// A length: its distance follows.
+const LENGTH: Entry = 1 << 26;
+/// The end of the block.
+const STOP: Entry = 1 << 27;
+/// No symbol, and yet it has a code.
+const INVALID: Entry = 1 << 28;
+
+/// An alphabet: what each of its symbols does.
+#[derive(Clone, Copy)]
+enum Alphabet {
+    /// Literals, the end of the block, and lengths.
+    Literals,
+    Distances,
+    /// Lengths of codes: their bytes are the symbol itself.
+    Lengths,
+}
+
+impl Alphabet {
+    /// What a symbol with a code of `code` bits does.
+    fn entry(self, symbol: u16, code: u8) -> Entry {
+        let (extra, bytes, marks): (u16, u16, Entry) = match (self, symbol) {
+            (Self::Literals, ..END) => (0, 1, 0),
+            (Self::Literals, END) => (0, 0, STOP),
+            (Self::Literals, _) => match LENGTHS.get(usize::from(symbol - END) - 1) {
+                Some(&(bytes, extra)) => (extra.into(), bytes, LENGTH),
+                None => (0, 0, INVALID),
+            },
+            // Two codes for each number of extra bits, but for the first four codes.
+            (Self::Distances, ..30) => (symbol.max(2) / 2 - 1, 0, 0),
+            (Self::Distances, _) => (0, 0, INVALID),
+            (Self::Lengths, _) => (0, symbol, 0),
+        };
+        let (code, extra) = (u32::from(code), u32::from(extra));
+        (code + extra) | code << CODE | u32::from(bytes) << BYTES | marks
+    }
+}
+
+/// The bits that an entry passes.
+#[inline]
+fn passed(entry: Entry) -> u32 {
+    entry & 63
+}
+
+/// The bytes that an entry stands for where the stream has these bits.
+#[inline]
+fn bytes(entry: Entry, bits: u64) -> usize {
+    let code = (entry >> CODE) & 15;
+    let extra = (bits & ((1 << passed(entry)) - 1)) >> code;
+    number(u64::from((entry >> BYTES) & 0xffff) + extra)
+}
+
 /// Finds the symbol that a stretch of bits begins with.
 struct Code {
-    /// By the next [`FAST`] bits: the symbol and its length; length 0 for longer codes.
-    fast: Vec<(u16, u8)>,
+    alphabet: Alphabet,
+    /// By the next [`FAST`] bits.
+    fast: Box<[Entry; 1 << FAST]>,
     /// How many codes there are of each length.
     counts: [u16; MOST + 1],
     /// The symbols in the order of their codes.
     symbols: Vec<u16>,
 }
 
-impl Default for Code {
-    fn default() -> Self {
+impl Code {
+    fn new(alphabet: Alphabet) -> Self {
         Self {
-            fast: vec![(0, 0); 1 << FAST],
+            alphabet,
+            fast: Box::new([0; 1 << FAST]),
             counts: [0; MOST + 1],
             symbols: Vec::new(),
         }
     }
-}
 
-impl Code {
     /// Sets the code up from the lengths of its symbols; 0 is a symbol that does not occur.
     fn set(&mut self, lengths: &[u8]) -> Result<(), Broken> {
         self.counts = [0; MOST + 1];
@@ -129,7 +188,7 @@ impl Code {
                 return Err(Broken);
             }
         }
-        self.fast.fill((0, 0));
+        self.fast.fill(0);
         self.symbols.clear();
         self.symbols.resize(places[MOST + 1], 0);
         for (symbol, &length) in (0_u16..).zip(lengths) {
@@ -144,33 +203,34 @@ impl Code {
             if u32::from(length) <= FAST {
                 // Codes stand in the stream with their highest bit first.
                 let first = code.reverse_bits() >> (32 - u32::from(length));
+                let entry = self.alphabet.entry(symbol, length);
                 for at in (first..1 << FAST).step_by(1 << length) {
-                    self.fast[at as usize] = (symbol, length);
+                    self.fast[at as usize] = entry;
                 }
             }
         }
         Ok(())
     }
 
-    /// The symbol that `bits` begin with, and its length.
+    /// What `bits` begin with.
     #[inline]
-    fn find(&self, bits: u64) -> Result<(u16, u32), Broken> {
-        let (symbol, length) = self.fast[number(bits & ((1 << FAST) - 1))];
-        if length != 0 {
-            return Ok((symbol, length.into()));
+    fn find(&self, bits: u64) -> Result<Entry, Broken> {
+        match self.fast[number(bits & ((1 << FAST) - 1))] {
+            0 => self.find_long(bits),
+            entry => Ok(entry),
         }
-        self.find_long(bits)
     }
 
     /// Walks through the lengths, as the definition of the codes has it.
     #[cold]
-    fn find_long(&self, bits: u64) -> Result<(u16, u32), Broken> {
+    fn find_long(&self, bits: u64) -> Result<Entry, Broken> {
         let (mut code, mut first, mut place) = (0_u32, 0_u32, 0_usize);
-        for (length, &count) in (1_u32..).zip(&self.counts[1..]) {
+        for (length, &count) in (1_u8..).zip(&self.counts[1..]) {
             code |= u32::from((bits >> (length - 1)) & 1 == 1);
             if code < first + u32::from(count) {
                 let symbol = self.symbols.get(place + (code - first) as usize);
-                return symbol.map(|&symbol| (symbol, length)).ok_or(Broken);
+                let &symbol = symbol.ok_or(Broken)?;
+                return Ok(self.alphabet.entry(symbol, length));
             }
             place += usize::from(count);
             first = (first + u32::from(count)) << 1;
@@ -180,10 +240,21 @@ impl Code {
     }
 }
 
-#[derive(Default)]
 struct Tables {
     literals: Code,
     distances: Code,
+    /// Of the lengths of the codes of a block.
+    lengths: Code,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self {
+            literals: Code::new(Alphabet::Literals),
+            distances: Code::new(Alphabet::Distances),
+            lengths: Code::new(Alphabet::Lengths),
+        }
+    }
 }
 
 impl Tables {
@@ -281,15 +352,15 @@ impl<'a> Reader<'a> {
         for &at in &ORDER[..given] {
             of_lengths[at] = u8::try_from(self.bits(3)?).map_err(|_| Broken)?;
         }
-        // It is short, and its place is taken by the real one afterwards.
-        tables.distances.set(&of_lengths)?;
+        tables.lengths.set(&of_lengths)?;
         let mut lengths = [0; LITERALS + DISTANCES + 138];
         let all = literals + distances;
         let mut at = 0;
         while at < all {
             self.refill();
-            let (symbol, bits) = tables.distances.find(self.held)?;
-            self.skip(bits)?;
+            let entry = tables.lengths.find(self.held)?;
+            let symbol = bytes(entry, self.held);
+            self.skip(passed(entry))?;
             let (value, times) = match symbol {
                 0..=15 => (u8::try_from(symbol).map_err(|_| Broken)?, 1),
                 16 => {
@@ -314,27 +385,67 @@ impl<'a> Reader<'a> {
     fn symbols(&mut self, tables: &Tables) -> Result<usize, Broken> {
         let mut produced = 0;
         loop {
+            produced += self.many_symbols(tables);
             // A length and its distance take 48 bits at most.
             self.refill();
-            let (symbol, bits) = tables.literals.find(self.held)?;
-            self.skip(bits)?;
-            if symbol < END {
-                produced += 1;
-                continue;
+            let entry = tables.literals.find(self.held)?;
+            produced += bytes(entry, self.held);
+            self.skip(passed(entry))?;
+            if entry & LENGTH != 0 {
+                let distance = tables.distances.find(self.held)?;
+                if distance & INVALID != 0 {
+                    return Err(Broken);
+                }
+                self.skip(passed(distance))?;
+            } else if entry & (STOP | INVALID) != 0 {
+                return (entry & STOP != 0).then_some(produced).ok_or(Broken);
             }
-            let Some(index) = usize::from(symbol - END).checked_sub(1) else {
-                return Ok(produced);
-            };
-            let &(base, extra) = LENGTHS.get(index).ok_or(Broken)?;
-            let more = self.held & ((1 << extra) - 1);
-            self.skip(extra.into())?;
-            produced += usize::from(base) + number(more);
-            let (distance, bits) = tables.distances.find(self.held)?;
-            if distance >= 30 {
-                return Err(Broken);
-            }
-            self.skip(bits + u32::from(distance.max(2) / 2 - 1))?;
         }
+    }
+
+    /// Passes symbols with short codes, as long as there is no doubt that the stream is long enough:
+    /// what takes nearly all the time.
+    fn many_symbols(&mut self, tables: &Tables) -> usize {
+        const MASK: u64 = (1 << FAST) - 1;
+        let (literals, distances) = (&*tables.literals.fast, &*tables.distances.fast);
+        let (mut next, mut held, mut count) = (self.next, self.held, self.count);
+        let mut produced = 0;
+        while let Some(word) = self.bytes.get(next..).and_then(<[u8]>::first_chunk) {
+            // As `refill`: at least 56 bits now, of which two short codes with all their extra bits
+            // take 40.
+            held |= u64::from_le_bytes(*word) << count;
+            next += ((63 - count) / 8) as usize;
+            count |= 56;
+            let entry = literals[number(held & MASK)];
+            if entry & LENGTH != 0 {
+                let rest = held >> passed(entry);
+                let distance = distances[number(rest & MASK)];
+                if distance == 0 || distance & INVALID != 0 {
+                    break;
+                }
+                produced += bytes(entry, held);
+                held = rest >> passed(distance);
+                count -= passed(entry) + passed(distance);
+            } else if entry & (STOP | INVALID) == 0 && entry != 0 {
+                produced += 1;
+                held >>= passed(entry);
+                count -= passed(entry);
+                // Literals come in rows, and there are bits enough for three more.
+                for _ in 0..3 {
+                    let entry = literals[number(held & MASK)];
+                    if entry & (LENGTH | STOP | INVALID) != 0 || entry == 0 {
+                        break;
+                    }
+                    produced += 1;
+                    held >>= passed(entry);
+                    count -= passed(entry);
+                }
+            } else {
+                break;
+            }
+        }
+        (self.next, self.held, self.count) = (next, held, count);
+        produced
     }
 }
 
