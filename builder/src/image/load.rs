@@ -1,7 +1,10 @@
 //! Images out of archives into the store (D10.4).
 
 use std::io::{self, Read as _, Write as _};
-use std::sync::Arc;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use kiln_registry::archive::{Archive, ArchiveError, ArchivedLayer, ArchivedManifest};
 use kiln_registry::digest::{Digest, Hasher};
@@ -16,6 +19,8 @@ use crate::store::{BlobWriter, LayerBlob, Store, StoreError};
 
 /// Bytes moved at once.
 const CHUNK: usize = 256 * 1024;
+/// Layers stored at once; more only make the disk slow.
+const AT_ONCE: usize = 4;
 
 /// An image that was loaded.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,12 +50,7 @@ pub fn load(store: &Arc<Store>, archive: &Archive) -> Result<Vec<Loaded>, ImageE
             }
             loaded => loaded?,
         };
-        let blobs = manifest
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(number, layer)| Ok((layer.diff_id, store_layer(store, archive, number, layer)?)))
-            .collect::<Result<Vec<_>, ImageError>>()?;
+        let blobs = store_layers(store, archive, &manifest.layers)?;
         store.write_blob(&manifest.config.bytes)?;
         images.push((image.names.clone(), manifest, blobs));
     }
@@ -95,6 +95,44 @@ fn record(
     Ok(())
 }
 
+/// Stores the layers of an image, several at a time; the error is that of the first one that has any.
+fn store_layers(
+    store: &Store,
+    archive: &Archive,
+    layers: &[ArchivedLayer],
+) -> Result<Vec<(DiffId, LayerBlob)>, ImageError> {
+    let next = AtomicUsize::new(0);
+    let stored: Vec<_> = layers.iter().map(|_| OnceLock::new()).collect();
+    let failed = AtomicBool::new(false);
+    let work = || {
+        while !failed.load(Relaxed) {
+            let number = next.fetch_add(1, Relaxed);
+            let Some((layer, slot)) = layers.get(number).zip(stored.get(number)) else {
+                return;
+            };
+            let result = store_layer(store, archive, number, layer);
+            failed.fetch_or(result.is_err(), Relaxed);
+            drop(slot.set(result));
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        for _ in 1..threads.min(AT_ONCE).min(layers.len()) {
+            let thread = thread::Builder::new().name("load".to_owned());
+            // Without it the others do its work.
+            drop(thread.spawn_scoped(scope, work));
+        }
+        work();
+    });
+    // After an error the rest was not begun; what was begun before it is all there.
+    let done = stored.into_iter().filter_map(OnceLock::into_inner);
+    layers
+        .iter()
+        .zip(done)
+        .map(|(layer, stored)| Ok((layer.diff_id, stored?)))
+        .collect()
+}
+
 /// Stores a layer as it lies in the archive.
 fn store_layer(
     store: &Store,
@@ -116,7 +154,11 @@ fn store_layer(
             size: layer.size,
         });
     }
-    let mut writer = store.new_blob()?;
+    // What the archive announces is verified as it is read.
+    let mut writer = match layer.digest {
+        Some(digest) => store.new_verified_blob(digest)?,
+        None => store.new_blob()?,
+    };
     copy(archive, layer, &mut writer)?;
     let stored = writer.digest();
     let expected = layer.diff_id;

@@ -10,25 +10,44 @@ use kiln_registry::spec::Descriptor;
 use tokio::io::AsyncSeekExt as _;
 
 use super::{Store, StoreError, TempDir};
+use crate::sys::writeback;
 
 /// Bytes read at once when a blob is copied.
 pub(super) const CHUNK: usize = 256 * 1024;
+
+/// Bytes after which the kernel is asked to write them to disk.
+pub(super) const AT_ONCE: u64 = 8 << 20;
 
 /// A blob being written; it gets its name with [`BlobWriter::commit`].
 #[derive(Debug)]
 pub struct BlobWriter {
     file: File,
     path: PathBuf,
-    hasher: Hasher,
+    name: Name,
     size: u64,
+    /// What the kernel was asked to write to disk.
+    begun: u64,
     _folder: TempDir,
+}
+
+/// Where a blob has its digest from.
+#[derive(Debug)]
+enum Name {
+    Taken(Hasher),
+    Known(Digest),
 }
 
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..count]);
+        if let Name::Taken(hasher) = &mut self.name {
+            hasher.update(&bytes[..count]);
+        }
         self.size += count as u64;
+        if self.size - self.begun >= AT_ONCE {
+            writeback::begin(&self.file, self.begun, self.size - self.begun);
+            self.begun = self.size;
+        }
         Ok(count)
     }
 
@@ -160,14 +179,27 @@ impl Store {
     /// # Errors
     /// When no temporary file can be made.
     pub fn new_blob(&self) -> Result<BlobWriter, StoreError> {
+        self.new_named_blob(Name::Taken(Hasher::new()))
+    }
+
+    /// Starts a blob of this digest, of whose bytes the caller makes sure that they have it.
+    ///
+    /// # Errors
+    /// When no temporary file can be made.
+    pub fn new_verified_blob(&self, digest: Digest) -> Result<BlobWriter, StoreError> {
+        self.new_named_blob(Name::Known(digest))
+    }
+
+    fn new_named_blob(&self, name: Name) -> Result<BlobWriter, StoreError> {
         let folder = self.temporary()?;
         let path = folder.path().join("blob");
         let file = File::create(&path).map_err(StoreError::io("making", &path))?;
         Ok(BlobWriter {
             file,
             path,
-            hasher: Hasher::new(),
+            name,
             size: 0,
+            begun: 0,
             _folder: folder,
         })
     }
@@ -180,18 +212,21 @@ impl BlobWriter {
         &self.path
     }
 
-    /// Digest of what was written so far.
+    /// Digest of what was written so far, or of all where that is known.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.hasher.clone().finish()
+        match &self.name {
+            Name::Taken(hasher) => hasher.clone().finish(),
+            Name::Known(digest) => *digest,
+        }
     }
 
     /// Gives the blob its name, after it is surely on disk; returns its digest and size.
     ///
     /// # Errors
     /// When it cannot be synced or renamed.
-    pub fn commit(mut self, store: &Store) -> Result<(Digest, u64), StoreError> {
-        let digest = std::mem::take(&mut self.hasher).finish();
+    pub fn commit(self, store: &Store) -> Result<(Digest, u64), StoreError> {
+        let digest = self.digest();
         let size = self.size;
         self.publish(&store.blob_path(&digest))?;
         Ok((digest, size))

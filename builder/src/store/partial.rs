@@ -18,7 +18,7 @@ use kiln_registry::spec::Descriptor;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
-use super::blobs::{CHUNK, blob_error, io_error};
+use super::blobs::{AT_ONCE, CHUNK, blob_error, io_error};
 use super::coming::Arrival;
 use super::lock::same_file;
 use super::{Store, StoreError};
@@ -29,9 +29,6 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The most bytes of it that are kept.
 const MOST: u64 = 32 << 30;
-
-/// Bytes after which the kernel is asked to write them to disk.
-const AT_ONCE: u64 = 8 << 20;
 
 /// How often is looked whether another process has finished a blob.
 const LOOK: Duration = Duration::from_millis(50);
