@@ -57,7 +57,7 @@ pub(super) const WORKLOADS: [(&str, &str); 16] = [
     ),
     (
         "repush",
-        "the same image, pulled before, to another empty registry",
+        "the same image, pulled before, to another empty registry; limit: `curl` that sends the layers, all at once",
     ),
     (
         "unpack",
@@ -121,7 +121,7 @@ pub(super) struct Bench<'a> {
 struct Published {
     image: String,
     _registry: Registry,
-    _storage: Scratch,
+    storage: Scratch,
 }
 
 impl<'a> Bench<'a> {
@@ -158,6 +158,9 @@ impl<'a> Bench<'a> {
 
     /// What the machine does at best, where a plain command tells.
     pub(super) fn limit(&self, workload: &str) -> Result<Option<Vec<Sample>>> {
+        if workload == "repush" {
+            return self.repush_limit().map(Some);
+        }
         let copy = self.scratch.join("limit");
         let archive = self.scratch.join("layers.tar");
         let command = |program: &str, paths: &[&Path]| {
@@ -186,8 +189,8 @@ impl<'a> Bench<'a> {
                     for entry in fs::read_dir(context)? {
                         files.push(entry?.path());
                     }
-                    let mut sum = command("sha256sum", &[]);
-                    sum.args(files);
+                    let mut sum = command("openssl", &[]);
+                    sum.arg("sha256").args(files);
                     sum
                 }
                 "fanout" => {
@@ -196,7 +199,11 @@ impl<'a> Bench<'a> {
                     sleep
                 }
                 "save" if archive.exists() => command("cp", &[&archive, &copy]),
-                "load" if archive.exists() => command("sha256sum", &[&archive]),
+                "load" if archive.exists() => {
+                    let mut sum = command("openssl", &[]);
+                    sum.arg("sha256").arg(&archive);
+                    sum
+                }
                 _ => return Ok(None),
             }))
         };
@@ -349,6 +356,43 @@ impl<'a> Bench<'a> {
         samples.collect()
     }
 
+    /// Sends the layers as they lie in the registry, all at once and by a program that looks at nothing.
+    fn repush_limit(&self) -> Result<Vec<Sample>> {
+        let script = r#"
+            send() {
+                to=$(curl -fsS -o /dev/null -D - -X POST "$1/v2/limit/blobs/uploads/" | tr -d '\r' |
+                    sed -n 's/^[Ll]ocation: //p')
+                curl -fsS -T "$2" "$to&digest=sha256:$(basename "$(dirname "$2")")"
+            }
+            registry=$1; shift
+            sending=
+            for blob; do send "http://$registry" "$blob" & sending="$sending $!"; done
+            for one in $sending; do wait "$one" || exit 1; done
+        "#;
+        self.published()?;
+        let published = self.published.get().context("there is no image")?;
+        let mut blobs = Vec::new();
+        let all = published
+            .storage
+            .join("storage/docker/registry/v2/blobs/sha256");
+        for prefix in fs::read_dir(&all)? {
+            for blob in fs::read_dir(prefix?.path())? {
+                let data = blob?.path().join("data");
+                if fs::metadata(&data)?.len() > MIB as u64 {
+                    blobs.push(data);
+                }
+            }
+        }
+        let samples = (0..self.runs).map(|_| {
+            let (_storage, registry) = self.empty_registry()?;
+            let mut send = Command::new("sh");
+            send.args(["-c", script, "sh", registry.address()]);
+            send.args(&blobs);
+            measure::measure(send, None)
+        });
+        samples.collect()
+    }
+
     fn unpack(&self, tool: &Tool) -> Result<Vec<Sample>> {
         let image = self.published()?;
         self.repeat(tool, || tool.forget(image), || tool.unpack(image))
@@ -370,7 +414,7 @@ impl<'a> Bench<'a> {
         let published = self.published.get_or_init(|| Published {
             image,
             _registry: registry,
-            _storage: storage,
+            storage,
         });
         Ok(&published.image)
     }
