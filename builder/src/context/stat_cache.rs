@@ -54,8 +54,8 @@ type Key = (u64, u64);
 #[derive(Debug, Default)]
 pub(super) struct StatCache {
     path: Option<PathBuf>,
-    /// As read from disk, sorted by key.
-    known: Vec<(Key, Record)>,
+    /// The file without its checksum; nothing where there is none.
+    known: Vec<u8>,
     /// Found out, or used again after a while, by this process.
     fresh: BTreeMap<Key, Record>,
     /// When it was opened.
@@ -84,11 +84,9 @@ impl StatCache {
         if let Some(record) = self.fresh.get(&key) {
             return matches(record).then_some(record.remembered);
         }
-        let index = self
-            .known
-            .binary_search_by_key(&key, |known| known.0)
-            .ok()?;
-        let mut record = self.known.get(index)?.1;
+        let known = records(&self.known);
+        let index = known.binary_search_by_key(&Some(key), key_of).ok()?;
+        let mut record = decode(known.get(index)?)?;
         // A clock that went back since may give the same times to another content.
         if !matches(&record) || !is_settled(metadata, self.opened) {
             return None;
@@ -125,13 +123,11 @@ impl StatCache {
         if self.fresh.is_empty() {
             return Ok(());
         }
-        let mut merged: BTreeMap<Key, Record> = read(path).into_iter().collect();
-        merged.append(&mut self.fresh);
+        // Of a large context this is much: it is not held twice.
+        self.known = Vec::new();
         let oldest = today().saturating_sub(KEEP_DAYS);
-        merged.retain(|_, record| record.day >= oldest);
-        write(path, &merged)?;
-        self.known = merged.into_iter().collect();
-        Ok(())
+        self.known = merged(&read(path), &std::mem::take(&mut self.fresh), oldest);
+        write(path, &mut self.known)
     }
 }
 
@@ -147,31 +143,52 @@ fn today() -> u32 {
     u32::try_from(days).unwrap_or(0)
 }
 
-fn read(path: &Path) -> Vec<(Key, Record)> {
-    let parse = |bytes: &[u8]| {
+/// What a file holds but for its checksum; nothing where it is damaged.
+fn read(path: &Path) -> Vec<u8> {
+    let intact = |bytes: &[u8]| {
         let (body, checksum) = bytes.split_last_chunk::<4>()?;
-        let records = body.strip_prefix(MAGIC)?;
-        let intact = crc32fast::hash(body) == u32::from_le_bytes(*checksum);
-        let (records, []) = records.as_chunks::<RECORD>() else {
+        let (records, []) = body.strip_prefix(MAGIC)?.as_chunks::<RECORD>() else {
             return None;
         };
-        let records: Vec<_> = records.iter().map(decode).collect::<Option<_>>()?;
-        (intact && records.is_sorted_by_key(|record| record.0)).then_some(records)
+        let intact = crc32fast::hash(body) == u32::from_le_bytes(*checksum);
+        (intact && records.is_sorted_by_key(key_of)).then_some(body.len())
     };
-    fs::read(path)
-        .ok()
-        .and_then(|bytes| parse(&bytes))
-        .unwrap_or_default()
+    let mut bytes = fs::read(path).unwrap_or_default();
+    bytes.truncate(intact(&bytes).unwrap_or(0));
+    bytes
 }
 
-fn write(path: &Path, records: &BTreeMap<Key, Record>) -> io::Result<()> {
-    let mut bytes = Vec::with_capacity(MAGIC.len() + records.len() * RECORD + 4);
+/// The records of what [`read`] gives.
+fn records(bytes: &[u8]) -> &[[u8; RECORD]] {
+    let records = bytes.strip_prefix(MAGIC).unwrap_or_default();
+    records.as_chunks().0
+}
+
+/// What is known, less what was last used before the day `oldest`, with what is new instead.
+fn merged(known: &[u8], fresh: &BTreeMap<Key, Record>, oldest: u32) -> Vec<u8> {
+    let length = known.len() + MAGIC.len() + fresh.len() * RECORD + size_of::<u32>();
+    let mut bytes = Vec::with_capacity(length);
     bytes.extend_from_slice(MAGIC);
-    for (key, record) in records {
+    let mut fresh = fresh.iter().peekable();
+    for known in records(known) {
+        let key = key_of(known);
+        let mut replaced = false;
+        while let Some((new, record)) = fresh.next_if(|(new, _)| Some(**new) <= key) {
+            encode(*new, record, &mut bytes);
+            replaced = Some(*new) == key;
+        }
+        if !replaced && decode(known).is_some_and(|record| record.day >= oldest) {
+            bytes.extend_from_slice(known);
+        }
+    }
+    for (key, record) in fresh {
         encode(*key, record, &mut bytes);
     }
-    let checksum = crc32fast::hash(&bytes);
-    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// Writes what [`merged`] gives, with a checksum.
+fn write(path: &Path, bytes: &mut Vec<u8>) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     // Several trees of one process may save at once.
     let thread = rustix::thread::gettid().as_raw_pid();
@@ -180,7 +197,10 @@ fn write(path: &Path, records: &BTreeMap<Key, Record>) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    let length = bytes.len();
+    bytes.extend_from_slice(&crc32fast::hash(bytes).to_le_bytes());
+    let written = fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path));
+    bytes.truncate(length);
     if written.is_err() {
         // The first error is the one to tell.
         drop(fs::remove_file(&temporary));
@@ -201,19 +221,30 @@ fn encode(key: Key, record: &Record, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&(record.day | plain).to_le_bytes());
 }
 
-fn decode(bytes: &[u8; RECORD]) -> Option<(Key, Record)> {
-    let u64_at = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-    let u32_at = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+fn u64_at(bytes: &[u8; RECORD], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u32_at(bytes: &[u8; RECORD], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// The key of a record; there always is one.
+fn key_of(bytes: &[u8; RECORD]) -> Option<Key> {
+    Some((u64_at(bytes, 0)?, u64_at(bytes, 8)?))
+}
+
+fn decode(bytes: &[u8; RECORD]) -> Option<Record> {
     let time_at = |at: usize| {
         Some(Timestamp {
-            seconds: i64::from_le_bytes(*bytes.get(at..)?.first_chunk()?),
-            nanoseconds: u32_at(at + 8)?,
+            seconds: u64_at(bytes, at)?.cast_signed(),
+            nanoseconds: u32_at(bytes, at + 8)?,
         })
     };
     let digest: ContentDigest = *bytes.get(48..)?.first_chunk()?;
-    let day = u32_at(80)?;
-    let record = Record {
-        size: u64_at(16)?,
+    let day = u32_at(bytes, 80)?;
+    Some(Record {
+        size: u64_at(bytes, 16)?,
         mtime: time_at(24)?,
         ctime: time_at(36)?,
         remembered: Remembered {
@@ -221,8 +252,7 @@ fn decode(bytes: &[u8; RECORD]) -> Option<(Key, Record)> {
             plain: day >> 31 == 1,
         },
         day: day & !(1 << 31),
-    };
-    Some(((u64_at(0)?, u64_at(8)?), record))
+    })
 }
 
 #[cfg(test)]
@@ -276,6 +306,28 @@ mod tests {
         assert_eq!(read.get(&metadata(2)), Some(remembered(b"twos")));
         assert_eq!(read.get(&metadata(3)), None);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn new_records_go_between_and_instead_of_those_that_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stat");
+        let save = |inodes: &[u64], text: &[u8]| {
+            let mut cache = StatCache::open(Some(&path));
+            for inode in inodes {
+                cache.put(&metadata(*inode), remembered(text), now());
+            }
+            cache.save().unwrap();
+            // What is kept in memory is what is in the file.
+            assert_eq!(cache.known, read(&path));
+        };
+        save(&[2, 4, 6], b"old");
+        save(&[1, 4, 5, 7, 8], b"news");
+        let mut cache = StatCache::open(Some(&path));
+        let found = (0..10).map(|inode| cache.get(&metadata(inode)));
+        let (old, new) = (Some(remembered(b"old")), Some(remembered(b"news")));
+        let expected = [None, new, old, None, new, new, old, new, new, None];
+        assert_eq!(found.collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -382,7 +434,7 @@ mod tests {
             cache.fresh.get_mut(&(1, key)).unwrap().day -= days;
         }
         // Written as they are, without the filter, as an earlier build would have.
-        write(&path, &cache.fresh).unwrap();
+        write(&path, &mut merged(&[], &cache.fresh, 0)).unwrap();
         let mut cache = StatCache::open(Some(&path));
         assert!(cache.get(&metadata(2)).is_some());
         cache.save().unwrap();
