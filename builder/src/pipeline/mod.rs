@@ -370,21 +370,8 @@ async fn prepare(
     }
 
     // Read while base images are looked up.
-    let imports = match request.cache_from.as_slice() {
-        [] => None,
-        _ if request.wishes.no_cache => None,
-        from => {
-            let imports = Imports::start(from, &client, &options.platform, &observer);
-            Some(Arc::new(imports.map_err(BuildError::Cache)?))
-        }
-    };
-    let mounts = match &request.cache_mounts {
-        None => None,
-        Some(mounts) => {
-            let saved = SavedMounts::start(mounts, &client, store, &observer);
-            Some(Arc::new(saved.map_err(BuildError::Cache)?))
-        }
-    };
+    let imports = imports(request, &client, &observer)?;
+    let mounts = saved_mounts(request, &client, store, &observer)?;
     let mut resolver = Resolver {
         client: &client,
         store,
@@ -431,24 +418,10 @@ async fn prepare(
         saved: mounts,
         points: OnceLock::new(),
     });
-    let exported = plan.layers().collect();
-    let exporter = Exporter::start(
-        &request.cache_to,
-        &worker.client,
-        &request.options.platform,
-        &worker.snapshots,
-        store,
-        imports.clone(),
-    )
-    .map_err(BuildError::Cache)?;
-    let schedule = Schedule::new(
-        plan.graph.clone(),
-        Arc::clone(&worker),
-        rules,
-        about,
-        exported,
-    )
-    .sharing(Sharing { imports, exporter });
+    let sharing = sharing(request, &worker, imports)?;
+    let (graph, exported) = (plan.graph.clone(), plan.layers().collect());
+    let schedule = Schedule::new(graph, Arc::clone(&worker), rules, about, exported);
+    let schedule = schedule.sharing(sharing);
     Ok(Prepared {
         source,
         plan,
@@ -457,6 +430,52 @@ async fn prepare(
         numbers,
         schedule,
     })
+}
+
+/// Begins to read the caches that the build may use.
+fn imports(
+    request: &Request,
+    client: &Client,
+    observer: &Observer,
+) -> Result<Option<Arc<Imports>>, BuildError> {
+    let from = request.cache_from.as_slice();
+    if from.is_empty() || request.wishes.no_cache {
+        return Ok(None);
+    }
+    let imports = Imports::start(from, client, &request.options.platform, observer);
+    Ok(Some(Arc::new(imports.map_err(BuildError::Cache)?)))
+}
+
+/// Begins to read what cache mounts are restored from.
+fn saved_mounts(
+    request: &Request,
+    client: &Client,
+    store: &Arc<Store>,
+    observer: &Observer,
+) -> Result<Option<Arc<SavedMounts>>, BuildError> {
+    let Some(mounts) = &request.cache_mounts else {
+        return Ok(None);
+    };
+    let saved = SavedMounts::start(mounts, client, store, observer);
+    Ok(Some(Arc::new(saved.map_err(BuildError::Cache)?)))
+}
+
+/// How the build shares its cache: where it takes from, and where its own goes.
+fn sharing(
+    request: &Request,
+    worker: &Worker,
+    imports: Option<Arc<Imports>>,
+) -> Result<Sharing, BuildError> {
+    let exporter = Exporter::start(
+        &request.cache_to,
+        &worker.client,
+        &request.options.platform,
+        &worker.snapshots,
+        &worker.store,
+        imports.clone(),
+    );
+    let exporter = exporter.map_err(BuildError::Cache)?;
+    Ok(Sharing { imports, exporter })
 }
 
 /// Keeps the digests of files for the next build.

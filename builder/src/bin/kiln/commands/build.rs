@@ -76,13 +76,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let backend = setup.backend(&store, args.quiet)?;
     request.backend = backend;
-    let line = match level.isolation {
-        Isolation::Root => None,
-        Isolation::Rootless(_) => Some(format!("isolation: {level}; layers: {backend}")),
-        // There is one way only.
-        Isolation::Chroot => Some(format!("isolation: {level}")),
-    };
-    if let Some(line) = line.filter(|_| !args.quiet) {
+    if let Some(line) = isolation(&level, backend).filter(|_| !args.quiet) {
         render::err(&line);
     }
     let cancel = Cancel::new()?;
@@ -108,20 +102,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         )
         .await?;
         if !args.quiet {
-            warnings(&outcome);
-            render::err(&format!("writing image {}", outcome.image));
-            for tag in &stored {
-                render::err(&format!(
-                    "naming to {}/{}:{}",
-                    tag.registry,
-                    tag.repository,
-                    tag.tag_or_latest()
-                ));
-            }
-        }
-        if let Some(file) = &args.iidfile {
-            fs::write(file, outcome.image.to_string())
-                .with_context(|| format!("writing `{}`", file.display()))?;
+            say(&outcome, &stored);
         }
         let made = Made {
             store: &store,
@@ -135,21 +116,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
             quiet: args.quiet,
             tell_pushed,
         };
-        let written = outputs.write(&made).await;
-        // What the cache gained is worth keeping when the image could not be pushed, too.
-        let shared = match &mut outcome.shared {
-            Some(shared) => share::finish(shared, &cancel, args.quiet).await,
-            None => Ok(()),
-        };
-        if let Some(mounts) = &outcome.mounts {
-            share::save(mounts, &cancel, args.quiet).await;
-        }
-        written?;
-        shared?;
-        if args.quiet && !outputs.take_stdout() {
-            render::out(&outcome.image.to_string());
-        }
-        Ok(())
+        deliver(args, &outputs, &made, &mut outcome).await
     });
     if let Some(explanation) = explanation {
         explanation.write()?;
@@ -164,6 +131,57 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         shell::in_failed(&store, backend, client.clone(), settings, source);
     }
     built
+}
+
+/// How steps are isolated, and their layers kept, where that is not what it is for root.
+fn isolation(level: &Level, backend: Backend) -> Option<String> {
+    match level.isolation {
+        Isolation::Root => None,
+        Isolation::Rootless(_) => Some(format!("isolation: {level}; layers: {backend}")),
+        // There is one way only.
+        Isolation::Chroot => Some(format!("isolation: {level}")),
+    }
+}
+
+/// Says what was built, and what is wrong with its Dockerfile.
+fn say(outcome: &Outcome, names: &[Reference]) {
+    warnings(outcome);
+    render::err(&format!("writing image {}", outcome.image));
+    for name in names {
+        let tag = name.tag_or_latest();
+        render::err(&format!(
+            "naming to {}/{}:{tag}",
+            name.registry, name.repository
+        ));
+    }
+}
+
+/// Takes what was built, and what the cache has gained, to where it is to go.
+async fn deliver(
+    args: &BuildArgs,
+    outputs: &Outputs,
+    made: &Made<'_>,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    if let Some(file) = &args.iidfile {
+        fs::write(file, outcome.image.to_string())
+            .with_context(|| format!("writing `{}`", file.display()))?;
+    }
+    let written = outputs.write(made).await;
+    // What the cache gained is worth keeping when the image could not be pushed, too.
+    let shared = match &mut outcome.shared {
+        Some(shared) => share::finish(shared, made.cancel, args.quiet).await,
+        None => Ok(()),
+    };
+    if let Some(mounts) = &outcome.mounts {
+        share::save(mounts, made.cancel, args.quiet).await;
+    }
+    written?;
+    shared?;
+    if args.quiet && !outputs.take_stdout() {
+        render::out(&outcome.image.to_string());
+    }
+    Ok(())
 }
 
 fn remove(file: &Path) -> anyhow::Result<()> {
