@@ -12,6 +12,7 @@ use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{
     self, BuildError, DockerfileFrom, Outcome, Request, Wishes, build_time,
 };
+use kiln_builder::runtime::isolation::Level;
 use kiln_builder::runtime::{Cancel, Isolation};
 use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
@@ -76,7 +77,7 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let (store, client) = (setup.store()?, setup.client(args.quiet)?);
     let backend = setup.backend(&store, args.quiet)?;
     request.backend = backend;
-    if let Some(line) = isolation(&level, backend).filter(|_| !args.quiet) {
+    if let Some(line) = isolation(level, backend).filter(|_| !args.quiet) {
         render::err(&line);
     }
     let cancel = Cancel::new()?;
