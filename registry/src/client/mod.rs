@@ -324,7 +324,15 @@ impl BlobSource for Repository {
         blob: &'a Descriptor,
         offset: u64,
     ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
-        Box::pin(pull::open(self, blob, offset))
+        Box::pin(pull::open(self, blob, offset, true))
+    }
+
+    fn open_unverified<'a>(
+        &'a self,
+        blob: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobReader, BlobError>> {
+        Box::pin(pull::open(self, blob, offset, false))
     }
 }
 

@@ -25,11 +25,13 @@ use crate::digest::{Mismatch, Verifier};
 use crate::spec::Descriptor;
 use crate::spec::media_type::{is_index, is_manifest, is_nondistributable};
 
-/// Opens a blob, an embedded document or a manifest.
+/// Opens a blob, an embedded document or a manifest. A blob is verified as it comes if `verify` says
+/// so; who keeps it verifies it anyway, and need not pay for that twice.
 pub(super) async fn open(
     repository: &Repository,
     blob: &Descriptor,
     offset: u64,
+    verify: bool,
 ) -> Result<BlobReader, BlobError> {
     if let Some(bytes) = blob.embedded() {
         return Ok(from_memory(&bytes, offset));
@@ -49,6 +51,7 @@ pub(super) async fn open(
         return Ok(from_memory(&[], 0));
     }
     let mut download = Download::new(repository.clone(), blob.clone(), offset);
+    download.verifier = download.verifier.filter(|_| verify);
     let started = download.start().await;
     started.map_err(|error| not_found(repository, blob, error))?;
     repository.remember(blob.digest);
@@ -102,7 +105,8 @@ pub(super) struct Download {
     is_part: bool,
     /// Bytes of the present answer that came before `position`.
     skip: u64,
-    /// Checks the whole blob; nothing is checked when it was not wanted from its beginning.
+    /// Checks the whole blob; nothing is checked when it was not wanted from its beginning, or when
+    /// the caller does that.
     verifier: Option<Verifier>,
     answer: Option<Answer>,
     pace: Pace,
