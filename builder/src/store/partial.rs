@@ -463,7 +463,10 @@ mod tests {
         let expected = store.expect([(diff_id, layer)]);
         let coming = store.coming(diff_id).unwrap();
         let reading = tokio::task::spawn_blocking(move || {
-            let mut follower = coming.follow(&Arc::default()).unwrap();
+            // It may be lost before anybody has looked.
+            let Some(mut follower) = coming.follow(&Arc::default()) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
             let mut read = Vec::new();
             let result = follower.read_to_end(&mut read);
             result.map(|_| read)
