@@ -2,7 +2,7 @@
 //!
 //! [`pack()`] walks a directory that overlayfs wrote to (or that kiln filled in the same form) and
 //! writes the layer's tar; [`seal()`] does so while it takes the digests and compresses, in one
-//! pass. [`unpack()`] makes such a directory from a layer, or extracts an archive for `ADD`.
+//! pass; [`follow()`] takes the digest while the directory is still being filled. [`unpack()`] makes such a directory from a layer, or extracts an archive for `ADD`.
 //! [`merge()`] makes one tree of several such directories where overlayfs cannot.
 //! [`tar`] is the format itself, [`gzip`] and [`mod@zstd`] the compressors whose bytes are always the same,
 //! [`archive`] tells archives from other files. A layer's bytes are fixed: see [`pack()`] for the
@@ -14,6 +14,7 @@ mod beside;
 pub mod compression;
 pub mod copy;
 pub mod encode;
+pub mod follow;
 pub mod gzip;
 pub mod merge;
 pub mod pack;
@@ -30,8 +31,9 @@ pub use archive::{Sniffed, is_tar_archive, sniff};
 pub use compression::{Compression, Limits, decompressor};
 pub use copy::{Copier, How, TreeError};
 pub use encode::Encoder;
+pub use follow::{Following, Writing, follow};
 pub use merge::merge;
-pub use pack::{PackError, PackOptions, PackWarning, Packed, pack, pack_at};
+pub use pack::{PackError, PackOptions, PackWarning, Packed, Promise, pack, pack_at};
 pub use seal::{Hashing, Sealed, diff_id, seal};
 pub use unpack::{
     Below, Form, Owner, UnpackError, UnpackOptions, UnpackWarning, Unpacked, unpack, unpack_at,

@@ -389,7 +389,8 @@ impl Schedule {
         }
         self.elsewhere.hits.fetch_sub(1, Ordering::Relaxed);
         let made = self.made(id, root, stacks.collect(), false).await;
-        made.map_err(|error| super::Failure { vertex: id, error })
+        made.map(|made| made.layer)
+            .map_err(|error| super::Failure { vertex: id, error })
     }
 
     /// Hands a finished layer to the export.

@@ -15,7 +15,7 @@ use crate::cache::{CacheKey, content_key};
 use crate::event::Event;
 use crate::graph::{GitOp, ImageOp, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
-use crate::step::{self, Inputs, Selections, Stack, StepError};
+use crate::step::{self, Inputs, Made, Selections, Stack, StepError};
 
 impl Schedule {
     /// The files of a git repository: remembered for their commit, or checked out now.
@@ -75,7 +75,7 @@ impl Schedule {
         root: Stack,
         inputs: Vec<Stack>,
         imports: bool,
-    ) -> Result<SnapshotId, StepError> {
+    ) -> Result<Made, StepError> {
         let vertex = self.graph.vertex(id);
         let defined = &self.defined[&id];
         let inputs = self.all_with_files(inputs).await?;
@@ -98,11 +98,11 @@ impl Schedule {
             store.remember_upon(&[definition], &layer)?;
             store.remember_reads(defined.key.digest(), &reads)?;
             self.note_packed(id, defined.key, &layer);
-            return Ok(layer);
+            return Ok(layer.into());
         }
         if imports && let Some(layer) = self.imported_content(id, &root, &reads).await? {
             self.cached_event(id);
-            return Ok(layer);
+            return Ok(layer.into());
         }
         let root = self.with_files(root).await?;
         let key = content_key(vertex, &root.identity(), content.as_ref());
@@ -113,19 +113,22 @@ impl Schedule {
         if let Some(layer) = self.found_content(id, key).await? {
             self.worker.store.remember_upon(&[definition], &layer)?;
             self.note_packed(id, defined.key, &layer);
-            return Ok(layer);
+            return Ok(layer.into());
         }
-        let (reason, layer) = self
+        let (reason, mut made) = self
             .execute_explained(id, (root, inputs), known, selected)
             .await?;
-        let layer = self.cut_off(id, &reason, layer).await?;
+        let layer = self.cut_off(id, &reason, made.layer.clone()).await?;
+        if layer != made.layer {
+            made = layer.into();
+        }
         self.elsewhere.executed.fetch_add(1, Ordering::Relaxed);
         let keys = [(key.digest(), None), definition];
         let store = &self.worker.store;
-        store.remember_upon(&keys, &layer)?;
+        store.remember_upon(&keys, &made.layer)?;
         store.remember_reads(defined.key.digest(), &reads)?;
         drop(lock);
-        Ok(layer)
+        Ok(made)
     }
 
     /// Executes a vertex, and says why meanwhile.
@@ -135,7 +138,7 @@ impl Schedule {
         (root, inputs): (Stack, Vec<Stack>),
         known: BTreeMap<usize, Digest>,
         selected: Option<(Arc<Selections>, Digest)>,
-    ) -> Result<(Reason, SnapshotId), StepError> {
+    ) -> Result<(Reason, Made), StepError> {
         let explain = self.explain(id, selected.clone());
         if self.rules.required.contains(&id) {
             return Err(StepError::NotCached(explain.await?.to_string()));
@@ -153,8 +156,8 @@ impl Schedule {
                 Ok::<_, StepError>(reason)
             };
             let execution = self.execute(id, root, inputs, known, selections);
-            let (reason, layer) = join(told, execution).await;
-            Ok((reason?, layer?))
+            let (reason, made) = join(told, execution).await;
+            Ok((reason?, made?))
         };
         let result = self.observed(id, work).await;
         self.executed(id, selected, &result);
@@ -205,15 +208,16 @@ impl Schedule {
         inputs: Vec<Stack>,
         known: BTreeMap<usize, Digest>,
         selections: Option<Arc<Selections>>,
-    ) -> Result<SnapshotId, StepError> {
+    ) -> Result<Made, StepError> {
         let (worker, graph) = (Arc::clone(&self.worker), Arc::clone(&self.graph));
         if let Op::Fetch(fetch) = &graph.vertex(id).op {
             let _permit = self.permit().await?;
             return tokio::select! {
-                result = step::fetch(&worker, fetch) => result,
+                result = step::fetch(&worker, fetch) => Ok(result?.into()),
                 () = worker.cancel.cancelled() => Err(StepError::Cancelled),
             };
         }
+        let follow = self.exported.contains(&id);
         self.permitted(move || {
             let inputs = Inputs {
                 graph: &graph,
@@ -221,7 +225,7 @@ impl Schedule {
                 stacks: &inputs,
                 known: &known,
             };
-            step::execute(&worker, &inputs, &root, selections.as_deref())
+            step::execute(&worker, &inputs, &root, selections.as_deref(), follow)
         })
         .await
     }

@@ -28,8 +28,9 @@ use tokio::task::JoinHandle;
 use crate::cache::CacheKey;
 use crate::event::Event;
 use crate::graph::{Graph, Network, Op, VertexId};
+use crate::layer::Following;
 use crate::snapshot::SnapshotId;
-use crate::step::{Stack, StepError, Worker};
+use crate::step::{Made, Stack, StepError, Worker};
 use define::{Defined, reads_root};
 use elsewhere::{Elsewhere, Want};
 use history::History;
@@ -314,21 +315,21 @@ impl Schedule {
                 Ok(stack)
             }
             Op::Fetch(_) => {
-                let layer = self
+                let made = self
                     .observed(
                         id,
                         self.execute(id, Stack::default(), Vec::new(), BTreeMap::new(), None),
                     )
                     .await
                     .map_err(fail)?;
-                Ok(Stack::default().with(layer))
+                Ok(Stack::default().with(made.layer))
             }
             Op::Git(git) => {
                 let layer = self
                     .observed(id, self.repository(id, git))
                     .await
                     .map_err(fail)?;
-                self.start_seal(id, &layer).await;
+                self.start_seal(id, &layer, None).await;
                 Ok(Stack::default().with(layer))
             }
             Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) => self.layered(id).await,
@@ -347,7 +348,7 @@ impl Schedule {
         }
         if let Some((root, layer)) = found {
             self.cached_event(id);
-            self.start_seal(id, &layer).await;
+            self.start_seal(id, &layer, None).await;
             return Ok(root.with(layer));
         }
         if let Op::Run(run) = &vertex.op
@@ -360,15 +361,15 @@ impl Schedule {
         let others = join_all(vertex.inputs[1..].iter().map(|&input| self.result(input)));
         let made = if reads_root(vertex) {
             let (root, others) = join(root, others).await;
-            let layer = self.made(id, root.clone(), others, true).await;
-            layer.map(|layer| (root, layer))
+            let made = self.made(id, root.clone(), others, true).await;
+            made.map(|made| (root, made))
         } else {
             let root = async { Ok(root.await) };
-            let layer = async { self.made(id, Stack::default(), others.await, true).await };
-            try_join(root, layer).await
+            let made = async { self.made(id, Stack::default(), others.await, true).await };
+            try_join(root, made).await
         };
-        let (root, layer) = made.map_err(fail)?;
-        self.start_seal(id, &layer).await;
+        let (root, Made { layer, following }) = made.map_err(fail)?;
+        self.start_seal(id, &layer, following).await;
         Ok(root.with(layer))
     }
 
@@ -384,7 +385,7 @@ impl Schedule {
     }
 
     /// Starts computing the digest of a layer that the image will name, beside the next steps.
-    async fn start_seal(&self, id: VertexId, layer: &SnapshotId) {
+    async fn start_seal(&self, id: VertexId, layer: &SnapshotId, begun: Option<Following>) {
         if self.is_elsewhere(layer) {
             return;
         }
@@ -399,7 +400,7 @@ impl Schedule {
             .entry(layer.clone())
             .or_insert_with(|| {
                 tokio::task::spawn_blocking(move || {
-                    let sealed = worker.snapshots.seal_telling(&snapshot, |text| {
+                    let sealed = worker.snapshots.seal_telling(&snapshot, begun, |text| {
                         let step = Some(id.index());
                         worker.observer.tell(Event::Note { step, text });
                     });

@@ -28,7 +28,7 @@ use kiln_registry::spec::DiffId;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use crate::layer;
+use crate::layer::{self, Following};
 use crate::store::{Eviction, SnapshotFacts, Store, StoreError, TempDir};
 use crate::sys::root::Root;
 
@@ -399,22 +399,27 @@ impl Snapshots {
     /// # Errors
     /// When the layer cannot be packed or recorded.
     pub fn seal(&self, id: &SnapshotId) -> Result<(DiffId, u64), SnapshotError> {
-        self.seal_telling(id, drop)
+        self.seal_telling(id, None, drop)
     }
 
-    /// Like [`Self::seal`], and tells what of the snapshot the layer cannot hold, where it is packed.
+    /// Like [`Self::seal`], from a digest that was begun while the snapshot was written if that can be
+    /// had; and tells what of the snapshot the layer cannot hold, where it is packed.
     ///
     /// # Errors
     /// When the layer cannot be packed or recorded.
     pub fn seal_telling(
         &self,
         id: &SnapshotId,
+        begun: Option<Following>,
         tell: impl FnMut(String),
     ) -> Result<(DiffId, u64), SnapshotError> {
         if let Some(known) = self.store.snapshot(id)?.layer {
             return Ok(known);
         }
-        let (diff_id, packed) = self.pack(id)?;
+        let (diff_id, packed) = match begun.and_then(Following::wait) {
+            Some(packed) => packed,
+            None => self.pack(id)?,
+        };
         let warnings = packed.warnings.iter().map(ToString::to_string);
         warnings.for_each(tell);
         self.store.seal_snapshot(id, diff_id, packed.size)?;

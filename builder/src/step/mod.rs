@@ -35,7 +35,7 @@ use crate::context::key::KeyError;
 use crate::context::{ContextError, Contexts};
 use crate::event::Observer;
 use crate::graph::Op;
-use crate::layer::{PackError, UnpackError};
+use crate::layer::{Following, PackError, UnpackError};
 use crate::runtime::cgroup::{CgroupError, MemoryKill};
 use crate::runtime::network::{Demand, HostEntry, NetworkError, Pool, SELF};
 use crate::runtime::{Cancel, Exit, Isolation, Native, OciProgram, RuntimeError, Seccomp};
@@ -326,7 +326,25 @@ impl Settings {
     }
 }
 
-/// Executes a vertex that puts a layer on a stack. Blocks.
+/// A layer that a step has made.
+#[derive(Debug)]
+pub struct Made {
+    /// The layer.
+    pub layer: SnapshotId,
+    /// Its digest, where that is being taken already.
+    pub following: Option<Following>,
+}
+
+impl From<SnapshotId> for Made {
+    fn from(layer: SnapshotId) -> Self {
+        Self {
+            layer,
+            following: None,
+        }
+    }
+}
+
+/// Executes a vertex that puts a layer on a stack; `follow` says that its digest will be wanted. Blocks.
 ///
 /// # Errors
 /// [`StepError`]; nothing is left of the layer then.
@@ -335,30 +353,34 @@ pub fn execute(
     inputs: &Inputs<'_>,
     root: &Stack,
     selections: Option<&Selections>,
-) -> Result<SnapshotId, StepError> {
+    follow: bool,
+) -> Result<Made, StepError> {
     let stack = worker.unpacked(root)?;
     let active = worker.snapshots.prepare()?;
     let step = inputs.id.index();
-    let measured = match (&inputs.graph.vertex(inputs.id).op, selections) {
+    let (measured, following) = match (&inputs.graph.vertex(inputs.id).op, selections) {
         (Op::Run(op), _) => {
             if let Err(error) = run::execute(worker, op, inputs, &stack, &active) {
                 worker.keep_failed(step, active, &error);
                 return Err(error);
             }
-            None
+            (None, None)
         }
         (Op::Mkdir(op), _) => {
             mkdir::execute(worker, op, &stack, &active.upper())?;
-            None
+            (None, None)
         }
-        (Op::Copy(_), Some(selections)) => selections.copy(worker, &stack, step, &active)?,
+        (Op::Copy(_), Some(selections)) => {
+            selections.copy(worker, &stack, step, &active, follow)?
+        }
         // The scheduler selects before it copies, and has its own ways for all other operations.
         (op, _) => unreachable!("{op:?} makes no layer on a stack"),
     };
-    Ok(match measured {
+    let layer = match measured {
         Some(measured) => worker.snapshots.commit_measured(active, measured)?,
         None => worker.snapshots.commit(active)?,
-    })
+    };
+    Ok(Made { layer, following })
 }
 
 impl Worker {

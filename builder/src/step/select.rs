@@ -9,11 +9,15 @@ use super::{Stack, StepError, Worker, copy};
 use crate::context::Tree;
 use crate::context::key::content_key;
 use crate::context::listed::{FileEntry, listed};
-use crate::context::select::{Selection, select_all};
+use crate::context::select::{Item, Selection, select_all};
 use crate::event::Event;
 use crate::graph::{CopyOp, Graph, Op, VertexId};
-use crate::layer::{self, Form, Limits, UnpackOptions};
+use crate::layer::{self, Following, Form, Limits, UnpackOptions};
 use crate::snapshot::{Active, Measured, SnapshotId};
+
+/// So many files and bytes are packed before a thread that does it has begun.
+const MANY: usize = 100;
+const LARGE: u64 = 1 << 20;
 
 /// The files that a copy selects. They are found once, for the cache key, and then copied.
 #[derive(Debug)]
@@ -86,15 +90,16 @@ impl Selections {
         self.trees.iter().map(Option::as_deref).collect()
     }
 
-    /// Writes the selected files into a new layer on top of a stack; says how much it holds, where
-    /// that is known.
+    /// Writes the selected files into a new layer on top of a stack; with `follow` the layer's digest is
+    /// taken meanwhile, where there is enough of it.
     pub(super) fn copy(
         &self,
         worker: &Worker,
         stack: &[SnapshotId],
         step: usize,
         active: &Active,
-    ) -> Result<Option<Measured>, StepError> {
+        follow: bool,
+    ) -> Result<(Option<Measured>, Option<Following>), StepError> {
         let lower = worker.snapshots.view(stack)?;
         let upper = active.upper();
         let inputs = copy::CopyInputs {
@@ -104,6 +109,7 @@ impl Selections {
             upper: &upper,
             scratch: &active.work(),
             time: worker.settings.time(),
+            follow: follow && self.is_large(),
         };
         let report = copy::copy(&self.op, &self.files, &inputs, &mut unpack)?;
         for note in report.notes {
@@ -112,7 +118,28 @@ impl Selections {
                 text: note.to_string(),
             });
         }
-        Ok(report.measured)
+        Ok((report.measured, report.following))
+    }
+
+    /// Whether taking the digest of all takes long enough to be worth some threads.
+    fn is_large(&self) -> bool {
+        let (mut files, mut bytes) = (0, 0);
+        let items = self.files.iter().flat_map(|selection| &selection.items);
+        for item in items {
+            let picked = match item {
+                Item::Inline { .. } => continue,
+                Item::File { file, .. } => std::slice::from_ref(file),
+                Item::Directory { below, .. } | Item::Parents { below, .. } => &below[..],
+            };
+            for file in picked {
+                files += 1;
+                bytes += file.metadata.size;
+                if files > MANY || bytes > LARGE {
+                    return true;
+                }
+            }
+        }
+        false
     }
 }
 

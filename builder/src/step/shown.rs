@@ -152,6 +152,7 @@ impl Files {
             upper: into,
             scratch: into,
             time: worker.settings.time(),
+            follow: false,
         };
         copy::copy(&self.op, &self.selections, &inputs, &mut |_| Ok(false))?;
         Ok(())

@@ -5,8 +5,10 @@
 //! links in that order is the file.
 //!
 //! `walk` lists the directory in that order, batch by batch; `read` looks at the files of a batch and
-//! reads the small ones, on several threads; the tar is written here, batches in order.
+//! reads the small ones, on several threads; the tar is written here, batches in order. `promise` lets
+//! the walk go through a directory that is still being written, as far as it is.
 
+mod promise;
 mod read;
 mod walk;
 
@@ -24,6 +26,7 @@ use rustix::fs::Stat;
 use super::tar::{Header, Kind, WriteError, Writer};
 use super::whiteout::display;
 use crate::sys::root::Root;
+pub use promise::Promise;
 use read::{Batch, Content, Item, Reader};
 use walk::Walk;
 
@@ -101,6 +104,9 @@ pub enum PackError {
         /// The file.
         path: String,
     },
+    /// The directory was not written to its end.
+    #[error("the layer was given up")]
+    Unfinished,
     /// Overlayfs left something out because the directory was mounted with a feature that kiln
     /// does not use.
     #[error("`/{path}` is incomplete: overlayfs keeps `{attribute}` for it")]
@@ -150,13 +156,25 @@ pub fn pack(upper: &Path, out: impl Write, options: &PackOptions) -> Result<Pack
 /// # Errors
 /// [`PackError`]; what was written is no layer then.
 pub fn pack_at(root: &Root, out: impl Write, options: &PackOptions) -> Result<Packed, PackError> {
+    walked(Walk::new(root, None), out, options)
+}
+
+/// Packs a directory that is being written, as far as it is, up to its end.
+pub(super) fn promised(
+    root: &Root,
+    promise: &Promise,
+    out: impl Write,
+) -> Result<Packed, PackError> {
+    walked(Walk::new(root, Some(promise)), out, &PackOptions::default())
+}
+
+fn walked(mut walk: Walk<'_>, out: impl Write, options: &PackOptions) -> Result<Packed, PackError> {
     let mut packer = Packer {
         writer: Writer::new(out),
         links: HashMap::new(),
         buffer: Vec::new(),
         packed: Packed::default(),
     };
-    let mut walk = Walk::new(root);
     // Most layers are small, and not worth a thread.
     if let Some(steps) = walk.next() {
         let mut reader = Reader::new(options);

@@ -80,7 +80,17 @@ impl<'a> Reader<'a> {
         self.batch = empty;
         for step in steps {
             let done = match step {
-                Step::Directory { directory, path } => self.directory(&directory, &path),
+                Step::Directory {
+                    path,
+                    header: Some(header),
+                    ..
+                } => {
+                    self.promised(*header, &path);
+                    Ok(())
+                }
+                Step::Directory {
+                    directory, path, ..
+                } => self.directory(&directory, &path),
                 Step::File { parent, path } => self.file(&parent, path),
                 Step::Failed(error) => Err(error),
             };
@@ -90,6 +100,13 @@ impl<'a> Reader<'a> {
             }
         }
         std::mem::take(&mut self.batch)
+    }
+
+    /// The entry of a directory that is not yet what it will be.
+    fn promised(&mut self, header: Header, path: &[u8]) {
+        if !path.is_empty() {
+            self.put(header, None, Content::None);
+        }
     }
 
     /// A directory's own entry, and its opaque mark.

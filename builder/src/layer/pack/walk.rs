@@ -10,9 +10,10 @@ use std::vec;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{PackError, unreadable};
+use super::{PackError, Promise, unreadable};
 use crate::layer::copy::join;
-use crate::layer::whiteout::{self, Name};
+use crate::layer::tar::Header;
+use crate::layer::whiteout;
 use crate::sys::root::Root;
 
 /// Directories that are held open at once; deeper ones are opened again when it is their turn.
@@ -28,6 +29,8 @@ pub(super) enum Step {
     Directory {
         directory: Arc<OwnedFd>,
         path: Vec<u8>,
+        /// What will be said of it, where it is not yet like that.
+        header: Option<Box<Header>>,
     },
     /// What is no directory, in an opened one.
     File { parent: Arc<OwnedFd>, path: Vec<u8> },
@@ -38,6 +41,10 @@ pub(super) enum Step {
 /// The names in a directory and in those below it.
 pub(super) struct Walk<'a> {
     root: &'a Root,
+    /// What is still to come, if anything is.
+    promise: Option<&'a Promise>,
+    /// Promised files that it has come to.
+    met: usize,
     stack: Vec<Frame>,
     begun: bool,
 }
@@ -46,14 +53,24 @@ pub(super) struct Walk<'a> {
 struct Frame {
     path: Vec<u8>,
     directory: Option<Arc<OwnedFd>>,
-    names: vec::IntoIter<(Vec<u8>, FileType)>,
+    names: vec::IntoIter<Name>,
+}
+
+/// A name in a directory.
+struct Name {
+    name: Vec<u8>,
+    kind: FileType,
+    /// Whether it is that of a promised file.
+    promised: bool,
 }
 
 impl<'a> Walk<'a> {
     /// Begins at the root.
-    pub(super) fn new(root: &'a Root) -> Self {
+    pub(super) fn new(root: &'a Root, promise: Option<&'a Promise>) -> Self {
         Self {
             root,
+            promise,
+            met: 0,
             stack: Vec::new(),
             begun: false,
         }
@@ -85,14 +102,19 @@ impl<'a> Walk<'a> {
         }
         let mut directories = 0;
         while steps.len() < FILES && directories < DIRECTORIES {
+            if !self.is_next_there(steps.is_empty())? {
+                return Ok(());
+            }
             let Some(frame) = self.stack.last_mut() else {
                 return Ok(());
             };
-            let Some((name, kind)) = frame.names.next() else {
+            let Some(next) = frame.names.next() else {
                 self.stack.pop();
                 directories += 1;
                 continue;
             };
+            self.met += usize::from(next.promised);
+            let Name { name, kind, .. } = next;
             let path = join(&frame.path, &name);
             let directory = match frame.directory.take() {
                 Some(directory) => directory,
@@ -108,7 +130,7 @@ impl<'a> Walk<'a> {
                 frame.directory = Some(Arc::clone(&directory));
             }
             // One whose name is reserved is left out with all that it holds.
-            if kind == FileType::Directory && whiteout::classify(&name) == Name::Plain {
+            if kind == FileType::Directory && whiteout::classify(&name) == whiteout::Name::Plain {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let child = rustix::fs::openat(&*directory, name.as_slice(), flags, Mode::empty());
                 let child = Arc::new(child.map_err(failed(&path))?);
@@ -120,6 +142,22 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the next name can be looked at: that of a promised file once it is written, for which
+    /// this may wait.
+    fn is_next_there(&self, wait: bool) -> Result<bool, PackError> {
+        let frame = self.stack.last();
+        let next = frame.and_then(|frame| frame.names.as_slice().first());
+        let promise = self
+            .promise
+            .filter(|_| next.is_some_and(|next| next.promised));
+        match promise {
+            None => Ok(true),
+            Some(promise) if !wait => Ok(promise.is_written(self.met)),
+            Some(promise) if promise.wait_for(self.met) => Ok(true),
+            Some(_) => Err(PackError::Unfinished),
+        }
     }
 
     /// Begins the content of a directory.
@@ -134,13 +172,33 @@ impl<'a> Walk<'a> {
             let entry = entry.map_err(failed(&path))?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                names.push((name.to_vec(), entry.file_type()));
+                let name = name.to_vec();
+                let kind = entry.file_type();
+                names.push(Name {
+                    name,
+                    kind,
+                    promised: false,
+                });
             }
         }
-        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let promised = self.promise.into_iter();
+        names.extend(
+            promised
+                .flat_map(|promise| promise.files(&path))
+                .map(|name| Name {
+                    name: name.to_vec(),
+                    kind: FileType::RegularFile,
+                    promised: true,
+                }),
+        );
+        // A promised file that is there, perhaps in part, is still one that is promised.
+        names.sort_unstable_by(|a, b| (&a.name, b.promised).cmp(&(&b.name, a.promised)));
+        names.dedup_by(|later, first| later.name == first.name);
+        let header = self.promise.and_then(|promise| promise.header(&path));
         steps.push(Step::Directory {
             directory: Arc::clone(&directory),
             path: path.clone(),
+            header: header.cloned().map(Box::new),
         });
         self.stack.push(Frame {
             path,
@@ -151,7 +209,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn open(root: &Root, path: &[u8]) -> Result<OwnedFd, PackError> {
+pub(super) fn open(root: &Root, path: &[u8]) -> Result<OwnedFd, PackError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     root.open_at(Path::new(OsStr::from_bytes(path)), flags, Mode::empty())
         .map_err(|source| unreadable(path, source))

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{Mode, Timespec, Timestamps};
@@ -11,6 +12,8 @@ use super::Note;
 use crate::context::chmod::ModeChange;
 use crate::context::metadata::{Metadata, Timestamp};
 use crate::context::xattr::{self, Xattr};
+use crate::layer::tar::{Header, Kind, Time};
+use crate::layer::whiteout;
 use crate::sys::owner::{self, Nanoseconds};
 use crate::sys::xattr::Place;
 
@@ -74,6 +77,20 @@ impl Attributes {
             mtime: metadata.mtime,
             xattrs,
         }
+    }
+
+    /// How a layer's tar will give those of a directory.
+    pub(super) fn header(&self, path: &Path) -> Header {
+        let mut header = Header::new(path.as_os_str().as_bytes(), Kind::Directory);
+        header.mode = self.mode & 0o7777;
+        (header.uid, header.gid) = self.owner;
+        header.mtime = Time::seconds(self.mtime.seconds);
+        let xattrs = self.xattrs.iter();
+        header.xattrs = xattrs
+            .map(|(name, value)| (name.to_bytes().to_vec(), value.clone()))
+            .filter(|(name, _)| whiteout::is_packed(name))
+            .collect();
+        header
     }
 
     /// Sets them on an opened file or directory that this process has made. The owner comes

@@ -15,6 +15,7 @@ use super::attributes::{Attributes, Owners};
 use crate::context::metadata::{Kind, Metadata};
 use crate::context::resolve::{self, Place, Seen};
 use crate::context::{is_absent, read_link, xattr};
+use crate::layer::Promise;
 use crate::sys::owner;
 use crate::sys::root::Root;
 use crate::sys::xattr::Place as OnDisk;
@@ -210,6 +211,20 @@ impl<'a> Destination<'a> {
     /// Directories of the layer, without its root.
     pub(super) fn directories(&self) -> u64 {
         self.directories.len() as u64 - 1
+    }
+
+    /// What the layer will be like in the end, but for the files that are still to be written.
+    pub(super) fn promise(&self) -> Promise {
+        let mut promise = Promise::default();
+        for (path, attributes) in &self.directories {
+            promise.directory(attributes.header(path));
+        }
+        promise
+    }
+
+    /// Opens the layer once more, for who reads it meanwhile.
+    pub(super) fn open_again(&self) -> io::Result<Root> {
+        Root::open(&self.upper_path)
     }
 
     /// Gives all directories what is theirs, the deepest first: writing into a directory changes

@@ -19,6 +19,7 @@ use crate::context::resolve::{End, Seen};
 use crate::context::select::Picked;
 use crate::context::xattr::{self, Xattr};
 use crate::context::{ContextError, Tree};
+use crate::layer::{self, Following, Writing};
 use crate::sys::owner;
 use crate::sys::xattr::Place;
 
@@ -31,6 +32,9 @@ pub(super) struct Written {
     pub(super) files: u64,
     pub(super) bytes: u64,
 }
+
+/// What is told of the files that are written, and the digest that is taken of them.
+pub(super) type Follower = (Writing, Following);
 
 /// A directory of the layer that files are put in.
 #[derive(Clone, Debug)]
@@ -69,6 +73,8 @@ pub(super) struct Merge<'a, 'd> {
     flags: &'a Flags,
     destination: &'a mut Destination<'d>,
     owners: &'a mut Owners,
+    /// Whether the layer's digest is to be taken while the files are written.
+    follow: bool,
     /// Whether a directory was found to be a link to another one of the layer, so that two paths
     /// of the source may lead to one place and their order counts.
     redirected: bool,
@@ -85,12 +91,14 @@ impl<'a, 'd> Merge<'a, 'd> {
         flags: &'a Flags,
         destination: &'a mut Destination<'d>,
         owners: &'a mut Owners,
+        follow: bool,
     ) -> Self {
         Self {
             tree,
             flags,
             destination,
             owners,
+            follow,
             redirected: false,
             jobs: Vec::new(),
             links: Vec::new(),
@@ -100,7 +108,11 @@ impl<'a, 'd> Merge<'a, 'd> {
     }
 
     /// Puts the files in a directory; a directory comes before what it holds.
-    pub(super) fn run(mut self, base: Base, files: &'a [Picked]) -> Result<Written, CopyError> {
+    pub(super) fn run(
+        mut self,
+        base: Base,
+        files: &'a [Picked],
+    ) -> Result<(Written, Option<Follower>), CopyError> {
         let mut stack = vec![base];
         for file in files {
             let parent = file.name.parent().unwrap_or(Path::new(""));
@@ -116,9 +128,10 @@ impl<'a, 'd> Merge<'a, 'd> {
                 self.file(&level, file)?;
             }
         }
-        self.write_files()?;
+        let follower = self.followed();
+        self.write_files(follower.as_ref().map(|(writing, _)| writing))?;
         self.make_links()?;
-        Ok(self.written)
+        Ok((self.written, follower))
     }
 
     /// Merges a sub-directory: it gets mode, owner and time of the source (A11.3).
@@ -176,7 +189,7 @@ impl<'a, 'd> Merge<'a, 'd> {
         }
         if !level.fresh {
             if self.redirected {
-                self.write_files()?;
+                self.write_files(None)?;
             }
             clear_for_file(self.destination, &level.path, name)?;
         }
@@ -254,7 +267,24 @@ impl<'a, 'd> Merge<'a, 'd> {
         rustix::fs::utimensat(&*handle, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
     }
 
-    fn write_files(&mut self) -> Result<(), CopyError> {
+    /// Begins to take the digest of the layer, where nothing but files is still to come. Without that
+    /// it is taken afterwards.
+    fn followed(&mut self) -> Option<Follower> {
+        if !self.follow || !self.links.is_empty() {
+            return None;
+        }
+        // Mostly they are in this order already.
+        self.jobs.sort_by(Job::in_order);
+        let mut promise = self.destination.promise();
+        let promised = self.jobs.iter().all(|job| {
+            let directory = job.dir.as_os_str().as_bytes();
+            promise.file(directory, job.name.as_bytes())
+        });
+        let root = self.destination.open_again().ok().filter(|_| promised)?;
+        layer::follow(root, promise).ok()
+    }
+
+    fn write_files(&mut self, following: Option<&Writing>) -> Result<(), CopyError> {
         let jobs = std::mem::take(&mut self.jobs);
         let notes = write::write_all(
             self.tree,
@@ -262,6 +292,7 @@ impl<'a, 'd> Merge<'a, 'd> {
             self.flags,
             self.owners,
             &jobs,
+            following,
         )?;
         for note in notes {
             self.owners.note(note);

@@ -27,6 +27,7 @@ use crate::context::resolve::{End, clean};
 use crate::context::select::{Item, Picked, SelectError, Selection};
 use crate::context::{ContextError, Tree};
 use crate::graph::CopyOp;
+use crate::layer::{Following, Writing};
 use crate::snapshot::Measured;
 use crate::sys::root::Root;
 use crate::sys::users::{self, UserError};
@@ -53,10 +54,12 @@ pub struct CopyInputs<'a> {
     pub scratch: &'a Path,
     /// Time of inline files and of directories that are created.
     pub time: SystemTime,
+    /// Whether to take the layer's digest already while the files of the last source are written.
+    pub follow: bool,
 }
 
 /// What a copy has written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct CopyReport {
     /// Files that are no directories.
     pub files: u64,
@@ -64,6 +67,8 @@ pub struct CopyReport {
     pub bytes: u64,
     /// How much the layer holds, where that is known from the writing.
     pub measured: Option<Measured>,
+    /// The layer's digest, if it is being taken; nothing may change in the layer any more.
+    pub following: Option<Following>,
     /// What could not be kept as it was; at most a hundred.
     pub notes: Vec<Note>,
 }
@@ -237,9 +242,14 @@ pub fn copy(
         flags,
         destination: Destination::open(inputs.upper, lower, created)?,
         owners: Owners::new(),
+        last: false,
+        writing: None,
         report: CopyReport::default(),
     };
-    for item in selections.iter().flat_map(|selection| &selection.items) {
+    let items = selections.iter().flat_map(|selection| &selection.items);
+    let mut items = items.peekable();
+    while let Some(item) = items.next() {
+        step.last = items.peek().is_none();
         step.item(item, unpack)?;
     }
     if !step.destination.uncounted {
@@ -249,6 +259,9 @@ pub fn copy(
         });
     }
     step.destination.finish(&mut step.owners)?;
+    if let Some(writing) = step.writing {
+        writing.finish();
+    }
     step.report.notes.append(&mut step.owners.notes);
     Ok(step.report)
 }
@@ -320,6 +333,10 @@ struct Step<'a> {
     flags: Flags,
     destination: Destination<'a>,
     owners: Owners,
+    /// Whether nothing comes after this item.
+    last: bool,
+    /// Who is taking the digest hears from this.
+    writing: Option<Writing>,
     report: CopyReport,
 }
 
@@ -381,8 +398,16 @@ impl<'a> Step<'a> {
     }
 
     fn merge(&mut self, tree: &Tree, base: Base, files: &[Picked]) -> Result<(), CopyError> {
-        let written = Merge::new(tree, &self.flags, &mut self.destination, &mut self.owners)
-            .run(base, files)?;
+        let follow = self.inputs.follow && self.last;
+        let merge = Merge::new(
+            tree,
+            &self.flags,
+            &mut self.destination,
+            &mut self.owners,
+            follow,
+        );
+        let (written, follower) = merge.run(base, files)?;
+        (self.writing, self.report.following) = follower.unzip();
         self.report.files += written.files;
         self.report.bytes += written.bytes;
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,11 +15,14 @@ use super::attributes::{Flags, Owners};
 use super::{CopyError, Note, destination, merge};
 use crate::context::metadata::Metadata;
 use crate::context::{Tree, threads, xattr};
+use crate::layer::Writing;
 use crate::sys::content;
 use crate::sys::root::Root;
 
 /// Files that one thread takes at once: neighbours, mostly in one directory.
 const CHUNK: usize = 32;
+/// A file of so many bytes is worth a word by itself when it is written; small ones are told of together.
+const LARGE: u64 = 128 << 10;
 
 /// A regular file to be written; nothing is in its way.
 #[derive(Debug)]
@@ -31,13 +35,28 @@ pub(super) struct Job<'a> {
     pub(super) name: &'a OsStr,
 }
 
-/// Writes all files, and hands back what is to be noted.
+impl Job<'_> {
+    /// The order of a layer's tar: what is in a directory comes right after it.
+    pub(super) fn in_order(&self, other: &Self) -> std::cmp::Ordering {
+        if self.dir == other.dir {
+            return self.name.cmp(other.name);
+        }
+        self.names().cmp(other.names())
+    }
+
+    fn names(&self) -> impl Iterator<Item = &OsStr> {
+        self.dir.iter().chain(iter::once(self.name))
+    }
+}
+
+/// Writes all files, and hands back what is to be noted. `following` hears of those that are written.
 pub(super) fn write_all(
     tree: &Tree,
     upper: &Root,
     flags: &Flags,
     owners: &Owners,
     jobs: &[Job<'_>],
+    following: Option<&Writing>,
 ) -> Result<Vec<Note>, CopyError> {
     let next = AtomicUsize::new(0);
     let work = || {
@@ -55,11 +74,19 @@ pub(super) fn write_all(
             let Some(rest) = jobs.get(start..).filter(|rest| !rest.is_empty()) else {
                 return Ok(writer.owners.notes);
             };
-            for job in rest.iter().take(CHUNK) {
+            let chunk = &rest[..rest.len().min(CHUNK)];
+            let mut untold = start;
+            for (index, job) in (start..).zip(chunk) {
                 if let Err(error) = writer.write(job) {
                     // The others need not go on.
                     next.store(jobs.len(), Ordering::Relaxed);
                     return Err(error);
+                }
+                if let Some(following) = following
+                    && (job.metadata.size >= LARGE || index + 1 == start + chunk.len())
+                {
+                    following.wrote(untold..index + 1);
+                    untold = index + 1;
                 }
             }
         }
