@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::read::{Batch, Item, Reader};
@@ -27,6 +28,8 @@ struct Promised {
     header: Header,
     /// The names of files to come, each ended by a zero byte: there may be very many.
     files: Vec<u8>,
+    /// How many names the walk found in it, those of files to come included.
+    names: AtomicUsize,
 }
 
 /// How far the writing is.
@@ -48,9 +51,13 @@ impl Promise {
         if names.any(|name| whiteout::classify(name) != whiteout::Name::Plain) {
             return;
         }
-        let files = Vec::new();
-        self.directories
-            .insert(header.path.clone(), Promised { header, files });
+        let path = header.path.clone();
+        let promised = Promised {
+            header,
+            files: Vec::new(),
+            names: AtomicUsize::new(0),
+        };
+        self.directories.insert(path, promised);
     }
 
     /// Adds a file to come, in the order of the tar, and says whether its directory was added before.
@@ -108,9 +115,11 @@ impl Promise {
             .filter_map(|name| name.strip_suffix(&[0]))
     }
 
-    /// The header that a directory will have, where that is known.
-    pub(super) fn header(&self, directory: &[u8]) -> Option<&Header> {
-        Some(&self.directories.get(directory)?.header)
+    /// The header that a directory will have, where that is known; so many names were found in it.
+    pub(super) fn listed(&self, directory: &[u8], names: usize) -> Option<&Header> {
+        let promised = self.directories.get(directory)?;
+        promised.names.store(names, Ordering::Relaxed);
+        Some(&promised.header)
     }
 
     pub(super) fn is_written(&self, file: usize) -> bool {
@@ -142,14 +151,16 @@ impl Promise {
         }
     }
 
-    /// Whether all directories are what was said of them. A file system may lack attributes, and not
-    /// every owner can be given.
+    /// Whether all directories are what was said of them, and hold no more than what was packed. A
+    /// file system may lack attributes, and not every owner can be given.
     fn are_directories_kept(&self, root: &Root) -> Result<bool, PackError> {
         let options = PackOptions::default();
         let mut reader = Reader::new(&options);
         for (path, promised) in &self.directories {
+            let directory = Arc::new(walk::open(root, path)?);
+            let names = walk::names(&directory, path)?.len();
             let step = Step::Directory {
-                directory: Arc::new(walk::open(root, path)?),
+                directory,
                 path: path.clone(),
                 header: None,
             };
@@ -159,7 +170,7 @@ impl Promise {
                 [Item::Entry { header, .. }] => *header == promised.header,
                 _ => false,
             };
-            if !kept {
+            if !kept || names != promised.names.load(Ordering::Relaxed) {
                 return Ok(false);
             }
         }

@@ -57,7 +57,7 @@ struct Frame {
 }
 
 /// A name in a directory.
-struct Name {
+pub(super) struct Name {
     name: Vec<u8>,
     kind: FileType,
     /// Whether it is that of a promised file.
@@ -167,34 +167,20 @@ impl<'a> Walk<'a> {
         directory: Arc<OwnedFd>,
         steps: &mut Vec<Step>,
     ) -> Result<(), PackError> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&*directory).map_err(failed(&path))? {
-            let entry = entry.map_err(failed(&path))?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                let name = name.to_vec();
-                let kind = entry.file_type();
-                names.push(Name {
-                    name,
-                    kind,
-                    promised: false,
-                });
-            }
+        let mut names = names(&directory, &path)?;
+        if let Some(promise) = self.promise {
+            names.extend(promise.files(&path).map(|name| Name {
+                name: name.to_vec(),
+                kind: FileType::RegularFile,
+                promised: true,
+            }));
         }
-        let promised = self.promise.into_iter();
-        names.extend(
-            promised
-                .flat_map(|promise| promise.files(&path))
-                .map(|name| Name {
-                    name: name.to_vec(),
-                    kind: FileType::RegularFile,
-                    promised: true,
-                }),
-        );
         // A promised file that is there, perhaps in part, is still one that is promised.
         names.sort_unstable_by(|a, b| (&a.name, b.promised).cmp(&(&b.name, a.promised)));
         names.dedup_by(|later, first| later.name == first.name);
-        let header = self.promise.and_then(|promise| promise.header(&path));
+        let header = self
+            .promise
+            .and_then(|promise| promise.listed(&path, names.len()));
         steps.push(Step::Directory {
             directory: Arc::clone(&directory),
             path: path.clone(),
@@ -207,6 +193,23 @@ impl<'a> Walk<'a> {
         });
         Ok(())
     }
+}
+
+/// What is in a directory, in no order.
+pub(super) fn names(directory: &OwnedFd, path: &[u8]) -> Result<Vec<Name>, PackError> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory).map_err(failed(path))? {
+        let entry = entry.map_err(failed(path))?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(Name {
+                name: name.to_vec(),
+                kind: entry.file_type(),
+                promised: false,
+            });
+        }
+    }
+    Ok(names)
 }
 
 pub(super) fn open(root: &Root, path: &[u8]) -> Result<OwnedFd, PackError> {

@@ -111,8 +111,8 @@ fn nothing_is_followed_to_its_end_where_a_directory_is_not_what_it_was_to_be() {
         },
         xattrs: Vec::new(),
     };
-    let begin = |mode: u32| {
-        let path = folder.path().join(format!("{mode:o}/d"));
+    let begin = |name: &str, mode: u32| {
+        let path = folder.path().join(name).join("d");
         fs::create_dir_all(&path).unwrap();
         let upper = path.parent().unwrap().to_owned();
         let mut promise = layer::Promise::default();
@@ -128,14 +128,23 @@ fn nothing_is_followed_to_its_end_where_a_directory_is_not_what_it_was_to_be() {
         set_mtime(&path, 7, 9);
         (upper, writing, following)
     };
-    let (upper, writing, following) = begin(0o751);
+    let (upper, writing, following) = begin("kept", 0o751);
     writing.finish();
     let packed = layer::diff_id(&upper, &PackOptions::default()).unwrap();
     assert_eq!(following.wait(), Some(packed));
-    let (_, writing, following) = begin(0o750);
+    let (_, writing, following) = begin("mode", 0o750);
     writing.finish();
     assert_eq!(following.wait(), None, "another mode");
-    let (_, writing, following) = begin(0o755);
+    let (upper, writing, following) = begin("more", 0o751);
+    fs::write(upper.join("unexpected"), "").unwrap();
+    writing.finish();
+    let packed = layer::diff_id(&upper, &PackOptions::default()).unwrap();
+    let followed = following.wait();
+    assert!(
+        followed.is_none_or(|followed| followed == packed),
+        "one more file"
+    );
+    let (_, writing, following) = begin("end", 0o751);
     drop(writing);
     assert_eq!(following.wait(), None, "not finished");
 }
