@@ -52,7 +52,8 @@ fn put(context: &Path, (names, kind, mode, time, size): &Part) {
     }
     if fs::symlink_metadata(&path).is_ok() && *kind != 1 {
         let flags = rustix::fs::XattrFlags::empty();
-        drop(rustix::fs::setxattr(&path, "user.x", &[*kind], flags));
+        // Not every file system has them.
+        _ = rustix::fs::setxattr(&path, "user.x", &[*kind], flags);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         set_mtime(&path, *time, 5);
     }
