@@ -187,7 +187,7 @@ impl Schedule {
         self.results[id.index()].get()
     }
 
-    /// Digests of inputs of a vertex that are nothing but a copy, see [`Inputs::known`].
+    /// Digests of inputs of a vertex that are nothing but a copy, for [`Inputs`](crate::step::Inputs).
     #[must_use]
     pub fn known_of(&self, id: VertexId) -> BTreeMap<usize, Digest> {
         self.copied(self.graph.vertex(id))

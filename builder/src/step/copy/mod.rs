@@ -7,7 +7,7 @@
 //!    is that layer above the lower ones, `merge` decides for every file where it goes and whether
 //!    it may, `write` writes files on several threads, `sys::content` copies bytes, `attributes` sets
 //!    owner, mode and times; archives of `ADD` are unpacked aside and moved in by `archive`. The
-//!    layer's digest is taken while `write` is at work, see [`follow`](crate::layer::follow).
+//!    layer's digest is taken while `write` is at work, see [`follow`](mod@crate::layer::follow).
 
 mod archive;
 mod attributes;
