@@ -148,7 +148,7 @@ impl Refused {
     pub(super) fn disk(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::new(507, "PRECONDITION", "the registry's disk is full")
+                Self::new(507, "DENIED", "the registry's disk is full")
             }
             _ => Self::new(500, "UNKNOWN", "the registry cannot read or write its disk"),
         }
