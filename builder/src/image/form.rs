@@ -6,7 +6,7 @@
 //! anew by all means (C4.2).
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use kiln_registry::digest::Digest;
@@ -15,6 +15,7 @@ use kiln_registry::spec::media_type::{
     OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST, layer_compression,
 };
 use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::ImageError;
 use crate::event::{Event, Observer};
@@ -47,17 +48,57 @@ pub fn manifest(
     form: &Form,
     observer: &Observer,
 ) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
-    manifest_telling(store, image, form, observer, |_| ())
+    manifest_telling(store, image, form, observer, &Listener::default())
 }
 
-/// The same, and says of each layer that it lies in the store. Nothing is said of an image that has
-/// its manifest.
+/// Who waits for the layers of an image, if anybody does: hears of each that it lies in the store, and
+/// has the rest not be made when it is gone.
+#[derive(Debug, Default)]
+pub(super) struct Listener(Option<UnboundedSender<Descriptor>>);
+
+impl Listener {
+    pub(super) fn new(ready: UnboundedSender<Descriptor>) -> Self {
+        Self(Some(ready))
+    }
+
+    fn tell(&self, layer: &Descriptor) {
+        if let Some(ready) = &self.0 {
+            // Whether it is gone is asked where that saves work.
+            drop(ready.send(layer.clone()));
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.as_ref().is_some_and(UnboundedSender::is_closed)
+    }
+}
+
+/// Passes bytes on as long as somebody waits for what is made of them.
+struct WhileWanted<'a, W> {
+    inner: W,
+    listener: &'a Listener,
+}
+
+impl<W: Write> Write for WhileWanted<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.listener.is_gone() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The same as [`manifest`], for a listener. Nothing is said of an image that has its manifest.
 pub(super) fn manifest_telling(
     store: &Arc<Store>,
     image: &Digest,
     form: &Form,
     observer: &Observer,
-    ready: impl Fn(&Descriptor),
+    listener: &Listener,
 ) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
     let known = received(store, image)?;
     if *form == Form::default()
@@ -67,8 +108,8 @@ pub(super) fn manifest_telling(
     }
     let mut layers = Vec::new();
     for diff_id in store.config(image)?.rootfs.diff_ids {
-        let layer = layer(store, diff_id, form, observer)?;
-        ready(&layer);
+        let layer = layer(store, diff_id, form, observer, listener)?;
+        listener.tell(&layer);
         layers.push(layer);
     }
     match known {
@@ -96,8 +137,10 @@ fn layer(
     diff_id: DiffId,
     form: &Form,
     observer: &Observer,
+    listener: &Listener,
 ) -> Result<Descriptor, ImageError> {
     let wanted = form.compression.unwrap_or(Compression::Gzip);
+    let make = || encode(store, diff_id, wanted, form.level, observer, listener);
     // What has a snapshot that it is packed from was built here.
     let changes = form.force || store.sealed_snapshot(diff_id)?.is_some();
     let blobs = store.layer_blobs(diff_id)?;
@@ -107,12 +150,12 @@ fn layer(
     match (fitting, form.level) {
         // How hard a blob was compressed nobody knows.
         (Some(blob), level) if level.is_none() || !changes => Ok(described(wanted, blob)),
-        _ if changes => encode(store, diff_id, wanted, form.level, observer),
+        _ if changes => make(),
         _ => match (compressed(store, diff_id)?, plain(store, diff_id)?) {
             (Some(layer), _) => Ok(layer),
             // Only what nobody has asked for otherwise leaves compressed whatever it was.
             (None, Some(layer)) if form.compression.is_some() => Ok(layer),
-            _ => encode(store, diff_id, wanted, form.level, observer),
+            _ => make(),
         },
     }
 }
@@ -215,6 +258,7 @@ fn encode(
     compression: Compression,
     level: Option<i32>,
     observer: &Observer,
+    listener: &Listener,
 ) -> Result<Descriptor, ImageError> {
     if compression != Compression::None {
         observer.tell(Event::Note {
@@ -230,14 +274,16 @@ fn encode(
     };
     let encoder = Encoder::new(store.new_blob()?, compression, level, threads);
     let mut tar = Hashing::new(encoder.map_err(failed)?);
+    let inner = &mut tar;
+    let mut out = WhileWanted { inner, listener };
     match store.sealed_snapshot(diff_id)? {
         Some((id, _)) => {
             store.claim_ids()?;
-            layer::pack(&store.snapshot_path(&id), &mut tar, &PackOptions::default())
+            layer::pack(&store.snapshot_path(&id), &mut out, &PackOptions::default())
                 .map_err(StepError::from)?;
         }
         None => {
-            io::copy(&mut open_layer(store, diff_id)?, &mut tar).map_err(failed)?;
+            io::copy(&mut open_layer(store, diff_id)?, &mut out).map_err(failed)?;
         }
     }
     let (actual, _, encoder) = tar.finish();

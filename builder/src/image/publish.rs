@@ -17,11 +17,11 @@ use kiln_registry::reference::Reference;
 use kiln_registry::spec::media_type::OCI_LAYER;
 use kiln_registry::spec::{Descriptor, DiffId, Manifest, Raw};
 use kiln_registry::transfer::{self, Transfer};
-use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::mpsc;
 
 use super::ImageError;
 use super::altered::{is_mismatch, remove_altered};
-use super::form::{self, Form};
+use super::form::{self, Form, Listener};
 use crate::event::Observer;
 use crate::layer::{self, PackOptions};
 use crate::runtime::Cancel;
@@ -65,7 +65,7 @@ pub async fn push(
         let tag = Some(reference.tag_or_latest()).filter(|_| !target.by_digest);
         // A layer is sent while the next one is compressed.
         let (made, layers) = mpsc::unbounded_channel();
-        let making = prepare_telling(store, image, target.form, observer, Some(made));
+        let making = prepare_telling(store, image, target.form, observer, Listener::new(made));
         let transfer = Transfer {
             source: &**store,
             sink: &sink,
@@ -163,26 +163,23 @@ pub async fn prepare(
     form: &Form,
     observer: &Observer,
 ) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
-    prepare_telling(store, image, form, observer, None).await
+    // Nobody reads it, but as long as it is there, somebody waits.
+    let (made, _waiting) = mpsc::unbounded_channel();
+    prepare_telling(store, image, form, observer, Listener::new(made)).await
 }
 
-/// The same, and tells which layers are ready.
+/// The same, and tells which layers are ready. What is left is not made when the listener is gone.
 async fn prepare_telling(
     store: &Arc<Store>,
     image: &Digest,
     form: &Form,
     observer: &Observer,
-    made: Option<UnboundedSender<Descriptor>>,
+    listener: Listener,
 ) -> Result<(Raw<Manifest>, Descriptor), ImageError> {
     let (owned, id) = (Arc::clone(store), *image);
     let (form, watch) = (form.clone(), observer.clone());
     let task = tokio::task::spawn_blocking(move || {
-        form::manifest_telling(&owned, &id, &form, &watch, |layer| {
-            if let Some(made) = &made {
-                // Nobody listens any more when sending failed.
-                drop(made.send(layer.clone()));
-            }
-        })
+        form::manifest_telling(&owned, &id, &form, &watch, &listener)
     });
     task.await.map_err(|_| StepError::Thread)?
 }

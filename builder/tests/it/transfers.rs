@@ -276,6 +276,42 @@ fn a_build_that_cannot_be_pushed_says_how_to_go_on() {
     assert_eq!(line.count("PUT", "/manifests/"), 2);
 }
 
+/// What is not sent is not compressed either, and nothing of it stays.
+#[test]
+fn a_push_that_is_refused_does_not_compress_the_rest() {
+    let env = test_env!("docker-registry").with_busybox();
+    let registry = env.registry();
+    let line = Proxy::start(&registry.address);
+    for _ in 0..20 {
+        line.fault("POST", "/uploads/", Fault::Answer(Reply::new(403)));
+    }
+    let mut text = "FROM busybox\n".to_owned();
+    let layers = 6;
+    for layer in 0..layers {
+        let size = usize::try_from(16 * MIB).unwrap();
+        env.file(&format!("{layer}"), spread(layer, size));
+        text.push_str(&format!("COPY {layer} /\n"));
+    }
+    let name = format!("{}/large:1", line.address);
+    env.dockerfile(&text).build(&name).success();
+    let compressed = |output: &Output| output.stderr.matches(": Compressing").count();
+    let refused = env.kiln(["push", &name]).failure(1);
+    assert!(refused.stderr.contains("403"), "{refused}");
+    assert!(compressed(&refused) < layers, "{refused}");
+    env.no_traces();
+    drop(line);
+    let line = Proxy::start(&registry.address);
+    let again = format!("{}/large:1", line.address);
+    env.kiln(["tag", &name, &again]).success();
+    env.kiln(["push", &again]).success();
+}
+
+/// Bytes that take a compressor some time.
+fn spread(seed: usize, size: usize) -> Vec<u8> {
+    let words = (0_usize..).flat_map(|n| format!("{seed} {} ", n * 7919 % 99_991).into_bytes());
+    words.take(size).collect()
+}
+
 fn limited(reply: &mut Reply) {
     for (name, value) in [
         ("ratelimit-limit", "100;w=21600"),
