@@ -316,6 +316,32 @@ fn what_is_damaged_or_malicious_is_not_restored_and_leads_nowhere() {
     }
 }
 
+#[test]
+fn what_was_fetched_for_a_mount_that_is_not_restored_does_not_stay() {
+    let env = test_env!();
+    let saved = env.path("saved");
+    run(
+        &env,
+        "one",
+        "dir:saved",
+        "head -c 20000000 /dev/urandom >/c/one",
+    )
+    .success();
+    let manifest = parse(&blob(
+        &saved,
+        &parse(&saved.join("index.json"))["manifests"][0],
+    ));
+    let (index, pack) = (&manifest["layers"][0], &manifest["layers"][1]);
+    // That is found out only when all of it was read: the index is here by then.
+    let mut bytes = fs::read(blob(&saved, pack)).unwrap();
+    bytes[10_000_000] ^= 1;
+    fs::write(blob(&saved, pack), bytes).unwrap();
+    let output = run(&env, "two", "dir:saved", "true").success();
+    let note = "note: mount go-mod: not restored: ";
+    assert!(output.stderr.contains(note), "{output}");
+    assert!(!blob(&env.path("two"), index).exists(), "it stays");
+}
+
 /// A document may name any blob: those that the store has for something else neither go from it nor
 /// leave it.
 #[test]

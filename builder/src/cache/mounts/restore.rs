@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use kiln_grammar::mount::Sharing;
 use kiln_registry::digest::Digest;
 use kiln_registry::spec::Descriptor;
@@ -65,9 +67,11 @@ impl SavedMounts {
         let folder = self.store.temporary()?;
         let target = folder.path().join("fs");
         fs::create_dir(&target).map_err(io("making its folder"))?;
-        let new = runtime.block_on(self.fetch_all(saved))?;
-        let entries = index::read(&self.store, &saved.index.digest);
-        let filled = entries.and_then(|entries| fill(&self.store, saved, &entries, &target));
+        let mut new = Vec::new();
+        let filled = runtime
+            .block_on(self.fetch_all(saved, &mut new))
+            .and_then(|()| index::read(&self.store, &saved.index.digest))
+            .and_then(|entries| fill(&self.store, saved, &entries, &target));
         for blob in new {
             // It lies where it came from; what cannot be removed goes with the next sweep.
             drop(fs::remove_file(self.store.blob_path(&blob.digest)));
@@ -78,15 +82,22 @@ impl SavedMounts {
         Ok(Some(saved.bytes))
     }
 
-    /// Fetches what a mount is restored from; gives what was not there yet. What was belongs to
-    /// somebody else, whatever the document says that it is.
-    async fn fetch_all<'a>(&self, saved: &'a Saved) -> Result<Vec<&'a Descriptor>, MountsError> {
-        let blobs = saved.blobs().map(async |blob| {
-            let new = fetch(&self.place, blob, &self.store).await?;
-            Ok::<_, MountsError>(new.then_some(blob))
+    /// Fetches what a mount is restored from; adds what was not there yet to `new`, also when the rest
+    /// does not come. What was there belongs to somebody else, whatever the document says that it is.
+    async fn fetch_all<'a>(
+        &self,
+        saved: &'a Saved,
+        new: &mut Vec<&'a Descriptor>,
+    ) -> Result<(), MountsError> {
+        let fetches = saved.blobs().map(async |blob| {
+            let came = fetch(&self.place, blob, &self.store).await?;
+            Ok::<_, MountsError>(came.then_some(blob))
         });
-        let new = futures_util::future::try_join_all(blobs).await?;
-        Ok(new.into_iter().flatten().collect())
+        let mut fetches: FuturesUnordered<_> = fetches.collect();
+        while let Some(came) = fetches.next().await {
+            new.extend(came?);
+        }
+        Ok(())
     }
 }
 
