@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use crate::env::{Output, TestEnv, test_env};
 use crate::people::{Ids, Person};
 
+/// Bytes of a file that takes a while to be read.
+const LARGE: u64 = 24 << 20;
+
 /// A file system in a file, mounted as long as this value lives.
 struct Mounted(PathBuf);
 
@@ -58,6 +61,7 @@ fn a_file_that_changes_while_it_is_copied_is_named_and_never_cached_wrong() {
     let env = test_env!().with_busybox();
     env.dockerfile("FROM busybox\nCOPY dir /dir\n");
     let path = env.context().join("dir/changing");
+    let new = vec![b'n'; 8 << 20];
     type Act<'a> = (&'a str, Box<dyn FnMut() + Send + 'a>);
     let acts: [Act<'_>; 3] = [
         (
@@ -71,20 +75,26 @@ fn a_file_that_changes_while_it_is_copied_is_named_and_never_cached_wrong() {
             "shrinks",
             Box::new(|| {
                 let file = fs::File::options().write(true).open(&path).unwrap();
+                // So large that reading it takes longer than the time between two of these.
                 let length = file.metadata().unwrap().len();
-                file.set_len(length.saturating_sub(4096).max(1)).unwrap();
+                file.set_len(if length > LARGE / 2 {
+                    length - 4096
+                } else {
+                    LARGE
+                })
+                .unwrap();
             }),
         ),
         (
             "vanishes",
             Box::new(|| {
                 drop(fs::remove_file(&path));
-                fs::write(&path, vec![b'n'; 1 << 20]).unwrap();
+                fs::write(&path, &new).unwrap();
             }),
         ),
     ];
     for (what, act) in acts {
-        env.file("dir/changing", vec![b'x'; 24 << 20]);
+        env.file("dir/changing", vec![b'x'; usize::try_from(LARGE).unwrap()]);
         let output = build_meanwhile(&env, "one", act);
         assert_eq!(output.code, Some(1), "{what}: {output}");
         let named = output
