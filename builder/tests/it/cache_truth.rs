@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::cache::{ALL, executed, steps, three};
-use crate::env::test_env;
+use crate::env::{Run, TestEnv, test_env};
 
 /// A step's layer stands on the result that it was made upon, and on no other of the same definition:
 /// an image is never put together from two executions.
@@ -16,11 +16,7 @@ fn killer_2_a_layer_is_not_put_upon_another_result_of_the_same_step() {
          RUN cat /proc/sys/kernel/random/uuid >/id\n\
          RUN --mount=type=secret,id=s cp /id /copy; test \"$(cat /run/secrets/s)\" = ok\n",
     );
-    let build = |value: &str| {
-        fs::write(env.path("secret"), value).unwrap();
-        let secret = format!("id=s,src={}", env.path("secret").display());
-        env.build("one").args(["--secret", &secret])
-    };
+    let build = |value: &str| with_secret(&env, value);
     build("ok").success();
     // the first step is executed again, and the second one fails
     build("bad").arg("--no-cache").failure(1);
@@ -28,6 +24,13 @@ fn killer_2_a_layer_is_not_put_upon_another_result_of_the_same_step() {
     let saved = env.saved("one");
     assert_eq!(saved.text("id"), saved.text("copy"));
     assert_eq!(steps(&build("ok").success()).0, [""; 0]);
+}
+
+/// A build that knows a secret, which is no part of any key.
+fn with_secret(env: &TestEnv, value: &str) -> Run {
+    fs::write(env.path("secret"), value).unwrap();
+    let secret = format!("id=s,src={}", env.path("secret").display());
+    env.build("one").args(["--secret", &secret])
 }
 
 /// The same with what a stage copies: from the result that is there now.
@@ -41,11 +44,7 @@ fn killer_2_files_are_not_copied_from_a_former_result_of_a_stage() {
          RUN --mount=type=secret,id=s test \"$(cat /run/secrets/s)\" = ok\n\
          COPY --from=make /id /two\n";
     env.dockerfile(dockerfile);
-    let build = |value: &str| {
-        fs::write(env.path("secret"), value).unwrap();
-        let secret = format!("id=s,src={}", env.path("secret").display());
-        env.build("one").args(["--secret", &secret])
-    };
+    let build = |value: &str| with_secret(&env, value);
     build("ok").success();
     build("bad").arg("--no-cache").failure(1);
     env.dockerfile(&dockerfile.replace("/two", "/three"));

@@ -3,9 +3,11 @@ use std::sync::{Arc, Mutex};
 use kiln_registry::blob::{BlobSink as _, Put, Step};
 use kiln_registry::client::{Client, ClientError, ClientOptions};
 use kiln_registry::digest::Digest;
+use kiln_registry::layout::Layout;
 use kiln_registry::spec::Descriptor;
 use kiln_registry::spec::media_type::OCI_MANIFEST;
-use kiln_registry::transfer;
+use kiln_registry::transfer::{self, Transfer};
+use tokio::sync::mpsc;
 
 use crate::env::{Image, bytes, chain, client, linux, options, reference, silent};
 use crate::server::{Fault, Reply, Server, error};
@@ -545,4 +547,51 @@ async fn d7_5_foreign_layers_are_not_pushed() {
         .unwrap();
     assert_eq!(put, Put::Existed);
     assert!(server.log().is_empty());
+}
+
+/// Layers of an image that is still being made are copied as they become known, and once.
+#[tokio::test]
+async fn d7_3_layers_are_copied_while_others_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = Layout::create(folder.path().join("to")).unwrap();
+    let image = Image::new(&[bytes(100, 1), bytes(200, 2), bytes(300, 3)]);
+    let started = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&started);
+    let progress = move |blob: &Descriptor, step| {
+        if step == Step::Start {
+            list.lock().unwrap().push(blob.digest);
+        }
+    };
+    let transfer = Transfer {
+        source: &image,
+        sink: &to,
+        jobs: 2,
+        progress: &progress,
+    };
+    let layers = &image.manifest.value.layers;
+    let (known, ready) = mpsc::unbounded_channel();
+    let make = async {
+        for layer in [&layers[0], &layers[1], &layers[0]] {
+            known.send(layer.clone()).unwrap();
+            // It is there before the next one is known.
+            while !to.blob_path(&layer.digest).exists() {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(known);
+    };
+    let (copied, ()) = tokio::join!(transfer.layers(ready), make);
+    let (copied, manifest) = (copied.unwrap(), &image.manifest);
+    let whole = transfer
+        .image(copied, manifest, &image.descriptor, Some("1"))
+        .await;
+    assert_eq!(whole.unwrap().blobs.len(), 4);
+    let config = &manifest.value.config;
+    let order: Vec<_> = layers
+        .iter()
+        .chain([config])
+        .map(|blob| blob.digest)
+        .collect();
+    assert_eq!(*started.lock().unwrap(), order);
+    assert!(to.blob_path(&image.descriptor.digest).exists());
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::image::Image;
-use super::website::Website;
+use super::website::website;
 use super::{NETWORK, archive_plugins, compare, copy};
 use crate::env::{TestEnv, bases, test_env};
 use crate::people::{Ids, Person};
@@ -43,7 +43,7 @@ fn same_at_all_levels(case: &str) {
     let root = test_env!("newuidmap", "setpriv");
     let mirror = format!("docker.io=http://{}", bases!());
     // One build fetches a file.
-    let website = fs::read(folder(case).join("words.txt")).map(Website::start);
+    let website = fs::read(folder(case).join("words.txt")).map(website);
     let arg = website.map(|website| {
         (
             format!("WORDS_URL=http://{}/words.txt", website.address),

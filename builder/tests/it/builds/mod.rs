@@ -22,7 +22,7 @@ use flate2::write::GzEncoder;
 use crate::env::{Registry, TestEnv, bases, test_env};
 use buildah::Storage;
 use image::Image;
-use website::Website;
+use website::website;
 
 /// Variables that lead `pip` and `npm` to their registries.
 const NETWORK: [&str; 7] = [
@@ -330,7 +330,7 @@ fn service_and_its_child() {
     let mut build = build!("service");
     archive_plugins(&build.env.context());
     let words = fs::read(build.env.context().join("words.txt")).unwrap();
-    let website = Website::start(words);
+    let website = website(words);
     let url = format!("WORDS_URL=http://{}/words.txt", website.address);
     build.args = vec!["--build-arg".to_owned(), url];
 
