@@ -38,6 +38,10 @@ pub(crate) const PODMAN: Peer = peer("podman", "podman");
 pub(crate) const SKOPEO: Peer = peer("skopeo", "skopeo");
 /// Runs containers for buildah, and for kiln with `--runtime`.
 pub(crate) const RUNC: Peer = peer("runc", "runc");
+/// Sends blobs, and looks at nothing.
+pub(crate) const CURL: Peer = peer("curl", "curl");
+/// Takes digests with the processor's instructions for them.
+pub(crate) const OPENSSL: Peer = peer("openssl", "openssl");
 /// The C compiler for the static binary.
 pub(crate) const MUSL: Peer = peer("musl-gcc", "musl-tools");
 
@@ -69,8 +73,8 @@ pub(crate) const TESTS: [Peer; 28] = [
     peer("ssh-agent", "openssh-client"),
     peer("scmp_sys_resolver", "seccomp"),
     peer("setsid", "util-linux"),
-    peer("openssl", "openssl"),
-    peer("curl", "curl"),
+    OPENSSL,
+    CURL,
     peer("bash", "bash"),
     peer("newuidmap", "uidmap"),
     peer("setpriv", "util-linux"),

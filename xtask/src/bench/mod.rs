@@ -50,6 +50,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         peers::PODMAN,
         peers::SKOPEO,
         peers::RUNC,
+        peers::CURL,
+        peers::OPENSSL,
     ])?;
     let binary = kiln::build(Profile::Release)?;
     let scratch = Scratch::new("bench")?;
