@@ -33,9 +33,11 @@ impl Lab {
         world.sh(&format!(
             "ip link add eth0 type veth peer name eth0 netns {to_host}"
         ));
+        // The kernel gives an interface its link-local address some time after it is up, and without
+        // one `pasta` takes a machine for one without IPv6.
         host.sh(&format!(
             "ip addr add {HOST}/24 dev eth0; ip addr add fd00:77::1/64 dev eth0 nodad;
-             ip link set eth0 up"
+             ip addr add fe80::77:1/64 dev eth0 nodad; ip link set eth0 up"
         ));
         world.sh(&format!(
             "ip addr add {WORLD}/24 dev eth0; ip addr add {WORLD_6}/64 dev eth0 nodad;

@@ -93,9 +93,16 @@ fn a_file_that_changes_while_it_is_copied_is_named_and_never_cached_wrong() {
             }),
         ),
     ];
-    for (what, act) in acts {
-        env.file("dir/changing", vec![b'x'; usize::try_from(LARGE).unwrap()]);
-        let output = build_meanwhile(&env, "one", act);
+    for (what, mut act) in acts {
+        // A build that comes between two changes sees none: in a moment without the file, say.
+        let output = (0..20).map(|_| {
+            env.file("dir/changing", vec![b'x'; usize::try_from(LARGE).unwrap()]);
+            build_meanwhile(&env, "one", &mut act)
+        });
+        let mut output = output.filter(|output| output.code != Some(0));
+        let output = output
+            .next()
+            .unwrap_or_else(|| panic!("{what}: no build has noticed"));
         assert_eq!(output.code, Some(1), "{what}: {output}");
         let named = output
             .stderr
