@@ -35,6 +35,15 @@
 //! - Names of images and tags: what was resolved counts, not how it was called (A15.4).
 //! - Metadata instructions: `ENV` counts where a `RUN` sees it, `LABEL` and `CMD` nowhere (A15.7).
 //!
+//! # When the content is not read first
+//!
+//! The digest of files that nobody has read yet is only needed where a layer may be there for it. Of
+//! every layer that a `COPY` made the store knows what its files look like: names, types, modes, sizes.
+//! Where it has none like those that are selected now, they are copied at once, and their digest is
+//! taken while they are: each byte is read once. The keys of the copy and of all that depends on it are
+//! made afterwards, and until then stand-ins tell that they are none that were there before. Where
+//! caches beyond the store are asked, a miss is an error, or nearly all is known, files are read first.
+//!
 //! # Early cut-off
 //!
 //! The content key names the *results* of the inputs, not how they came about. A `COPY` that is
@@ -150,6 +159,14 @@ pub fn content_key(vertex: &Vertex, root: &[StackLayer], content: Option<&Digest
 #[must_use]
 pub fn reads_key(vertex: &Vertex, content: Option<&Digest>) -> Digest {
     key("reads", vertex, std::iter::empty(), content).0
+}
+
+/// What a copy does, and what the files look like that it copies; without a `shape` only what it does,
+/// for layers whose files nobody has looked at here. While the store has no layer of either, it has no
+/// result of the copy.
+#[must_use]
+pub fn shape_key(vertex: &Vertex, shape: Option<&Digest>) -> Digest {
+    key("shape", vertex, std::iter::empty(), shape).0
 }
 
 fn key(

@@ -3,31 +3,91 @@
 //! They are BLAKE3, not SHA-256: nobody outside of the cache sees them, and a pass over a large context
 //! takes a fifth of the time.
 
-use std::io;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::SystemTime;
 
+use super::key::KeyError;
 use super::metadata::Metadata;
 use super::stat_cache::Remembered;
 use super::xattr::{self, Xattr};
 use super::{ContextError, Tree, lock, threads};
-
-/// Bytes read at once.
-const BUFFER: usize = 128 << 10;
+use crate::sys::content;
 
 /// BLAKE3 of a file's content.
-pub(super) type ContentDigest = [u8; blake3::OUT_LEN];
+pub(crate) type ContentDigest = [u8; blake3::OUT_LEN];
 
 /// What the content key holds of a regular file besides its metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Content {
+pub(crate) struct Content {
     pub(super) digest: ContentDigest,
     pub(super) xattrs: Vec<Xattr>,
 }
 
+impl Content {
+    /// What was found out of a file while it was copied.
+    pub(crate) fn new(digest: ContentDigest, xattrs: Vec<Xattr>) -> Self {
+        Self { digest, xattrs }
+    }
+}
+
+/// What was found out of files while these were copied, so that a key of them is one of what was
+/// copied: of each item of a selection, by its number.
+#[derive(Debug, Default)]
+pub struct Found(BTreeMap<usize, Copied>);
+
+/// What was found out of the files of one item, by their numbers there.
+#[derive(Debug, Default)]
+pub(crate) struct Copied {
+    /// Contents of regular files, but for further names of one file; in no order.
+    pub(crate) contents: Vec<(usize, Content)>,
+    /// Targets of symbolic links.
+    pub(crate) targets: BTreeMap<usize, PathBuf>,
+}
+
+impl Copied {
+    /// Adds what was found out of other files.
+    pub(crate) fn add(&mut self, mut more: Self) {
+        self.contents.append(&mut more.contents);
+        self.targets.append(&mut more.targets);
+    }
+}
+
+impl Found {
+    /// Nothing.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    /// Adds the files of an item.
+    pub(crate) fn add(&mut self, item: usize, mut files: Copied) {
+        files.contents.sort_unstable_by_key(|(number, _)| *number);
+        self.0.insert(item, files);
+    }
+
+    /// What was found out of the files of an item.
+    pub(super) fn of(&self, item: usize) -> Option<&Copied> {
+        self.0.get(&item)
+    }
+}
+
 impl Tree {
+    /// The contents of regular files that are known without opening any; the first that is not is
+    /// the error.
+    pub(super) fn known_contents(
+        &self,
+        files: &[(&Path, &Metadata)],
+    ) -> Result<Vec<Content>, KeyError> {
+        let known = self.remembered(files).into_iter().zip(files);
+        let known = known.map(|(content, (path, _))| {
+            content.ok_or_else(|| KeyError::Unknown(path.to_path_buf()))
+        });
+        known.collect()
+    }
+
     /// The contents of regular files, in the order of `files`.
     pub(super) fn contents(
         &self,
@@ -43,11 +103,18 @@ impl Tree {
         Ok(contents.into_iter().flatten().collect())
     }
 
-    /// Whether it is known that a file has no attributes that a copy would carry.
-    pub(crate) fn is_plain(&self, metadata: &Metadata) -> bool {
-        lock(&self.stats)
-            .get(metadata)
-            .is_some_and(|known| known.plain)
+    /// What is known of a file whose times say that it is unchanged.
+    pub(crate) fn known(&self, metadata: &Metadata) -> Option<Remembered> {
+        lock(&self.stats).get(metadata)
+    }
+
+    /// Remembers what was found out of a file, which was opened at `begun` or later.
+    pub(crate) fn learn(&self, metadata: &Metadata, content: &Content, begun: SystemTime) {
+        let remembered = Remembered {
+            digest: content.digest,
+            plain: content.xattrs.is_empty(),
+        };
+        lock(&self.stats).put(metadata, remembered, begun.into());
     }
 
     /// What is known without opening a file: most, in a build that was done before.
@@ -72,7 +139,7 @@ impl Tree {
         }
         let next = AtomicUsize::new(0);
         let work = || {
-            let mut buffer = vec![0; BUFFER];
+            let mut buffer = vec![0; content::BUFFER];
             let mut done = Vec::new();
             while let Some(&index) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let (path, metadata) = files[index];
@@ -112,8 +179,8 @@ impl Tree {
         metadata: &Metadata,
         buffer: &mut [u8],
     ) -> Result<Content, ContextError> {
-        let remembered = lock(&self.stats).get(metadata);
-        let begun = SystemTime::now().into();
+        let remembered = self.known(metadata);
+        let begun = SystemTime::now();
         let failed = |error| self.read_error(path, error);
         let file = self.open(path)?;
         self.check_unchanged(path, &file, metadata)?;
@@ -121,31 +188,57 @@ impl Tree {
         let digest = match remembered {
             Some(remembered) => remembered.digest,
             None => {
-                let digest = hash(&file, metadata.size, buffer).map_err(failed)?;
+                let (size, holes) = (metadata.size, metadata.is_sparse());
+                let mut hasher = ContentHasher::new(size);
+                let mut hear = |bytes: &[u8]| hasher.update(bytes);
+                let read = content::read(&file, size, holes, buffer, &mut hear);
+                // A file that became shorter ends too early; that it changed is the better message.
                 self.check_unchanged(path, &file, metadata)?;
-                digest
+                read.map_err(failed)?;
+                hasher.finish()
             }
         };
-        let plain = xattrs.is_empty();
-        lock(&self.stats).put(metadata, Remembered { digest, plain }, begun);
-        Ok(Content { digest, xattrs })
+        let content = Content { digest, xattrs };
+        self.learn(metadata, &content, begun);
+        Ok(content)
     }
 }
 
-/// Hashes a file, of which no more than `size` bytes are read however it grows.
-fn hash(file: impl std::os::fd::AsFd, size: u64, buffer: &mut [u8]) -> io::Result<ContentDigest> {
-    let mut hasher = blake3::Hasher::new();
-    let mut left = size;
-    while left > 0 {
-        let count = match rustix::io::read(&file, &mut *buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        let used = usize::try_from(left).map_or(count, |left| left.min(count));
-        hasher.update(buffer.get(..used).unwrap_or_default());
-        left -= used as u64;
+/// Takes the digest of a file from its bytes as they come.
+#[derive(Debug)]
+pub(crate) struct ContentHasher {
+    size: u64,
+    hasher: Option<blake3::Hasher>,
+    whole: Option<ContentDigest>,
+}
+
+impl ContentHasher {
+    /// For a file of so many bytes.
+    pub(crate) fn new(size: u64) -> Self {
+        Self {
+            size,
+            hasher: None,
+            whole: None,
+        }
     }
-    Ok(*hasher.finalize().as_bytes())
+
+    /// Takes the next bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        // Most files are small, and the state of a hasher is larger than these.
+        if bytes.len() as u64 == self.size && self.hasher.is_none() {
+            self.whole = Some(*blake3::hash(bytes).as_bytes());
+        } else {
+            let hasher = self.hasher.get_or_insert_with(blake3::Hasher::new);
+            hasher.update(bytes);
+        }
+    }
+
+    /// The digest of all.
+    pub(crate) fn finish(self) -> ContentDigest {
+        match (self.hasher, self.whole) {
+            (Some(hasher), _) => *hasher.finalize().as_bytes(),
+            (None, Some(whole)) => whole,
+            (None, None) => *blake3::hash(&[]).as_bytes(),
+        }
+    }
 }

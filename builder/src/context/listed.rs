@@ -1,12 +1,14 @@
 //! The files that a copy selects, in the few bytes that tell later what changed of them.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::Tree;
 use super::chmod::ModeChange;
-use super::digests::Content;
+use super::digests::{Content, Found};
 use super::key::{INLINE_MODE, KeyError, directory_xattrs};
 use super::metadata::{Kind, Metadata};
 use super::select::{Item, Picked, Selection};
@@ -37,25 +39,32 @@ pub fn listed(
     op: &CopyOp,
     trees: &[Option<&Tree>],
     selections: &[Selection],
+    found: &Found,
 ) -> Result<Vec<FileEntry>, KeyError> {
     let mut list = List {
         chmod: op.chmod.as_deref().map(ModeChange::parse).transpose()?,
         owners: op.keep_owner && op.chown.is_none(),
+        found,
+        items: 0,
         files: Vec::new(),
     };
     for item in selections.iter().flat_map(|selection| &selection.items) {
         list.item(item, trees)?;
+        list.items += 1;
     }
     Ok(list.files)
 }
 
-struct List {
+struct List<'a> {
     chmod: Option<ModeChange>,
     owners: bool,
+    found: &'a Found,
+    /// How many items are listed.
+    items: usize,
     files: Vec<FileEntry>,
 }
 
-impl List {
+impl List<'_> {
     fn item(&mut self, item: &Item, trees: &[Option<&Tree>]) -> Result<(), KeyError> {
         let tree = |input: &usize| {
             let tree = trees.get(*input).copied().flatten();
@@ -90,22 +99,31 @@ impl List {
     }
 
     fn files(&mut self, tree: &Tree, files: &[Picked]) -> Result<(), KeyError> {
-        let regular: Vec<(&Path, &Metadata)> = files
-            .iter()
-            .filter(|file| file.metadata.kind == Kind::File)
-            .map(|file| (file.path.as_path(), &file.metadata))
-            .collect();
-        let mut contents = tree.contents(&regular)?.into_iter();
+        let contents = match self.found.of(self.items) {
+            Some(copied) => Cow::Borrowed(&copied.contents),
+            None => Cow::Owned(contents(tree, files)?),
+        };
+        let mut contents = contents.iter().peekable();
+        // Further names of a file that was copied under its first one.
+        let mut inodes = HashMap::new();
         self.files.reserve(files.len());
-        for file in files {
+        for (number, file) in files.iter().enumerate() {
             let (content, attributes) = match file.metadata.kind {
-                Kind::File => match contents.next() {
-                    Some(Content { digest, xattrs }) => {
+                Kind::File => {
+                    let inode = file.metadata.hard_link();
+                    let content = contents.next_if(|(of, _)| *of == number);
+                    let content = match (content, inode) {
+                        (Some((_, content)), Some(inode)) => {
+                            Some(*inodes.entry(inode).or_insert(content))
+                        }
+                        (Some((_, content)), None) => Some(content),
+                        (None, inode) => inode.and_then(|inode| inodes.get(&inode).copied()),
+                    };
+                    content.map_or(([0; 8], [0; 8]), |Content { digest, xattrs }| {
                         let first = digest.first_chunk().copied().unwrap_or_default();
-                        (first, attributes(&xattrs))
-                    }
-                    None => ([0; 8], [0; 8]),
-                },
+                        (first, attributes(xattrs))
+                    })
+                }
                 Kind::Directory => ([0; 8], attributes(&directory_xattrs(tree, &file.path)?)),
                 Kind::Symlink => (hash(&tree.read_link(&file.path)?), [0; 8]),
                 Kind::CharDevice | Kind::BlockDevice => (hash(&file.metadata.rdev), [0; 8]),
@@ -138,6 +156,18 @@ impl List {
             attributes,
         }
     }
+}
+
+/// The contents of regular files, with their numbers.
+fn contents(tree: &Tree, files: &[Picked]) -> Result<Vec<(usize, Content)>, KeyError> {
+    let (numbers, regular): (Vec<usize>, Vec<(&Path, &Metadata)>) = files
+        .iter()
+        .enumerate()
+        .filter(|(_, file)| file.metadata.kind == Kind::File)
+        .map(|(number, file)| (number, (file.path.as_path(), &file.metadata)))
+        .unzip();
+    let contents = tree.contents(&regular)?;
+    Ok(numbers.into_iter().zip(contents).collect())
 }
 
 fn attributes(xattrs: &[Xattr]) -> [u8; 8] {

@@ -39,9 +39,12 @@ use crate::sys::xattr::Place as OnDisk;
 use metadata::{Kind, Metadata};
 use resolve::{Place, Seen};
 use rules::{Rules, Verdict};
+use select::Picked;
 use stat_cache::StatCache;
 use walk::Listing;
 
+pub use digests::Found;
+pub(crate) use digests::{Content, ContentHasher, Copied};
 pub use named::Contexts;
 pub use rules::ExcludedBy;
 pub use walk::Entry;
@@ -208,6 +211,22 @@ impl Tree {
                 path: self.stats_path.clone().unwrap_or_default(),
                 source,
             })
+    }
+
+    /// How many bytes regular files have, of a copy of these, and how many of them are in files that are
+    /// not known.
+    pub(crate) fn unknown_bytes(&self, files: &[Picked]) -> (u64, u64) {
+        let mut stats = lock(&self.stats);
+        let mut bytes = (0_u64, 0_u64);
+        for metadata in files.iter().map(|file| &file.metadata) {
+            if metadata.kind == Kind::File {
+                bytes.0 = bytes.0.saturating_add(metadata.size);
+                if stats.get(metadata).is_none() {
+                    bytes.1 = bytes.1.saturating_add(metadata.size);
+                }
+            }
+        }
+        bytes
     }
 
     /// Opens a regular file to read it. Never blocks, follows no link at the end.

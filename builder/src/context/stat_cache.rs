@@ -30,11 +30,11 @@ const COARSE: u32 = 10_000_000;
 
 /// What is remembered of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Remembered {
+pub(crate) struct Remembered {
     /// Digest of its content.
-    pub(super) digest: ContentDigest,
+    pub(crate) digest: ContentDigest,
     /// Whether it has no attributes that a copy would carry.
-    pub(super) plain: bool,
+    pub(crate) plain: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,12 +12,12 @@ use kiln_registry::spec::{ChainId, Descriptor, DiffId};
 use tokio::sync::{OnceCell, SetOnce};
 
 use super::{CachePolicy, Schedule, blocking};
-use crate::cache::CacheKey;
 use crate::cache::remote::{Entry, Exporter, Found, Imports, Made, RemoteError};
-use crate::graph::{Op, VertexId};
+use crate::cache::{CacheKey, shape_key};
+use crate::graph::{Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{Stack, StepError, blob_event};
-use crate::store::{Eviction, LayerBlob};
+use crate::store::{Eviction, LayerBlob, Store};
 
 /// How a build shares its cache beyond its store.
 #[derive(Debug, Default)]
@@ -110,6 +110,11 @@ impl Schedule {
         actual.unwrap_or_else(|| layer.clone())
     }
 
+    /// Whether there are caches from elsewhere, and they count.
+    pub(super) fn imports_any(&self) -> bool {
+        self.elsewhere.sharing.imports.is_some() && self.rules.cache == CachePolicy::Use
+    }
+
     /// What caches from elsewhere have of a step, by its definition.
     pub(super) async fn imports(&self, key: CacheKey) -> Vec<Found> {
         match &self.elsewhere.sharing.imports {
@@ -126,7 +131,7 @@ impl Schedule {
         key: CacheKey,
     ) -> Result<Option<(Stack, SnapshotId)>, StepError> {
         let mut found = self.imports(key).await;
-        if found.is_empty() || self.open.contains(&id) {
+        if found.is_empty() || self.is_open(id) {
             return Ok(None);
         }
         let vertex = self.graph.vertex(id);
@@ -171,7 +176,7 @@ impl Schedule {
         }
         let below = self.chain_of(root).await?;
         let found = imports.find_content(reads, below).await;
-        self.take(id, self.defined[&id].key, found).await
+        self.take(id, self.defined(id).key, found).await
     }
 
     async fn diff_id(&self, layer: &SnapshotId) -> Result<DiffId, StepError> {
@@ -203,11 +208,13 @@ impl Schedule {
                 .collect::<Vec<_>>(),
         );
         let reads = found.iter().find_map(|one| Some(one.content?.0));
+        let vertex = self.graph.vertex(id).clone();
         let here = blocking(move || {
             for diff_id in diff_ids {
                 if let Some(layer) = worker.store.layer_snapshot(diff_id)?
                     && worker.snapshots.check(&layer)?
                 {
+                    remember_unseen(&worker.store, &vertex, &layer)?;
                     worker.store.remember(&[key.digest()], &layer)?;
                     if let Some(reads) = reads {
                         worker.store.remember_reads(key.digest(), &reads)?;
@@ -353,6 +360,7 @@ impl Schedule {
     /// Remembers a layer that was found elsewhere like one of this store's own.
     fn remember_found(&self, absent: &Absent, layer: &SnapshotId) -> Result<(), StepError> {
         let (store, key) = (&self.worker.store, absent.key.digest());
+        remember_unseen(store, self.graph.vertex(absent.vertex), layer)?;
         store.remember(&[key], layer)?;
         if let Some((reads, _)) = absent.found.iter().find_map(|found| found.content) {
             store.remember_reads(key, &reads)?;
@@ -419,17 +427,18 @@ impl Schedule {
     /// When the store cannot be read.
     pub async fn entries(&self) -> Result<Vec<Entry>, StepError> {
         let mut entries = Vec::new();
-        for (&id, defined) in &self.defined {
+        for id in self.definitions.ids() {
+            let key = self.defined(id).key;
             let op = &self.graph.vertex(id).op;
             if !matches!(op, Op::Run(_) | Op::Copy(_) | Op::Mkdir(_)) {
                 continue;
             }
-            let Some(made) = self.where_made(id, defined.key).await? else {
+            let Some(made) = self.where_made(id, key).await? else {
                 continue;
             };
-            let reads = self.reads_of(id, defined.key)?;
+            let reads = self.reads_of(id, key)?;
             entries.push(Entry {
-                key: defined.key,
+                key,
                 content: reads.and_then(|reads| self.stands_on(id, reads)),
                 made,
                 in_image: self.exported.contains(&id),
@@ -482,6 +491,14 @@ impl Schedule {
         let built = root.built.iter().map(|layer| self.made_at(layer));
         Some((reads, root.image.clone(), built.collect()))
     }
+}
+
+/// Remembers of a layer of a copy that was made elsewhere that nobody has seen its files here.
+fn remember_unseen(store: &Store, vertex: &Vertex, layer: &SnapshotId) -> Result<(), StepError> {
+    if matches!(vertex.op, Op::Copy(_)) {
+        store.remember_shape(&shape_key(vertex, None), layer)?;
+    }
+    Ok(())
 }
 
 impl Absent {

@@ -9,9 +9,10 @@ use futures_util::future::join;
 use kiln_registry::digest::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::define::{Digested, Reading, Selected};
 use super::{Schedule, blocking};
 use crate::cache::explain::reason::Reason;
-use crate::cache::{CacheKey, content_key};
+use crate::cache::{CacheKey, content_key, shape_key};
 use crate::event::Event;
 use crate::graph::{GitOp, ImageOp, Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
@@ -77,14 +78,36 @@ impl Schedule {
         imports: bool,
     ) -> Result<Made, StepError> {
         let vertex = self.graph.vertex(id);
-        let defined = &self.defined[&id];
+        let mut defined = self.redefine(id, None);
         let inputs = self.all_with_files(inputs).await?;
-        let selected = match (&vertex.op, &defined.selected) {
-            (Op::Copy(_), None) => Some(self.select(id, inputs.clone()).await?),
-            (_, known) => known.clone(),
+        let selected = match (&vertex.op, defined.selected.clone()) {
+            (Op::Copy(_), None) => {
+                let files = self.select(id, inputs.clone()).await?;
+                let digest = self.read(id, &files, Reading::Once).await?;
+                Some(Selected { files, digest })
+            }
+            (_, known) => known,
+        };
+        let digested = match selected {
+            None => None,
+            Some(Selected {
+                files,
+                digest: Some(digest),
+            }) => Some((files, digest)),
+            Some(Selected {
+                files,
+                digest: None,
+            }) => {
+                if let Some(made) = self.copied_unread(id, &root, &inputs, &files).await? {
+                    return Ok(made);
+                }
+                let digest = self.digest(&files).await?;
+                defined = self.redefine(id, Some((Arc::clone(&files), digest)));
+                Some((files, digest))
+            }
         };
         let known = self.copied(vertex);
-        let content = match (&selected, &vertex.op) {
+        let content = match (&digested, &vertex.op) {
             (Some((_, digest)), _) => Some(*digest),
             (None, Op::Run(_)) => self.bound(id, inputs.clone(), known.clone()).await?,
             (None, _) => None,
@@ -104,6 +127,10 @@ impl Schedule {
             self.cached_event(id);
             return Ok(layer.into());
         }
+        // Its files are not waited for, unless the root may turn out to be another one.
+        if self.rules.required.contains(&id) && !root.built.iter().any(|it| self.is_elsewhere(it)) {
+            return Err(self.not_cached(id, digested).await);
+        }
         let root = self.with_files(root).await?;
         let key = content_key(vertex, &root.identity(), content.as_ref());
         let upon = self.upon(vertex, &root, &inputs);
@@ -115,20 +142,100 @@ impl Schedule {
             self.note_packed(id, defined.key, &layer);
             return Ok(layer.into());
         }
-        let (reason, mut made) = self
-            .execute_explained(id, (root, inputs), known, selected)
+        let files = digested.as_ref().map(|(files, _)| Arc::clone(files));
+        let (reason, made) = self
+            .execute_explained(id, (root, inputs), known, digested)
             .await?;
-        let layer = self.cut_off(id, &reason, made.layer.clone()).await?;
-        if layer != made.layer {
-            made = layer.into();
-        }
-        self.elsewhere.executed.fetch_add(1, Ordering::Relaxed);
+        let made = self.cut_off_made(id, &reason, made).await?;
         let keys = [(key.digest(), None), definition];
-        let store = &self.worker.store;
-        store.remember_upon(&keys, &made.layer)?;
-        store.remember_reads(defined.key.digest(), &reads)?;
+        self.keep(id, &keys, &reads, files.as_deref(), &made.layer)?;
         drop(lock);
         Ok(made)
+    }
+
+    /// The layer of a copy of files that were not read yet, because there is no layer of any that look
+    /// like them: they are copied, and what they hold is known then. `None` when somebody has made such
+    /// a layer meanwhile.
+    async fn copied_unread(
+        &self,
+        id: VertexId,
+        root: &Stack,
+        inputs: &[Stack],
+        files: &Arc<Selections>,
+    ) -> Result<Option<Made>, StepError> {
+        let vertex = self.graph.vertex(id);
+        let shape = CacheKey::of_source(shape_key(vertex, Some(&files.shape()?)));
+        let unread = self.lock(id, shape).await?;
+        if !self.is_forced(id) && self.has_shape(id, files).await? {
+            return Ok(None);
+        }
+        let root = self.with_files(root.clone()).await?;
+        let (reason, digest, made) = self
+            .copy_explained(id, root.clone(), inputs.to_vec(), files)
+            .await?;
+        let defined = self.defined(id);
+        let reads = self.note_reads(id, Some(&digest));
+        let key = content_key(vertex, &root.identity(), Some(&digest));
+        let upon = self.upon(vertex, &root, inputs);
+        let keys = [
+            (key.digest(), None),
+            (defined.key.digest(), Some(upon.as_str())),
+        ];
+        // Another process that has read the files before may have executed the very same step.
+        let lock = self.lock(id, key).await?;
+        let made = match self.remembered(key).await? {
+            Some(layer) if !self.is_forced(id) => {
+                self.worker.snapshots.forget(&made.layer)?;
+                self.note_packed(id, defined.key, &layer);
+                layer.into()
+            }
+            _ => self.cut_off_made(id, &reason, made).await?,
+        };
+        self.keep(id, &keys, &reads, Some(files), &made.layer)?;
+        drop((lock, unread));
+        Ok(Some(made))
+    }
+
+    /// Digest of the files that a copy selects.
+    async fn digest(&self, files: &Arc<Selections>) -> Result<Digest, StepError> {
+        let files = Arc::clone(files);
+        blocking(move || files.digest()).await
+    }
+
+    /// What an executed step has made, or the same from the build before.
+    async fn cut_off_made(
+        &self,
+        id: VertexId,
+        reason: &Reason,
+        made: Made,
+    ) -> Result<Made, StepError> {
+        self.elsewhere.executed.fetch_add(1, Ordering::Relaxed);
+        let layer = self.cut_off(id, reason, made.layer.clone()).await?;
+        Ok(if layer == made.layer {
+            made
+        } else {
+            layer.into()
+        })
+    }
+
+    /// Remembers the layer of an executed step.
+    fn keep(
+        &self,
+        id: VertexId,
+        keys: &[(&Digest, Option<&str>); 2],
+        reads: &Digest,
+        files: Option<&Selections>,
+        layer: &SnapshotId,
+    ) -> Result<(), StepError> {
+        let store = &self.worker.store;
+        if let Some(files) = files {
+            // Before its keys: what has these always has a shape.
+            let shape = shape_key(self.graph.vertex(id), Some(&files.shape()?));
+            store.remember_shape(&shape, layer)?;
+        }
+        store.remember_upon(keys, layer)?;
+        store.remember_reads(keys[1].0, reads)?;
+        Ok(())
     }
 
     /// Executes a vertex, and says why meanwhile.
@@ -137,31 +244,78 @@ impl Schedule {
         id: VertexId,
         (root, inputs): (Stack, Vec<Stack>),
         known: BTreeMap<usize, Digest>,
-        selected: Option<(Arc<Selections>, Digest)>,
+        digested: Option<Digested>,
     ) -> Result<(Reason, Made), StepError> {
-        let explain = self.explain(id, selected.clone());
         if self.rules.required.contains(&id) {
-            return Err(StepError::NotCached(explain.await?.to_string()));
+            return Err(self.not_cached(id, digested).await);
         }
-        let selections = selected
-            .as_ref()
-            .map(|(selections, _)| Arc::clone(selections));
+        let explain = self.explain(id, digested.clone());
+        let files = digested.as_ref().map(|(files, _)| Arc::clone(files));
         let work = async {
-            let told = async {
-                let reason: Reason = explain.await?;
-                self.worker.observer.tell(Event::Miss {
-                    step: id.index(),
-                    reason: reason.to_string(),
-                });
-                Ok::<_, StepError>(reason)
-            };
-            let execution = self.execute(id, root, inputs, known, selections);
+            let told = self.told(id, explain);
+            let execution = self.execute(id, root, inputs, known, files);
             let (reason, made) = join(told, execution).await;
             Ok((reason?, made?))
         };
         let result = self.observed(id, work).await;
-        self.executed(id, selected, &result);
+        self.executed(id, digested, &result);
         result
+    }
+
+    /// Why a step is refused that must be in the cache.
+    async fn not_cached(&self, id: VertexId, digested: Option<Digested>) -> StepError {
+        match self.explain(id, digested).await {
+            Ok(reason) => StepError::NotCached(reason.to_string()),
+            Err(error) => error,
+        }
+    }
+
+    /// Copies files that were not read yet, and says why then: what changed is known afterwards.
+    async fn copy_explained(
+        &self,
+        id: VertexId,
+        root: Stack,
+        inputs: Vec<Stack>,
+        files: &Arc<Selections>,
+    ) -> Result<(Reason, Digest, Made), StepError> {
+        let known = BTreeMap::new();
+        let work = async {
+            let copied = async {
+                let made = self.execute(id, root, inputs, known, Some(Arc::clone(files)));
+                let made = made.await?;
+                let digest = self.digest(files).await;
+                if digest.is_err() {
+                    self.worker.snapshots.forget(&made.layer)?;
+                }
+                Ok::<_, StepError>((digest?, made))
+            };
+            let copied = copied.await;
+            let digest = copied.as_ref().ok().map(|(digest, _)| *digest);
+            let digested = digest.map(|digest| (Arc::clone(files), digest));
+            self.redefine(id, digested.clone());
+            let reason = self.told(id, self.explain(id, digested)).await;
+            let (digest, made) = copied?;
+            Ok((reason?, digest, made))
+        };
+        let result = self.observed(id, work).await;
+        let digest = result.as_ref().ok().map(|(_, digest, _)| *digest);
+        let digested = digest.map(|digest| (Arc::clone(files), digest));
+        self.executed(id, digested, &result);
+        result
+    }
+
+    /// Tells the observer why a step is executed.
+    async fn told(
+        &self,
+        id: VertexId,
+        explain: impl Future<Output = Result<Reason, StepError>>,
+    ) -> Result<Reason, StepError> {
+        let reason = explain.await?;
+        self.worker.observer.tell(Event::Miss {
+            step: id.index(),
+            reason: reason.to_string(),
+        });
+        Ok(reason)
     }
 
     /// The inputs of a vertex, by index, that are a copy on nothing, with the digest of what they copy.
@@ -169,8 +323,8 @@ impl Schedule {
         let copied = |(index, input): (usize, &VertexId)| {
             let of = self.graph.vertex(*input);
             let root = &self.graph.vertex(*of.inputs.first()?).op;
-            let (_, digest) = self.defined.get(input)?.selected.as_ref()?;
-            matches!(root, Op::Scratch).then_some((index, *digest))
+            let (_, digest) = self.definitions.find(*input)?.digested()?;
+            matches!(root, Op::Scratch).then_some((index, digest))
         };
         vertex
             .inputs

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use super::define::Defined;
+use super::define::{Definitions, Digested};
 use super::{CachePolicy, Schedule, blocking};
 use crate::cache::explain::description::{Description, Names};
 use crate::cache::explain::files::{compare, pack, unpack};
@@ -40,8 +40,9 @@ pub struct StepReport {
     pub step: String,
     /// The instruction.
     pub instruction: String,
-    /// Its definition key.
-    pub key: String,
+    /// Its definition key; none where the build ended before it was known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// `hit`, `miss`, or `not needed`: nothing asked for its result, or the build ended before.
     pub result: &'static str,
     /// Why it was missed: `code`, `text` and more.
@@ -69,7 +70,7 @@ pub(super) struct History {
     worker: Arc<Worker>,
     about: About,
     /// The steps of this build: the key of each, that of what stands on it, and what it selects.
-    defined: BTreeMap<VertexId, Defined>,
+    definitions: Arc<Definitions>,
     forced: Option<&'static str>,
     compared: OnceLock<Result<Compared, StoreError>>,
     fates: Mutex<BTreeMap<VertexId, Fate>>,
@@ -98,7 +99,7 @@ impl Schedule {
             graph: Arc::clone(&self.graph),
             worker: Arc::clone(&self.worker),
             about: self.about.clone(),
-            defined: self.defined.clone(),
+            definitions: Arc::clone(&self.definitions),
             forced,
             compared: OnceLock::new(),
             fates: Mutex::default(),
@@ -112,7 +113,7 @@ impl Schedule {
     pub(super) fn explain(
         &self,
         id: VertexId,
-        selected: Option<(Arc<Selections>, Digest)>,
+        selected: Option<Digested>,
     ) -> impl Future<Output = Result<Reason, StepError>> + use<> {
         let cause = self.cause(id);
         let history = self.history.clone();
@@ -158,7 +159,7 @@ impl Schedule {
     pub(super) fn executed<T>(
         &self,
         id: VertexId,
-        selected: Option<(Arc<Selections>, Digest)>,
+        selected: Option<Digested>,
         result: &Result<T, StepError>,
     ) {
         let Some(history) = &self.history else {
@@ -170,12 +171,12 @@ impl Schedule {
                     history.list(id, selections, digest);
                 }
             }
-            Err(error) if error.has_run() => {
+            Err(error) if error.has_run() && !self.defined(id).stand_in => {
                 // The next build says less about it then, no more.
                 drop(
                     self.worker
                         .store
-                        .record_failure(self.defined[&id].key.digest()),
+                        .record_failure(self.defined(id).key.digest()),
                 );
             }
             Err(_) => {}
@@ -232,9 +233,8 @@ impl Schedule {
             lists.extend(listing.await.unwrap_or(None));
         }
         let done: BTreeSet<VertexId> = self
-            .defined
-            .keys()
-            .copied()
+            .definitions
+            .ids()
             .filter(|id| self.result_of(*id).is_some())
             .collect();
         blocking(move || Ok(history.write(&done, &lists)?)).await
@@ -274,7 +274,12 @@ impl History {
             let op = &self.graph.vertex(*id).op;
             matches!(op, Op::Run(_) | Op::Copy(_) | Op::Mkdir(_))
         };
-        self.defined.keys().copied().filter(makes_layer)
+        self.definitions.ids().filter(makes_layer)
+    }
+
+    /// The definition key of a step.
+    fn key(&self, id: VertexId) -> Digest {
+        *self.definitions.of(id).key.digest()
     }
 
     /// A report on a step without what became of it.
@@ -283,7 +288,7 @@ impl History {
         StepReport {
             step: description.label,
             instruction: description.text,
-            key: self.defined[&id].key.to_string(),
+            key: (!self.definitions.of(id).stand_in).then(|| self.key(id).to_string()),
             result: "not needed",
             reason: None,
             seconds: None,
@@ -292,10 +297,7 @@ impl History {
 
     /// How long a step took the last time, or its counterpart did.
     pub(super) fn former_seconds(&self, id: VertexId) -> Result<Option<f64>, StepError> {
-        let known = self
-            .worker
-            .store
-            .step_record(self.defined[&id].key.digest())?;
+        let known = self.worker.store.step_record(&self.key(id))?;
         if let Some(seconds) = known.and_then(|step| step.seconds) {
             return Ok(Some(seconds));
         }
@@ -308,7 +310,7 @@ impl History {
         &self,
         id: VertexId,
         cause: Option<VertexId>,
-        selected: Option<&(Arc<Selections>, Digest)>,
+        selected: Option<&Digested>,
     ) -> Result<Reason, StepError> {
         if let Some(flag) = self.forced.filter(|_| cause == Some(id)) {
             return Ok(Reason::Forced(flag));
@@ -317,8 +319,8 @@ impl History {
             lock(&self.selected).insert(id, *digest);
         }
         let store = &self.worker.store;
-        let key = self.defined[&id].key.digest();
-        if let Some((why, at)) = store.eviction(key)? {
+        let key = self.key(id);
+        if let Some((why, at)) = store.eviction(&key)? {
             let seconds = at.map(|at| now().saturating_sub(at).unsigned_abs());
             return Ok(Reason::Evicted(why, seconds));
         }
@@ -337,12 +339,12 @@ impl History {
         if !differences.is_empty() {
             return Ok(Reason::Changed(differences));
         }
-        let same = former.key == *key;
+        let same = former.key == key;
         let below = cause.or_else(|| {
             let inputs = &self.graph.vertex(id).inputs;
             let steps = |input: &&VertexId| self.steps().any(|step| step == **input);
             // The record is there, but what it was made upon is not: see `Schedule::found`.
-            let known = store.cached(key).ok().flatten().is_some();
+            let known = store.cached(&key).ok().flatten().is_some();
             inputs.iter().find(steps).copied().filter(|_| known)
         });
         Ok(match below.filter(|_| same) {
@@ -355,7 +357,7 @@ impl History {
 
     /// Says of files that mounts show what was found out for these.
     fn fill_views(&self, id: VertexId, differences: &mut Vec<Difference>) {
-        if self.defined[&id].selected.is_some() {
+        if self.definitions.of(id).selected.is_some() {
             return;
         }
         let fates = lock(&self.fates);
@@ -379,14 +381,14 @@ impl History {
         &self,
         id: VertexId,
         former: &StepRecord,
-        selected: Option<&(Arc<Selections>, Digest)>,
+        selected: Option<&Digested>,
         differences: &mut Vec<Difference>,
     ) -> Result<(), StepError> {
         let place = differences
             .iter()
             .position(|one| matches!(one, Difference::Files(None)));
         // The files of other stages are known only once those are there.
-        let late = place.is_none() && self.defined[&id].selected.is_none();
+        let late = place.is_none() && self.definitions.of(id).selected.is_none();
         let Some((selections, digest)) = selected.filter(|_| place.is_some() || late) else {
             return Ok(());
         };
@@ -402,15 +404,12 @@ impl History {
             return Ok(());
         };
         let changes = compare(&before, &after);
-        // It is packed now, as long as it is at hand.
-        if let Some(packed) = pack(&after) {
-            let list = FileList {
-                digest: *digest,
-                packed,
-            };
-            let listing = tokio::runtime::Handle::current().spawn(async { Some(list) });
-            lock(&self.lists).insert(id, listing);
-        }
+        let digest = *digest;
+        let listing = tokio::task::spawn_blocking(move || {
+            let packed = pack(&after)?;
+            Some(FileList { digest, packed })
+        });
+        lock(&self.lists).insert(id, listing);
         let filled = (!changes.changes.is_empty()).then_some(Difference::Files(Some(changes)));
         match place {
             Some(place) => drop(differences.splice(place..=place, filled)),
@@ -464,7 +463,7 @@ impl History {
         let now: BTreeMap<VertexId, Step> = self
             .steps()
             .map(|id| {
-                let key = *self.defined[&id].key.digest();
+                let key = self.key(id);
                 let description = self.describe(id);
                 (id, Step { key, description })
             })
@@ -494,11 +493,11 @@ impl History {
             arguments: &self.about.arguments,
             image: &|image| self.image(image),
         };
-        let files = self.defined[&id]
-            .selected
-            .as_ref()
-            .map(|(_, digest)| *digest);
-        let key = |input: VertexId| self.defined[&input].stack;
+        // Files that were not read yet are none that there were before.
+        let unread = || Digest::of(b"");
+        let selected = self.definitions.of(id).selected;
+        let files = selected.map(|selected| selected.digest.unwrap_or_else(unread));
+        let key = |input: VertexId| self.definitions.of(input).stack;
         Description::of(&self.graph, id, &names, &key, files)
     }
 
@@ -516,10 +515,7 @@ impl History {
     fn write(&self, done: &BTreeSet<VertexId>, lists: &[FileList]) -> Result<(), StoreError> {
         let store = &self.worker.store;
         let project = &self.about.project;
-        let keys: Vec<Digest> = self
-            .steps()
-            .map(|id| *self.defined[&id].key.digest())
-            .collect();
+        let keys: Vec<Digest> = self.steps().map(|id| self.key(id)).collect();
         let missed = lock(&self.fates)
             .values()
             .any(|fate| matches!(fate, Fate::Miss(_)));
@@ -530,7 +526,7 @@ impl History {
         let compared = compared.as_ref().ok();
         let (mut steps, mut new) = (Vec::new(), Vec::new());
         for id in self.steps() {
-            let key = *self.defined[&id].key.digest();
+            let key = self.key(id);
             if store.step_record(&key)?.is_some() {
                 steps.push(key);
             } else if done.contains(&id) {
@@ -542,7 +538,7 @@ impl History {
             }
         }
         let seconds = lock(&self.seconds);
-        let took = |id: &VertexId| Some((*self.defined.get(id)?.key.digest(), *seconds.get(id)?));
+        let took = |id: &VertexId| Some((self.key(*id), *seconds.get(id)?));
         let seconds: Vec<_> = done.iter().filter_map(took).collect();
         store.record_build(&BuildRecord {
             project,

@@ -32,6 +32,11 @@ impl Schedule {
         makes_layer && (all || self.rules.executed.contains(&id))
     }
 
+    /// Whether a result is not to be taken from its definition.
+    pub(super) fn is_open(&self, id: VertexId) -> bool {
+        self.open.contains(&id) || self.defined(id).stand_in
+    }
+
     /// The layer of a vertex that is remembered for its definition, with what it stands on. That must
     /// be the very result that it was made upon: an equal definition may have been executed again
     /// since, and have left something else.
@@ -39,11 +44,11 @@ impl Schedule {
         &self,
         id: VertexId,
     ) -> Result<Option<(Stack, SnapshotId)>, StepError> {
-        if self.open.contains(&id) {
+        if self.is_open(id) {
             return Ok(None);
         }
         let vertex = self.graph.vertex(id);
-        let Some(record) = self.recorded(self.defined[&id].key).await? else {
+        let Some(record) = self.recorded(self.defined(id).key).await? else {
             return Ok(None);
         };
         let root = self.result(vertex.inputs[0]).await;
@@ -122,11 +127,11 @@ impl Schedule {
                 }
                 Op::Scratch | Op::Context(_) => break Stack::default(),
                 Op::Fetch(_) | Op::Git(_) => return Ok(None),
-                Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) if self.open.contains(&at) => {
+                Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) if self.is_open(at) => {
                     return Ok(None);
                 }
                 Op::Run(_) | Op::Copy(_) | Op::Mkdir(_) => {
-                    keys.push(self.defined[&at].key);
+                    keys.push(self.defined(at).key);
                     at = vertex.inputs[0];
                 }
             }

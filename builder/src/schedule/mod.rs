@@ -31,7 +31,7 @@ use crate::graph::{Graph, Network, Op, VertexId};
 use crate::layer::Following;
 use crate::snapshot::SnapshotId;
 use crate::step::{Made, Stack, StepError, Worker};
-use define::{Defined, reads_root};
+use define::{Definitions, Reading, reads_root};
 use elsewhere::{Elsewhere, Want};
 use history::History;
 
@@ -84,7 +84,7 @@ pub struct Schedule {
     /// Vertices whose layers are part of the image: their digests are computed early.
     exported: BTreeSet<VertexId>,
     /// What is known of each vertex that the root needs before anything runs.
-    defined: BTreeMap<VertexId, Defined>,
+    definitions: Arc<Definitions>,
     /// Vertices whose results are not to be taken from their definition: those that are executed
     /// because the user says so, and all that depend on them.
     open: BTreeSet<VertexId>,
@@ -146,7 +146,7 @@ impl Schedule {
             rules,
             about,
             exported,
-            defined: BTreeMap::new(),
+            definitions: Arc::default(),
             open: BTreeSet::new(),
             history: None,
             results,
@@ -194,7 +194,7 @@ impl Schedule {
     }
 
     async fn run_all(&mut self, root: VertexId) -> Result<Finished, Failure> {
-        self.define(root).await?;
+        self.define(root, Reading::Once).await?;
         self.compute(&[root]).await?;
         let mut layers = BTreeMap::new();
         for &id in &self.exported {
@@ -340,7 +340,7 @@ impl Schedule {
     async fn layered(&self, id: VertexId) -> Result<Stack, Failure> {
         let fail = |error| Failure { vertex: id, error };
         let vertex = self.graph.vertex(id);
-        let key = self.defined[&id].key;
+        let key = self.defined(id).key;
         let mut found = self.found(id).await.map_err(fail)?;
         match &found {
             Some((_, layer)) => self.note_packed(id, key, layer),
@@ -369,6 +369,8 @@ impl Schedule {
             try_join(root, made).await
         };
         let (root, Made { layer, following }) = made.map_err(fail)?;
+        // Of a copy that did not wait for its root, the key of what stands upon both.
+        self.redefine(id, None);
         self.start_seal(id, &layer, following).await;
         Ok(root.with(layer))
     }

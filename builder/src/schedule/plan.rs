@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_registry::spec::ChainId;
 use serde::Serialize;
 
-use super::define::reads_root;
+use super::define::{Reading, reads_root};
 use super::{Failure, Schedule, StepReport};
 use crate::cache::remote::Found;
 use crate::cache::{content_key, identity};
@@ -64,11 +64,11 @@ impl Schedule {
     /// # Errors
     /// The [`Failure`] of what cannot even be foreseen: missing sources, say.
     pub async fn forecast(&mut self, root: VertexId) -> Result<Forecast, Failure> {
-        self.define(root).await?;
+        self.define(root, Reading::First).await?;
         let mut foreseen: BTreeMap<VertexId, Stack> = BTreeMap::new();
         let mut hits = BTreeSet::new();
         let mut imported = BTreeMap::new();
-        for id in self.defined.keys().copied() {
+        for id in self.definitions.ids() {
             let fail = |error| Failure { vertex: id, error };
             let stack = match &self.graph.vertex(id).op {
                 Op::Image(image) => Some(Stack {
@@ -105,7 +105,7 @@ impl Schedule {
         let known = if self.open.contains(&id) {
             None
         } else {
-            self.recorded(self.defined[&id].key).await?
+            self.recorded(self.defined(id).key).await?
         };
         if let (Some(record), Some(root)) = (known, root) {
             let upon = record.upon.as_deref().unwrap_or_default();
@@ -127,7 +127,7 @@ impl Schedule {
             return Ok(None);
         };
         if !self.open.contains(&id)
-            && let Some(found) = self.imports(self.defined[&id].key).await.first()
+            && let Some(found) = self.imports(self.defined(id).key).await.first()
         {
             let (layer, bytes) = self.foresee_import(id, found)?;
             if bytes > 0 {
@@ -162,10 +162,11 @@ impl Schedule {
         inputs: Vec<Stack>,
     ) -> Result<Option<SnapshotId>, StepError> {
         let vertex = self.graph.vertex(id);
-        let content = match (&vertex.op, &self.defined[&id].selected) {
-            (_, Some((_, digest))) => Some(*digest),
+        let content = match (&vertex.op, self.defined(id).digested()) {
+            (_, Some((_, digest))) => Some(digest),
             (Op::Copy(_), None) if self.are_here(&inputs)? => {
-                Some(self.select(id, inputs).await?.1)
+                let files = self.select(id, inputs).await?;
+                self.read(id, &files, Reading::First).await?
             }
             (Op::Copy(_), None) => return Ok(None),
             (Op::Run(_), None) if inputs.is_empty() => None,
@@ -208,10 +209,10 @@ impl Schedule {
         imported: &BTreeMap<VertexId, u64>,
     ) -> Result<Forecast, Failure> {
         let mut needed = BTreeSet::from([root]);
-        for id in self.defined.keys().rev() {
-            if needed.contains(id) {
-                let inputs = &self.graph.vertex(*id).inputs;
-                let count = if hits.contains(id) { 1 } else { inputs.len() };
+        for id in self.definitions.ids().rev() {
+            if needed.contains(&id) {
+                let inputs = &self.graph.vertex(id).inputs;
+                let count = if hits.contains(&id) { 1 } else { inputs.len() };
                 needed.extend(inputs.iter().take(count));
             }
         }
@@ -247,7 +248,7 @@ impl Schedule {
         let mut step = history.blank(id);
         step.result = if hit { "hit" } else { "miss" };
         if !hit {
-            let reason = self.explain(id, self.defined[&id].selected.clone()).await?;
+            let reason = self.explain(id, self.defined(id).digested()).await?;
             step.reason = Some(reason.json());
             step.seconds = history.former_seconds(id)?;
             forecast.misses += 1;
@@ -276,9 +277,9 @@ impl Schedule {
 
     /// What a forecast has fetched to compute keys, and nobody needs: the files behind URLs.
     pub fn forget_downloads(&self) {
-        for id in self.defined.keys() {
-            let vertex: &Vertex = self.graph.vertex(*id);
-            if let (Op::Fetch(_), Some(layer)) = (&vertex.op, self.finished(*id).built.last()) {
+        for id in self.definitions.ids() {
+            let vertex: &Vertex = self.graph.vertex(id);
+            if let (Op::Fetch(_), Some(layer)) = (&vertex.op, self.finished(id).built.last()) {
                 // What stays is space that the next build's download takes, too.
                 drop(self.worker.snapshots.forget(layer));
             }

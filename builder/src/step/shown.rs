@@ -10,9 +10,9 @@ use kiln_registry::spec::ChainId;
 
 use super::select::tree;
 use super::{Stack, StepError, Worker, copy};
-use crate::context::Tree;
 use crate::context::key::content_key;
 use crate::context::select::{Item, Selection, select_all};
+use crate::context::{Found, Tree};
 use crate::graph::{CopyOp, CopySource, Graph, MountOp, Op, VertexId};
 use crate::snapshot::Active;
 
@@ -131,7 +131,8 @@ impl Files {
     /// Digest of the files (A15.1).
     pub(super) fn digest(&self) -> Result<Digest, StepError> {
         let trees = [None, Some(&*self.tree)];
-        Ok(content_key(&self.op, &trees, &self.selections)?)
+        let found = Found::default();
+        Ok(content_key(&self.op, &trees, &self.selections, &found)?)
     }
 
     /// Whether it is one directory.
@@ -153,6 +154,7 @@ impl Files {
             scratch: into,
             time: worker.settings.time(),
             follow: false,
+            learn: false,
         };
         copy::copy(&self.op, &self.selections, &inputs, &mut |_| Ok(false))?;
         Ok(())

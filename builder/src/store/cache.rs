@@ -53,6 +53,31 @@ impl Store {
         Ok(())
     }
 
+    /// Remembers what the files look like that were copied into a layer.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn remember_shape(&self, shape: &Digest, snapshot: &SnapshotId) -> Result<(), StoreError> {
+        self.change(|db| {
+            db.prepare_cached("INSERT OR IGNORE INTO shapes (shape, snapshot) VALUES (?1, ?2)")?
+                .execute([shape.to_string(), snapshot.name().to_owned()])
+        })?;
+        Ok(())
+    }
+
+    /// Whether there may be a layer of files that look like one of these: one that is remembered so, or
+    /// one of which nobody knows.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn has_shape(&self, shapes: [&Digest; 2]) -> Result<bool, StoreError> {
+        let [one, other] = shapes.map(ToString::to_string);
+        self.query(|db| {
+            db.prepare_cached("SELECT EXISTS (SELECT 1 FROM shapes WHERE shape IN (?1, ?2, ''))")?
+                .query_row([one, other], |row| row.get(0))
+        })
+    }
+
     /// Remembers the result of a step under its keys.
     ///
     /// # Errors

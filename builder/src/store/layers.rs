@@ -338,7 +338,7 @@ impl Store {
                 &format!("INSERT OR REPLACE INTO evictions (key, reason, at) SELECT key, ?2, unixepoch() FROM cache WHERE snapshot IN (SELECT id FROM snapshots WHERE {condition})"),
                 [parameter, why.word()],
             )?;
-            for table in ["cache", "chains"] {
+            for table in ["cache", "chains", "shapes"] {
                 let delete = format!("DELETE FROM {table} WHERE snapshot IN (SELECT id FROM snapshots WHERE {condition})");
                 db.execute(&delete, [parameter])?;
             }

@@ -12,7 +12,7 @@ use super::StoreError;
 /// What brings a database from one version to the next, oldest first: number 1 makes the tables of
 /// version 1 in an empty one. `PRAGMA user_version` holds the version. A migration that has been
 /// released stays as it is; a change is a new one at the end.
-const MIGRATIONS: &[&str] = &[TABLES, BUILDS, PLACES, READS];
+const MIGRATIONS: &[&str] = &[TABLES, BUILDS, PLACES, READS, SHAPES];
 
 /// Times are seconds since 1970; digests are `sha256:HEX`.
 const TABLES: &str = "
@@ -107,6 +107,18 @@ CREATE INDEX builds_by_place ON builds (place);
 
 /// What a step reads besides its root, for caches beyond the store.
 const READS: &str = "ALTER TABLE cache ADD COLUMN reads TEXT;  -- cache::reads_key; NULL: not known
+";
+
+/// What the files look like that were copied into a layer. Of layers that were made before it is not
+/// known, which the empty shape says.
+const SHAPES: &str = "
+CREATE TABLE shapes (            -- of remembered results of copies
+    shape    TEXT NOT NULL,           -- cache::shape_key
+    snapshot TEXT NOT NULL REFERENCES snapshots (id),
+    PRIMARY KEY (shape, snapshot)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX shapes_by_snapshot ON shapes (snapshot);
+INSERT INTO shapes SELECT DISTINCT '', snapshot FROM cache;
 ";
 
 /// How long the set-up is tried again while other processes are at theirs.
@@ -242,6 +254,25 @@ mod tests {
                 .unwrap();
             assert_eq!(images, i64::from(version > 0), "what it held stays");
         }
+    }
+
+    #[test]
+    fn of_layers_of_an_earlier_version_nobody_knows_what_their_files_look_like() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let mut old = Connection::open(&path).unwrap();
+        migrate(&mut old, &path, &MIGRATIONS[..4]).unwrap();
+        old.execute_batch(
+            "INSERT INTO snapshots (id, bytes, entries, created) VALUES ('one', 1, 1, 1);
+             INSERT INTO cache (key, snapshot, used) VALUES ('a', 'one', 1), ('b', 'one', 1);",
+        )
+        .unwrap();
+        drop(old);
+        let now = open(&path).unwrap();
+        let shape = now.query_row("SELECT shape, snapshot FROM shapes", [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        });
+        assert_eq!(shape.unwrap(), (String::new(), "one".to_owned()));
     }
 
     #[test]

@@ -212,6 +212,23 @@ fn what_was_evicted_is_known_until_it_is_there_again() {
 }
 
 #[test]
+fn what_files_look_like_is_known_as_long_as_there_is_a_layer_of_them() {
+    let (_folder, store) = store();
+    let (shape, other) = (Digest::of(b"shape"), Digest::of(b"other"));
+    let (one, two) = (snapshot(&store, "one"), snapshot(&store, "two"));
+    assert!(!store.has_shape([&shape, &other]).unwrap());
+    for layer in [&one, &two, &one] {
+        store.remember_shape(&shape, layer).unwrap();
+    }
+    for layer in [&one, &two] {
+        assert!(store.has_shape([&other, &shape]).unwrap());
+        assert!(!store.has_shape([&other, &other]).unwrap());
+        store.forget_snapshot(layer, Eviction::Damaged).unwrap();
+    }
+    assert!(!store.has_shape([&shape, &other]).unwrap());
+}
+
+#[test]
 fn snapshots_of_an_earlier_boot_are_not_trusted_blindly() {
     let (_folder, store) = store();
     let (sealed, open) = (snapshot(&store, "sealed"), snapshot(&store, "open"));

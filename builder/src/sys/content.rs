@@ -8,6 +8,8 @@ use rustix::io::Errno;
 
 /// Bytes read at once. A file that fits is not worth the set-up of an in-kernel copy.
 pub const BUFFER: usize = 128 << 10;
+/// What is in a hole.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Copies the content of `source`, which has `size` bytes and perhaps holes, to the empty file
 /// `target`; `buffer` is scratch memory.
@@ -23,32 +25,132 @@ pub fn copy(
 ) -> io::Result<()> {
     let mut copier = Copier {
         source: source.as_fd(),
-        target: target.as_fd(),
+        target: Some(target.as_fd()),
         buffer,
         in_kernel: size > BUFFER as u64,
+        hear: None,
     };
-    if !holes {
-        return copier.range(0, size);
+    copier.all(size, holes)?;
+    if holes {
+        rustix::fs::ftruncate(target, size)?;
     }
-    let mut position = 0;
-    while position < size {
-        let Some((start, end)) = copier.next_data(position, size)? else {
-            break;
+    Ok(())
+}
+
+/// Takes the bytes of a file in their order.
+pub type Hear<'a> = dyn FnMut(&[u8]) + 'a;
+
+/// Lets `hear` have all bytes of a file that has `size` bytes and perhaps holes, which are not read.
+///
+/// # Errors
+/// Those of reading, and `UnexpectedEof` when the file is shorter than its metadata says.
+pub fn read(
+    source: impl AsFd,
+    size: u64,
+    holes: bool,
+    buffer: &mut [u8],
+    hear: &mut Hear<'_>,
+) -> io::Result<()> {
+    let mut copier = Copier {
+        source: source.as_fd(),
+        target: None,
+        buffer,
+        in_kernel: false,
+        hear: Some(hear),
+    };
+    copier.all(size, holes)
+}
+
+/// Copies the content of files, and says what it is.
+#[derive(Debug)]
+pub struct Listener {
+    buffer: Vec<u8>,
+    /// Whether the file system may be able to let two files share blocks.
+    shares: bool,
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self {
+            buffer: vec![0; BUFFER],
+            shares: true,
+        }
+    }
+}
+
+impl Listener {
+    /// Does what [`copy`] does, and lets `hear` have all bytes in their order, those of holes too. They
+    /// are read once, so that they are those that were copied; only where files can share blocks they
+    /// are not read for the copy.
+    ///
+    /// # Errors
+    /// As [`copy`].
+    pub fn copy(
+        &mut self,
+        source: impl AsFd,
+        target: impl AsFd,
+        size: u64,
+        holes: bool,
+        hear: &mut Hear<'_>,
+    ) -> io::Result<()> {
+        let worth = self.shares && size > BUFFER as u64;
+        // The first refusal is one for all: they are copied from one place to another.
+        let shared = worth && rustix::fs::ioctl_ficlone(&target, &source).is_ok();
+        self.shares &= shared || !worth;
+        let mut copier = Copier {
+            source: source.as_fd(),
+            target: (!shared).then_some(target.as_fd()),
+            buffer: &mut self.buffer,
+            in_kernel: false,
+            hear: Some(hear),
         };
-        copier.range(start, end)?;
-        position = end;
+        copier.all(size, holes)?;
+        if holes && !shared {
+            rustix::fs::ftruncate(target, size)?;
+        }
+        Ok(())
     }
-    Ok(rustix::fs::ftruncate(target, size)?)
 }
 
 struct Copier<'a> {
     source: BorrowedFd<'a>,
-    target: BorrowedFd<'a>,
+    /// `None` where the target has the content already.
+    target: Option<BorrowedFd<'a>>,
     buffer: &'a mut [u8],
     in_kernel: bool,
+    hear: Option<&'a mut Hear<'a>>,
 }
 
 impl Copier<'_> {
+    fn all(&mut self, size: u64, holes: bool) -> io::Result<()> {
+        if !holes {
+            return self.range(0, size);
+        }
+        let mut position = 0;
+        while position < size {
+            let Some((start, end)) = self.next_data(position, size)? else {
+                break;
+            };
+            self.hole(start - position);
+            self.range(start, end)?;
+            position = end;
+        }
+        self.hole(size - position);
+        Ok(())
+    }
+
+    /// Says what is in a hole of so many bytes.
+    fn hole(&mut self, mut length: u64) {
+        let Some(hear) = &mut self.hear else {
+            return;
+        };
+        while length > 0 {
+            let count = usize::try_from(length).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            hear(&ZEROS[..count]);
+            length -= count as u64;
+        }
+    }
+
     /// The next stretch from `position` on that is no hole.
     fn next_data(&self, position: u64, size: u64) -> io::Result<Option<(u64, u64)>> {
         let start = match rustix::fs::seek(self.source, SeekFrom::Data(position)) {
@@ -78,14 +180,12 @@ impl Copier<'_> {
     /// Lets the kernel copy, which shares the blocks where the file system can. The first refusal
     /// ends it for this file.
     fn copy_in_kernel(&mut self, position: u64, left: usize) -> io::Result<usize> {
+        let Some(target) = self.target else {
+            return Ok(left);
+        };
         let (mut from, mut to) = (position, position);
-        let done = rustix::fs::copy_file_range(
-            self.source,
-            Some(&mut from),
-            self.target,
-            Some(&mut to),
-            left,
-        );
+        let done =
+            rustix::fs::copy_file_range(self.source, Some(&mut from), target, Some(&mut to), left);
         match done {
             Ok(count) if count > 0 => Ok(count),
             Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::FBIG)) => {
@@ -109,9 +209,15 @@ impl Copier<'_> {
             Err(error) => return Err(error.into()),
         };
         let mut bytes = buffer.get(..count).unwrap_or_default();
+        if let Some(hear) = &mut self.hear {
+            hear(bytes);
+        }
+        let Some(target) = self.target else {
+            return Ok(count);
+        };
         let mut at = position;
         while !bytes.is_empty() {
-            match rustix::io::pwrite(self.target, bytes, at) {
+            match rustix::io::pwrite(target, bytes, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     bytes = bytes.get(written..).unwrap_or_default();

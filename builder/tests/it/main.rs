@@ -75,6 +75,7 @@ mod named_contexts;
 mod network;
 mod outputs;
 mod push_pull;
+mod read_once;
 mod remote;
 mod rootless;
 mod saved_mounts;

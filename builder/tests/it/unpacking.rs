@@ -93,6 +93,20 @@ fn what_no_step_needs_is_not_unpacked() {
     env.same_content(&before);
 }
 
+/// A step that must be in the cache and is not is refused before the files of its base have come, which
+/// here they never do.
+#[test]
+fn what_must_be_cached_waits_for_no_files() {
+    let env = test_env!().with_busybox();
+    let before = env.content();
+    let liar = Liar::with_layer(Fault::Stall, &noise());
+    env.dockerfile(&format!("FROM {}\nRUN true\n", liar.name()));
+    let refused = env.build("x").arg("--require-cached").failure(1);
+    let text = "not in the cache, as --require-cached demands: never built";
+    assert!(refused.stderr.contains(text), "{refused}");
+    env.same_content(&before);
+}
+
 /// The reader of wrong bytes fails before the digest is known, and says nothing of that.
 #[test]
 fn of_wrong_bytes_the_digest_is_told() {

@@ -11,15 +11,16 @@
 //!
 //! Every field has a fixed length or its length before it, so no two selections encode alike.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kiln_registry::digest::{Digest, Hasher};
 
 use super::chmod::{ModeChange, ModeError};
-use super::digests::Content;
+use super::digests::{Content, Copied, Found};
 use super::metadata::{Kind, Metadata};
 use super::select::{Item, Picked, Selection};
 use super::xattr::{self, Xattr};
@@ -47,10 +48,17 @@ pub enum KeyError {
     /// A selection is of an input that the caller did not give.
     #[error("input {0} of the copy is not a tree of files")]
     NoTree(usize),
+    /// Only known contents were to be taken, and one is not known; nothing that people get to see.
+    #[error("the content of `{}` is not known", .0.display())]
+    Unknown(PathBuf),
 }
 
+/// Version of the encoding without contents.
+const SHAPE: &[u8] = b"kiln copy shape 1\n";
+
 /// Computes the content key of what [`select_all`](super::select::select_all) found; `trees` are
-/// the same as there. Reads the contents of the selected files that are not known.
+/// the same as there. Reads the contents of the selected files that are not known. Where anything was
+/// `found` of an input while its files were copied, that counts, and nothing of other builds.
 ///
 /// # Errors
 /// [`KeyError`], mostly for files that cannot be read.
@@ -58,6 +66,45 @@ pub fn content_key(
     op: &CopyOp,
     trees: &[Option<&Tree>],
     selections: &[Selection],
+    found: &Found,
+) -> Result<Digest, KeyError> {
+    key(op, trees, selections, Source::Anywhere(found))
+}
+
+/// The content key, where all contents are known without opening a file.
+///
+/// # Errors
+/// [`KeyError`], as above.
+pub fn known_content_key(
+    op: &CopyOp,
+    trees: &[Option<&Tree>],
+    selections: &[Selection],
+) -> Result<Option<Digest>, KeyError> {
+    match key(op, trees, selections, Source::Memory) {
+        Err(KeyError::Unknown(_)) => Ok(None),
+        key => key.map(Some),
+    }
+}
+
+/// A key of what the selected files look like: all that is in the content key but contents,
+/// attributes and link targets. Equal content keys have equal shapes, so that what has a shape that
+/// was never seen has a content that was never seen.
+///
+/// # Errors
+/// [`KeyError`], for what was not selected well.
+pub fn shape_key(
+    op: &CopyOp,
+    trees: &[Option<&Tree>],
+    selections: &[Selection],
+) -> Result<Digest, KeyError> {
+    key(op, trees, selections, Source::Nowhere)
+}
+
+fn key(
+    op: &CopyOp,
+    trees: &[Option<&Tree>],
+    selections: &[Selection],
+    source: Source<'_>,
 ) -> Result<Digest, KeyError> {
     let chmod = op.chmod.as_deref().map(ModeChange::parse).transpose()?;
     let mut key = Key {
@@ -66,8 +113,13 @@ pub fn content_key(
         chmod,
         chown: op.chown.is_some(),
         keep_owner: op.keep_owner,
+        source,
+        items: 0,
     };
-    key.put(ENCODING);
+    key.put(match source {
+        Source::Nowhere => SHAPE,
+        Source::Memory | Source::Anywhere(_) => ENCODING,
+    });
     key.bytes(op.destination.as_bytes());
     key.text(op.chown.as_deref());
     key.text(op.chmod.as_deref());
@@ -76,22 +128,37 @@ pub fn content_key(
         key.number(selection.items.len() as u64);
         for item in &selection.items {
             key.item(item, trees)?;
+            key.items += 1;
         }
     }
     key.hasher.update(&key.gathered);
     Ok(key.hasher.finish())
 }
 
-struct Key {
+/// Where the contents come from that go into a key.
+#[derive(Clone, Copy, Debug)]
+enum Source<'a> {
+    /// None do.
+    Nowhere,
+    /// From earlier builds: a file that is not known is not read.
+    Memory,
+    /// From copying the files, from earlier builds, or from the files themselves.
+    Anywhere(&'a Found),
+}
+
+struct Key<'a> {
     hasher: Hasher,
     /// Fields that the hasher has not seen yet: most are a few bytes, and cost less together.
     gathered: Vec<u8>,
     chmod: Option<ModeChange>,
     chown: bool,
     keep_owner: bool,
+    source: Source<'a>,
+    /// How many items are in it.
+    items: usize,
 }
 
-impl Key {
+impl<'a> Key<'a> {
     fn item(&mut self, item: &Item, trees: &[Option<&Tree>]) -> Result<(), KeyError> {
         let tree = |input: &usize| {
             let tree = trees.get(*input).copied().flatten();
@@ -117,7 +184,9 @@ impl Key {
                 self.tag(b'd');
                 let tree = tree(input)?;
                 self.metadata(top);
-                self.xattrs(&directory_xattrs(tree, path)?);
+                if !self.is_shape() {
+                    self.xattrs(&directory_xattrs(tree, path)?);
+                }
                 self.files(tree, below)?;
             }
             Item::Parents { input, below } => {
@@ -128,52 +197,94 @@ impl Key {
         Ok(())
     }
 
+    /// What was found out of this item's files while they were copied.
+    fn copied(&self) -> Option<&'a Copied> {
+        match self.source {
+            Source::Anywhere(found) => found.of(self.items),
+            Source::Nowhere | Source::Memory => None,
+        }
+    }
+
+    fn is_shape(&self) -> bool {
+        matches!(self.source, Source::Nowhere)
+    }
+
     fn files(&mut self, tree: &Tree, files: &[Picked]) -> Result<(), KeyError> {
-        let regular: Vec<(&Path, &Metadata)> = files
-            .iter()
-            .filter(|file| file.metadata.kind == Kind::File)
-            .map(|file| (file.path.as_path(), &file.metadata))
-            .collect();
-        let mut contents = tree.contents(&regular)?.into_iter();
         let mut links: HashMap<(u64, u64), &Path> = HashMap::new();
+        let firsts: Vec<Option<&Path>> = files
+            .iter()
+            .map(|file| {
+                let first = *links
+                    .entry(file.metadata.hard_link()?)
+                    .or_insert(&file.name);
+                (first != file.name).then_some(first)
+            })
+            .collect();
+        let contents = match self.copied() {
+            Some(copied) => Cow::Borrowed(&copied.contents),
+            None => Cow::Owned(self.contents(tree, files, &firsts)?),
+        };
+        let mut contents = contents.iter().peekable();
         self.number(files.len() as u64);
-        for file in files {
+        for (number, (file, first)) in files.iter().zip(firsts).enumerate() {
             self.name(file.name.as_os_str());
             self.metadata(&file.metadata);
-            let first = file.metadata.hard_link().and_then(|inode| {
-                let first = *links.entry(inode).or_insert(&file.name);
-                (first != file.name).then_some(first)
-            });
-            let content = match file.metadata.kind {
-                Kind::File => contents.next(),
-                _ => None,
-            };
             if let Some(first) = first {
                 self.tag(b'h');
                 self.name(first.as_os_str());
+            } else if self.is_shape() {
+                if file.metadata.kind == Kind::File {
+                    self.number(file.metadata.size);
+                }
             } else {
-                self.content(tree, file, content)?;
+                let content = contents.next_if(|(of, _)| *of == number);
+                self.content(tree, (number, file), content.map(|(_, content)| content))?;
             }
         }
         Ok(())
     }
 
+    /// The contents of regular files, with their numbers, but for further names of one file.
+    fn contents(
+        &self,
+        tree: &Tree,
+        files: &[Picked],
+        firsts: &[Option<&Path>],
+    ) -> Result<Vec<(usize, Content)>, KeyError> {
+        let (numbers, regular): (Vec<usize>, Vec<(&Path, &Metadata)>) = files
+            .iter()
+            .zip(firsts)
+            .enumerate()
+            .filter(|(_, (file, first))| file.metadata.kind == Kind::File && first.is_none())
+            .map(|(number, (file, _))| (number, (file.path.as_path(), &file.metadata)))
+            .unzip();
+        let contents = match self.source {
+            Source::Nowhere => Vec::new(),
+            Source::Memory => tree.known_contents(&regular)?,
+            Source::Anywhere(_) => tree.contents(&regular)?,
+        };
+        Ok(numbers.into_iter().zip(contents).collect())
+    }
+
     fn content(
         &mut self,
         tree: &Tree,
-        file: &Picked,
-        content: Option<Content>,
+        (number, file): (usize, &Picked),
+        content: Option<&Content>,
     ) -> Result<(), KeyError> {
         match file.metadata.kind {
             Kind::File => {
-                if let Some(Content { digest, xattrs }) = content {
-                    self.number(file.metadata.size);
-                    self.put(&digest);
-                    self.xattrs(&xattrs);
-                }
+                let unknown = || KeyError::Unknown(file.path.clone());
+                let Content { digest, xattrs } = content.ok_or_else(unknown)?;
+                self.number(file.metadata.size);
+                self.put(digest);
+                self.xattrs(xattrs);
             }
             Kind::Directory => self.xattrs(&directory_xattrs(tree, &file.path)?),
-            Kind::Symlink => self.name(tree.read_link(&file.path)?.as_os_str()),
+            Kind::Symlink => match self.copied().and_then(|it| it.targets.get(&number)) {
+                Some(target) => self.name(target.as_os_str()),
+                None => self.name(tree.read_link(&file.path)?.as_os_str()),
+            },
             Kind::CharDevice | Kind::BlockDevice => self.number(file.metadata.rdev),
             Kind::Fifo | Kind::Socket => {}
         }

@@ -1,3 +1,5 @@
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
@@ -32,7 +34,20 @@ fn key_of(tree: &Tree, words: &str) -> Digest {
     let op = op(words);
     let trees = [None, Some(tree)];
     let selections = select_all(&op, &trees).unwrap();
-    content_key(&op, &trees, &selections).unwrap()
+    let key = content_key(&op, &trees, &selections, &Found::none()).unwrap();
+    let known = known_content_key(&op, &trees, &selections).unwrap();
+    assert!(known.is_none_or(|known| known == key));
+    let shape = shape_key(&op, &trees, &selections).unwrap();
+    SHAPES.with_borrow_mut(|shapes| {
+        let first = *shapes.entry(key).or_insert(shape);
+        assert_eq!(first, shape, "one content, two shapes");
+    });
+    key
+}
+
+thread_local! {
+    /// The shapes of all keys of a test.
+    static SHAPES: RefCell<BTreeMap<Digest, Digest>> = RefCell::default();
 }
 
 fn key(words: &str) -> Digest {
@@ -249,7 +264,7 @@ fn an_unreadable_file_is_named() {
         let trees = [None, Some(&tree)];
         let selections = select_all(&op, &trees).unwrap();
         key_in(dir.path(), "d/open /d");
-        content_key(&op, &trees, &selections)
+        content_key(&op, &trees, &selections, &Found::none())
             .unwrap_err()
             .to_string()
     })

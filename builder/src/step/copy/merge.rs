@@ -12,13 +12,13 @@ use rustix::io::Errno;
 
 use super::attributes::{Flags, Owners, times};
 use super::destination::{Destination, Layer};
-use super::write::{self, Job};
+use super::write::{self, Job, Order, Told};
 use super::{CopyError, Note};
 use crate::context::metadata::{Kind, Metadata};
 use crate::context::resolve::{End, Seen};
 use crate::context::select::Picked;
 use crate::context::xattr::{self, Xattr};
-use crate::context::{ContextError, Tree};
+use crate::context::{ContextError, Copied, Tree};
 use crate::layer::{self, Following, Writing};
 use crate::sys::owner;
 use crate::sys::xattr::Place;
@@ -27,10 +27,12 @@ use crate::sys::xattr::Place;
 const LARGE_HOLES: u64 = 1 << 30;
 
 /// What was written of one item.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Written {
     pub(super) files: u64,
     pub(super) bytes: u64,
+    /// What the files hold, where that was to be found out.
+    pub(super) copied: Copied,
 }
 
 /// What is told of the files that are written, and the digest that is taken of them.
@@ -75,6 +77,8 @@ pub(super) struct Merge<'a, 'd> {
     owners: &'a mut Owners,
     /// Whether the layer's digest is to be taken while the files are written.
     follow: bool,
+    /// Whether what the files hold is to be found out.
+    learn: bool,
     /// Whether a directory was found to be a link to another one of the layer, so that two paths
     /// of the source may lead to one place and their order counts.
     redirected: bool,
@@ -91,7 +95,7 @@ impl<'a, 'd> Merge<'a, 'd> {
         flags: &'a Flags,
         destination: &'a mut Destination<'d>,
         owners: &'a mut Owners,
-        follow: bool,
+        (follow, learn): (bool, bool),
     ) -> Self {
         Self {
             tree,
@@ -99,6 +103,7 @@ impl<'a, 'd> Merge<'a, 'd> {
             destination,
             owners,
             follow,
+            learn,
             redirected: false,
             jobs: Vec::new(),
             links: Vec::new(),
@@ -114,7 +119,7 @@ impl<'a, 'd> Merge<'a, 'd> {
         files: &'a [Picked],
     ) -> Result<(Written, Option<Follower>), CopyError> {
         let mut stack = vec![base];
-        for file in files {
+        for (number, file) in files.iter().enumerate() {
             let parent = file.name.parent().unwrap_or(Path::new(""));
             while stack.len() > 1 && stack.last().is_some_and(|level| level.name != parent) {
                 stack.pop();
@@ -125,7 +130,7 @@ impl<'a, 'd> Merge<'a, 'd> {
                 stack.push(next);
             } else {
                 let level = level.clone();
-                self.file(&level, file)?;
+                self.file(&level, number, file)?;
             }
         }
         let follower = self.followed();
@@ -179,7 +184,7 @@ impl<'a, 'd> Merge<'a, 'd> {
         }
     }
 
-    fn file(&mut self, level: &Base, file: &'a Picked) -> Result<(), CopyError> {
+    fn file(&mut self, level: &Base, number: usize, file: &'a Picked) -> Result<(), CopyError> {
         let name = file.name.file_name().unwrap_or_default();
         let metadata = &file.metadata;
         let path = level.path.join(name);
@@ -204,6 +209,7 @@ impl<'a, 'd> Merge<'a, 'd> {
         if metadata.kind == Kind::File {
             self.written.bytes += metadata.size;
             self.jobs.push(Job {
+                number,
                 source: &file.path,
                 metadata,
                 dir: Arc::clone(&level.path),
@@ -211,12 +217,17 @@ impl<'a, 'd> Merge<'a, 'd> {
             });
             Ok(())
         } else {
-            self.special(level, name, file)
+            self.special(level, name, (number, file))
         }
     }
 
     /// Makes a link, fifo or device.
-    fn special(&mut self, level: &Base, name: &OsStr, file: &Picked) -> Result<(), CopyError> {
+    fn special(
+        &mut self,
+        level: &Base,
+        name: &OsStr,
+        (number, file): (usize, &Picked),
+    ) -> Result<(), CopyError> {
         let path = level.path.join(name);
         let failed = |error: Errno| CopyError::write("create", &path, error.into());
         let handle = self.destination.handle(&level.path)?;
@@ -231,6 +242,10 @@ impl<'a, 'd> Merge<'a, 'd> {
             None => {
                 let target = self.tree.read_link(&file.path)?;
                 rustix::fs::symlinkat(&target, &*handle, name).map_err(failed)?;
+                if self.learn {
+                    let targets = &mut self.written.copied.targets;
+                    targets.insert(number, target);
+                }
             }
             Some(kind) => {
                 let made = if kind == FileType::Fifo {
@@ -286,17 +301,18 @@ impl<'a, 'd> Merge<'a, 'd> {
 
     fn write_files(&mut self, following: Option<&Writing>) -> Result<(), CopyError> {
         let jobs = std::mem::take(&mut self.jobs);
-        let notes = write::write_all(
-            self.tree,
-            &self.destination.upper,
-            self.flags,
-            self.owners,
-            &jobs,
-            following,
-        )?;
+        let order = Order {
+            tree: self.tree,
+            upper: &self.destination.upper,
+            flags: self.flags,
+            owners: self.owners,
+            learn: self.learn,
+        };
+        let Told { notes, copied } = write::write_all(order, &jobs, following)?;
         for note in notes {
             self.owners.note(note);
         }
+        self.written.copied.add(copied);
         Ok(())
     }
 

@@ -26,7 +26,7 @@ use crate::context::key::INLINE_MODE;
 use crate::context::metadata::{Kind, Timestamp};
 use crate::context::resolve::{End, clean};
 use crate::context::select::{Item, Picked, SelectError, Selection};
-use crate::context::{ContextError, Tree};
+use crate::context::{ContextError, Found, Tree};
 use crate::graph::CopyOp;
 use crate::layer::{Following, Writing};
 use crate::snapshot::Measured;
@@ -57,6 +57,8 @@ pub struct CopyInputs<'a> {
     pub time: SystemTime,
     /// Whether to take the layer's digest already while the files of the last source are written.
     pub follow: bool,
+    /// Whether to find out what the files hold while they are copied.
+    pub learn: bool,
 }
 
 /// What a copy has written.
@@ -70,6 +72,8 @@ pub struct CopyReport {
     pub measured: Option<Measured>,
     /// The layer's digest, if it is being taken; nothing may change in the layer any more.
     pub following: Option<Following>,
+    /// What the files hold, where that was to be found out.
+    pub found: Found,
     /// What could not be kept as it was; at most a hundred.
     pub notes: Vec<Note>,
 }
@@ -244,6 +248,7 @@ pub fn copy(
         destination: Destination::open(inputs.upper, lower, created)?,
         owners: Owners::new(),
         last: false,
+        items: 0,
         writing: None,
         report: CopyReport::default(),
     };
@@ -252,6 +257,7 @@ pub fn copy(
     while let Some(item) = items.next() {
         step.last = items.peek().is_none();
         step.item(item, unpack)?;
+        step.items += 1;
     }
     if !step.destination.uncounted {
         step.report.measured = Some(Measured {
@@ -336,6 +342,8 @@ struct Step<'a> {
     owners: Owners,
     /// Whether nothing comes after this item.
     last: bool,
+    /// How many items came before it.
+    items: usize,
     /// Who is taking the digest hears from this.
     writing: Option<Writing>,
     report: CopyReport,
@@ -362,7 +370,7 @@ impl<'a> Step<'a> {
                     ..file.clone()
                 };
                 let base = Base::existing(dir);
-                self.merge(tree, base, std::slice::from_ref(&target))
+                self.merge(*input, base, std::slice::from_ref(&target))
             }
             Item::Directory {
                 input,
@@ -373,12 +381,11 @@ impl<'a> Step<'a> {
                 let tree = self.tree(*input)?;
                 let xattrs = merge::directory_xattrs(tree, path)?;
                 let base = self.top_directory(&self.flags.of(top, xattrs))?;
-                self.merge(tree, base, below)
+                self.merge(*input, base, below)
             }
             Item::Parents { input, below } => {
-                let tree = self.tree(*input)?;
                 let base = Base::existing(self.directory_target()?);
-                self.merge(tree, base, below)
+                self.merge(*input, base, below)
             }
         }
     }
@@ -398,19 +405,23 @@ impl<'a> Step<'a> {
         tree.ok_or_else(|| SelectError::NoTree(input).into())
     }
 
-    fn merge(&mut self, tree: &Tree, base: Base, files: &[Picked]) -> Result<(), CopyError> {
+    fn merge(&mut self, input: usize, base: Base, files: &[Picked]) -> Result<(), CopyError> {
+        let tree = self.tree(input)?;
         let follow = self.inputs.follow && self.last;
         let merge = Merge::new(
             tree,
             &self.flags,
             &mut self.destination,
             &mut self.owners,
-            follow,
+            (follow, self.inputs.learn),
         );
         let (written, follower) = merge.run(base, files)?;
         (self.writing, self.report.following) = follower.unzip();
         self.report.files += written.files;
         self.report.bytes += written.bytes;
+        if self.inputs.learn {
+            self.report.found.add(self.items, written.copied);
+        }
         Ok(())
     }
 

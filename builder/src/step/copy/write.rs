@@ -8,15 +8,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::SystemTime;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::attributes::{Flags, Owners};
 use super::{CopyError, Note, destination, merge};
 use crate::context::metadata::Metadata;
-use crate::context::{Tree, threads, xattr};
+use crate::context::{Content, ContentHasher, Copied, Tree, threads, xattr};
 use crate::layer::Writing;
-use crate::sys::content;
+use crate::sys::content::{self, Listener};
 use crate::sys::root::Root;
 
 /// Files that one thread takes at once: neighbours, mostly in one directory.
@@ -27,6 +28,8 @@ const LARGE: u64 = 128 << 10;
 /// A regular file to be written; nothing is in its way.
 #[derive(Debug)]
 pub(super) struct Job<'a> {
+    /// Its number among the files of its item.
+    pub(super) number: usize,
     /// Path in the tree.
     pub(super) source: &'a Path,
     pub(super) metadata: &'a Metadata,
@@ -49,30 +52,45 @@ impl Job<'_> {
     }
 }
 
-/// Writes all files, and hands back what is to be noted. `following` hears of those that are written.
+/// What is written, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order<'a> {
+    pub(super) tree: &'a Tree,
+    pub(super) upper: &'a Root,
+    pub(super) flags: &'a Flags,
+    pub(super) owners: &'a Owners,
+    /// Whether what the files hold is to be found out.
+    pub(super) learn: bool,
+}
+
+/// What is to be told of files that were written.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) notes: Vec<Note>,
+    /// What they hold.
+    pub(super) copied: Copied,
+}
+
+impl Told {
+    fn add(&mut self, more: Self) {
+        self.notes.extend(more.notes);
+        self.copied.add(more.copied);
+    }
+}
+
+/// Writes all files. `following` hears of those that are written.
 pub(super) fn write_all(
-    tree: &Tree,
-    upper: &Root,
-    flags: &Flags,
-    owners: &Owners,
+    order: Order<'_>,
     jobs: &[Job<'_>],
     following: Option<&Writing>,
-) -> Result<Vec<Note>, CopyError> {
+) -> Result<Told, CopyError> {
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut writer = Writer {
-            tree,
-            upper,
-            flags,
-            owners: owners.clone(),
-            opened: None,
-            buffer: vec![0; content::BUFFER],
-        };
-        writer.owners.notes.clear();
+        let mut writer = Writer::new(order);
         loop {
             let start = next.fetch_add(CHUNK, Ordering::Relaxed);
             let Some(rest) = jobs.get(start..).filter(|rest| !rest.is_empty()) else {
-                return Ok(writer.owners.notes);
+                return Ok(writer.told());
             };
             let chunk = &rest[..rest.len().min(CHUNK)];
             let mut untold = start;
@@ -96,17 +114,17 @@ pub(super) fn write_all(
     }
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads()).map(|_| scope.spawn(work)).collect();
-        let mut notes = work();
+        let mut told = work();
         for other in others {
             let more = other
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            notes = notes.and_then(|mut notes| {
-                notes.extend(more?);
-                Ok(notes)
+            told = told.and_then(|mut told| {
+                told.add(more?);
+                Ok(told)
             });
         }
-        notes
+        told
     })
 }
 
@@ -119,40 +137,71 @@ pub(super) fn create(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<Owne
 }
 
 struct Writer<'a> {
-    tree: &'a Tree,
-    upper: &'a Root,
-    flags: &'a Flags,
+    order: Order<'a>,
     owners: Owners,
     opened: Option<(Arc<Path>, OwnedFd)>,
     buffer: Vec<u8>,
+    listener: Listener,
+    copied: Copied,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn new(order: Order<'a>) -> Self {
+        let mut owners = order.owners.clone();
+        owners.notes.clear();
+        Self {
+            order,
+            owners,
+            opened: None,
+            buffer: vec![0; content::BUFFER],
+            listener: Listener::default(),
+            copied: Copied::default(),
+        }
+    }
+
+    fn told(self) -> Told {
+        Told {
+            notes: self.owners.notes,
+            copied: self.copied,
+        }
+    }
+
     fn write(&mut self, job: &Job<'_>) -> Result<(), CopyError> {
         let path = job.dir.join(job.name);
-        let source = self.tree.open(job.source)?;
-        self.tree
-            .check_unchanged(job.source, &source, job.metadata)?;
+        let tree = self.order.tree;
+        let (known, begun) = (tree.known(job.metadata), SystemTime::now());
+        let source = tree.open(job.source)?;
+        tree.check_unchanged(job.source, &source, job.metadata)?;
         // One that was found without attributes has none as long as its times are the same.
-        let xattrs = match self.tree.is_plain(job.metadata) {
-            true => Vec::new(),
-            false => xattr::read(&source).map_err(|e| self.tree.read_error(job.source, e))?,
+        let xattrs = match known {
+            Some(known) if known.plain => Vec::new(),
+            _ => xattr::read(&source).map_err(|error| tree.read_error(job.source, error))?,
         };
-        let attributes = self.flags.of(job.metadata, xattrs);
+        let attributes = self.order.flags.of(job.metadata, xattrs.clone());
         let dir = self.directory(&job.dir)?;
         let target = create(dir, job.name, attributes.mode)
             .map_err(|error| CopyError::write("create", &path, error))?;
-        let copied = content::copy(
-            &source,
-            &target,
-            job.metadata.size,
-            job.metadata.is_sparse(),
-            &mut self.buffer,
-        );
+        let (size, holes) = (job.metadata.size, job.metadata.is_sparse());
+        let unknown = self.order.learn && known.is_none();
+        let mut hasher = unknown.then(|| ContentHasher::new(size));
+        let copied = match &mut hasher {
+            None => content::copy(&source, &target, size, holes, &mut self.buffer),
+            Some(hasher) => {
+                let mut hear = |bytes: &[u8]| hasher.update(bytes);
+                (self.listener).copy(&source, &target, size, holes, &mut hear)
+            }
+        };
         // A file that became shorter ends too early; that it changed is the better message.
-        self.tree
-            .check_unchanged(job.source, &source, job.metadata)?;
+        tree.check_unchanged(job.source, &source, job.metadata)?;
         copied.map_err(|error| CopyError::write("copy to", &path, error))?;
+        if self.order.learn {
+            let hashed = hasher.map(ContentHasher::finish);
+            if let Some(digest) = hashed.or(known.map(|known| known.digest)) {
+                let content = Content::new(digest, xattrs);
+                tree.learn(job.metadata, &content, begun);
+                self.copied.contents.push((job.number, content));
+            }
+        }
         attributes
             .apply(&target, &path, &mut self.owners)
             .map_err(|error| CopyError::write("set metadata of", &path, error))?;
@@ -165,7 +214,7 @@ impl Writer<'_> {
     fn directory(&mut self, dir: &Arc<Path>) -> Result<&OwnedFd, CopyError> {
         let handle = match self.opened.take() {
             Some((opened, handle)) if opened == *dir => handle,
-            _ => destination::open_directory(self.upper, dir)?,
+            _ => destination::open_directory(self.order.upper, dir)?,
         };
         Ok(&self.opened.insert((Arc::clone(dir), handle)).1)
     }

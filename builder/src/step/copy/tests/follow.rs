@@ -84,10 +84,14 @@ proptest! {
             scratch: &place.path("scratch"),
             time: UNIX_EPOCH + Duration::from_secs(TIME),
             follow: true,
+            learn: true,
         };
         let Ok(report) = copy(&op, &selections, &inputs, &mut |_| Ok(false)) else {
             return Ok(());
         };
+        let first = content_key(&op, &trees, &selections, &Found::none()).unwrap();
+        let meanwhile = content_key(&op, &trees, &selections, &report.found).unwrap();
+        prop_assert_eq!(meanwhile, first);
         // Hard links, and what is in a directory that no layer can hold.
         let unusual = parts.iter().any(|part| part.1 == 3 || part.0.contains(&7));
         prop_assert!(report.following.is_some() || unusual || words == 3 || words == 5);

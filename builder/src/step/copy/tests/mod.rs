@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
+use crate::context::key::content_key;
 use crate::context::select::select_all;
 use crate::context::testing::{is_root, make, op, set_mtime};
 use crate::layer::{self, PackOptions};
@@ -71,6 +72,7 @@ impl Place {
             scratch: &self.path("scratch"),
             time: UNIX_EPOCH + Duration::from_secs(TIME),
             follow: true,
+            learn: true,
         };
         let empty = fs::read_dir(inputs.upper).unwrap().next().is_none();
         let mut report = copy(&op, &selections, &inputs, unpack)?;
@@ -81,6 +83,10 @@ impl Place {
             let packed = layer::diff_id(inputs.upper, &PackOptions::default());
             assert_eq!(following.wait(), Some(packed.unwrap()));
         }
+        // What was found out while copying is what is found by reading first.
+        let first = content_key(&op, &trees, &selections, &Found::none()).unwrap();
+        let meanwhile = content_key(&op, &trees, &selections, &report.found).unwrap();
+        assert_eq!(meanwhile, first);
         if empty && let Some(measured) = report.measured {
             assert_eq!(measured, measure(inputs.upper));
         }
@@ -404,6 +410,7 @@ fn a_file_that_changes_after_the_selection_is_an_error() {
         scratch: &place.path("scratch"),
         time: UNIX_EPOCH,
         follow: true,
+        learn: true,
     };
     let error = copy(&op, &selections, &inputs, &mut |_| Ok(false)).unwrap_err();
     assert_eq!(
