@@ -4,7 +4,7 @@
 //! received. One that was built here has no manifest before it leaves; its layers are compressed
 //! once, for the first registry, and archives may hold them as they are.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -280,27 +280,12 @@ fn add_layer<W: Write>(
     let snapshot = snapshot(store, diff_id)?;
     store.claim_ids()?;
     let path = store.snapshot_path(&snapshot);
-    let failed = |source| StepError::Io {
-        action: "packing",
-        path: path.clone(),
-        source,
-    };
-    let (reader, writer) = io::pipe().map_err(failed)?;
-    std::thread::scope(|scope| {
-        let packing = scope.spawn(|| {
-            layer::pack(
-                &path,
-                io::BufWriter::with_capacity(256 << 10, writer),
-                &PackOptions::default(),
-            )
-        });
-        let added = archive.add_blob(layer, reader);
-        let packed = packing.join().map_err(|_| StepError::Thread)?;
-        // A reader that gave up makes the packer fail, too; its own error is the one that counts.
-        added?;
-        packed.map_err(StepError::from)?;
-        Ok(())
-    })
+    archive.add_blob_by(layer, |out| {
+        let packed = layer::pack_digested(&path, out, &PackOptions::default());
+        let (diff_id, _) = packed.map_err(StepError::from)?;
+        Ok::<_, ImageError>(diff_id.0)
+    })?;
+    Ok(())
 }
 
 /// The manifest that an archive gets: layers as they lie here, compressed or not.

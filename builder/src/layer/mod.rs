@@ -34,7 +34,7 @@ pub use encode::Encoder;
 pub use follow::{Following, Writing, follow};
 pub use merge::merge;
 pub use pack::{PackError, PackOptions, PackWarning, Packed, Promise, pack, pack_at};
-pub use seal::{Hashing, Sealed, diff_id, seal};
+pub use seal::{Hashing, Sealed, diff_id, pack_digested, seal};
 pub use unpack::{
     Below, Form, Owner, UnpackError, UnpackOptions, UnpackWarning, Unpacked, unpack, unpack_at,
 };

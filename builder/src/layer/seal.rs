@@ -84,7 +84,7 @@ pub fn seal(
 ) -> Result<Sealed, PackError> {
     let mut blob = Hashing::new(out);
     let mut writer = Encoder::new(&mut blob, compression, None, threads).map_err(write)?;
-    let (diff_id, packed) = tar(upper, &mut writer, options)?;
+    let (diff_id, packed) = pack_digested(upper, &mut writer, options)?;
     writer.finish().map_err(write)?;
     blob.flush().map_err(write)?;
     let (digest, size, _) = blob.finish();
@@ -101,10 +101,14 @@ pub fn seal(
 /// # Errors
 /// [`PackError`]
 pub fn diff_id(upper: &Path, options: &PackOptions) -> Result<(DiffId, Packed), PackError> {
-    tar(upper, io::sink(), options)
+    pack_digested(upper, io::sink(), options)
 }
 
-fn tar(
+/// Packs a directory as it is, and gives its diff id with what was packed. The caller flushes the writer.
+///
+/// # Errors
+/// [`PackError`]
+pub fn pack_digested(
     upper: &Path,
     out: impl Write,
     options: &PackOptions,

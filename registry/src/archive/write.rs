@@ -11,7 +11,7 @@ use tar::{EntryType, Header};
 
 use super::ArchiveError;
 use super::read::blob_name;
-use crate::digest::{Digest, Verified};
+use crate::digest::{Digest, Mismatch, Verified};
 use crate::reference::Reference;
 use crate::spec::annotation::{IMAGE_NAME, REF_NAME};
 use crate::spec::platform::choose;
@@ -87,6 +87,52 @@ impl<W: Write> ArchiveWriter<W> {
         let outcome = self.content(&name, Verified::new(reader, blob.digest, blob.size));
         self.broken |= outcome.is_err();
         outcome.map(|()| true)
+    }
+
+    /// Adds a blob that `write` writes, which gives the digest of all that it has written; `false`, without
+    /// calling it, when it is there. For who takes the digest beside the writing.
+    ///
+    /// # Errors
+    /// Those of `write`, and as [`ArchiveWriter::add_blob`]. The archive is broken then.
+    pub fn add_blob_by<E: From<ArchiveError>>(
+        &mut self,
+        blob: &Descriptor,
+        write: impl FnOnce(&mut dyn Write) -> Result<Digest, E>,
+    ) -> Result<bool, E> {
+        if !self.blobs.insert(blob.digest) {
+            return Ok(false);
+        }
+        self.header(&blob_name(&blob.digest), EntryType::Regular, blob.size)?;
+        let outcome = self.written_by(blob, write);
+        self.broken |= outcome.is_err();
+        outcome.map(|()| true)
+    }
+
+    fn written_by<E: From<ArchiveError>>(
+        &mut self,
+        blob: &Descriptor,
+        write: impl FnOnce(&mut dyn Write) -> Result<Digest, E>,
+    ) -> Result<(), E> {
+        let mut content = Content {
+            archive: self,
+            blob,
+            written: 0,
+            failure: None,
+        };
+        let digest = write(&mut content);
+        let written = content.written;
+        // What the archive could not take is the reason of what `write` says.
+        if let Some(failure) = content.failure {
+            return Err(failure.into());
+        }
+        let (expected, actual) = (blob.digest, digest?);
+        if written != blob.size {
+            return Err(mismatch(blob, size_mismatch(blob, written)).into());
+        }
+        if actual != expected {
+            return Err(mismatch(blob, Mismatch::Digest { expected, actual }).into());
+        }
+        Ok(self.pad(written)?)
     }
 
     /// Adds a manifest or index, bytes unchanged, after everything it refers to.
@@ -335,7 +381,7 @@ impl<W: Write> ArchiveWriter<W> {
     /// Writes the content of a member and pads it to a whole block.
     fn content(&mut self, name: &str, mut reader: impl Read) -> Result<(), ArchiveError> {
         let mut buffer = vec![0; CHUNK];
-        let mut last = 0;
+        let mut size = 0;
         loop {
             let count = match reader.read(&mut buffer) {
                 Ok(0) => break,
@@ -344,8 +390,14 @@ impl<W: Write> ArchiveWriter<W> {
                 Err(error) => return Err(read_error(name, error)),
             };
             self.write(&buffer[..count])?;
-            last = (last + count) % BLOCK;
+            size += count as u64;
         }
+        self.pad(size)
+    }
+
+    /// Ends a member of so many bytes with a whole block.
+    fn pad(&mut self, size: u64) -> Result<(), ArchiveError> {
+        let last = usize::try_from(size % BLOCK as u64).unwrap_or(0);
         self.write(&[0; BLOCK][..(BLOCK - last) % BLOCK])
     }
 
@@ -354,6 +406,48 @@ impl<W: Write> ArchiveWriter<W> {
         self.broken |= written.is_err();
         written.map_err(ArchiveError::io("cannot write the archive"))
     }
+}
+
+/// The content of a member, which takes no more than was announced.
+struct Content<'a, W: Write> {
+    archive: &'a mut ArchiveWriter<W>,
+    blob: &'a Descriptor,
+    written: u64,
+    failure: Option<ArchiveError>,
+}
+
+impl<W: Write> Write for Content<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.written += bytes.len() as u64;
+        let outcome = if self.written > self.blob.size {
+            Err(mismatch(self.blob, size_mismatch(self.blob, self.written)))
+        } else {
+            self.archive.write(bytes)
+        };
+        outcome.map(|()| bytes.len()).map_err(|failure| {
+            let error = std::io::Error::other(failure.to_string());
+            self.failure.get_or_insert(failure);
+            error
+        })
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.archive.out.flush()
+    }
+}
+
+fn size_mismatch(blob: &Descriptor, actual: u64) -> Mismatch {
+    Mismatch::Size {
+        digest: blob.digest,
+        expected: blob.size,
+        actual,
+        more: actual > blob.size,
+    }
+}
+
+fn mismatch(blob: &Descriptor, source: Mismatch) -> ArchiveError {
+    let member = blob_name(&blob.digest);
+    ArchiveError::Mismatch { member, source }
 }
 
 /// The entry of an image in `index.json`, without a name.
