@@ -78,34 +78,22 @@ impl Schedule {
         imports: bool,
     ) -> Result<Made, StepError> {
         let vertex = self.graph.vertex(id);
-        let mut defined = self.redefine(id, None);
         let inputs = self.all_with_files(inputs).await?;
-        let selected = match (&vertex.op, defined.selected.clone()) {
-            (Op::Copy(_), None) => {
-                let files = self.select(id, inputs.clone()).await?;
-                let digest = self.read(id, &files, Reading::Once).await?;
-                Some(Selected { files, digest })
-            }
-            (_, known) => known,
-        };
+        let selected = self.selected(id, &inputs).await?;
+        if let Some(Selected { files, digest }) = &selected
+            && digest.is_none()
+            && let Some(made) = self.copied_unread(id, &root, &inputs, files).await?
+        {
+            return Ok(made);
+        }
         let digested = match selected {
-            None => None,
-            Some(Selected {
-                files,
-                digest: Some(digest),
-            }) => Some((files, digest)),
-            Some(Selected {
-                files,
-                digest: None,
-            }) => {
-                if let Some(made) = self.copied_unread(id, &root, &inputs, &files).await? {
-                    return Ok(made);
-                }
+            Some(Selected { files, .. }) => {
                 let digest = self.digest(&files).await?;
-                defined = self.redefine(id, Some((Arc::clone(&files), digest)));
                 Some((files, digest))
             }
+            None => None,
         };
+        let defined = self.redefine(id, digested.clone());
         let known = self.copied(vertex);
         let content = match (&digested, &vertex.op) {
             (Some((_, digest)), _) => Some(*digest),
@@ -194,6 +182,21 @@ impl Schedule {
         self.keep(id, &keys, &reads, Some(files), &made.layer)?;
         drop((lock, unread));
         Ok(Some(made))
+    }
+
+    /// The files that a copy selects, now that its inputs are there.
+    async fn selected(
+        &self,
+        id: VertexId,
+        inputs: &[Stack],
+    ) -> Result<Option<Selected>, StepError> {
+        let known = self.redefine(id, None).selected;
+        if known.is_some() || !matches!(self.graph.vertex(id).op, Op::Copy(_)) {
+            return Ok(known);
+        }
+        let files = self.select(id, inputs.to_vec()).await?;
+        let digest = self.read(id, &files, Reading::Once).await?;
+        Ok(Some(Selected { files, digest }))
     }
 
     /// Digest of the files that a copy selects.
