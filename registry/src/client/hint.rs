@@ -137,6 +137,8 @@ fn network_hint(chain: &str, url: &str) -> Option<String> {
     let closed = [
         "operation was canceled: connection closed",
         "Connection reset",
+        "broken pipe",
+        "Broken pipe",
     ];
     let at_once = url.starts_with("https:") && url.ends_with("/v2/");
     (at_once && closed.iter().any(|text| chain.contains(text))).then(|| {
@@ -182,4 +184,27 @@ fn connect_hint(chain: &str, url: &str) -> Option<String> {
         return None;
     };
     Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However the connection ended of a client that showed no certificate, or a wrong one.
+    #[test]
+    fn d4_1_a_connection_that_ends_at_once_may_want_a_certificate() {
+        let ends = [
+            "connection error: Connection reset by peer (os error 104)",
+            "operation was canceled: connection closed before message completed",
+            "client error (SendRequest): stream closed because of a broken pipe",
+            "client error (SendRequest): Broken pipe (os error 32)",
+        ];
+        for end in ends {
+            let hint = network_hint(end, "https://r.example:5000/v2/").unwrap();
+            let place = "`/etc/docker/certs.d/r.example:5000/` as client.cert and client.key";
+            assert!(hint.contains(place), "{end}: {hint}");
+            assert_eq!(network_hint(end, "https://r.example/v2/a/blobs/x"), None);
+            assert_eq!(network_hint(end, "http://r.example/v2/"), None);
+        }
+    }
 }
