@@ -135,7 +135,7 @@ const SPARSE_SIZE: u64 = 64 << 30;
 /// Bytes of a large file that are read at once.
 const BUFFER: usize = 256 << 10;
 /// Batches that may be read before it is their turn; bounds the memory and the open directories.
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
 /// More readers than this have nothing to do: one thread writes the tar.
 const READERS: usize = 4;
 
