@@ -7,13 +7,13 @@ use crate::env::{Output, TestEnv, test_env};
 use crate::lab::{HOST, Lab, WORLD, WORLD_6};
 use crate::traces::{descendants, wait_until};
 
-/// A line of a script that puts the first line that a server says into a file, or `failed`. The server
-/// is asked, and the connection stays open both ways, because old versions of `pasta` lose what comes
-/// with the first or the last segment, or repeat it on a busy machine; one that is silent all the same
-/// is tried again.
+/// A line of a script that puts what a server says into a file, each line of it once, or `failed`. The
+/// server is asked, and the connection stays open both ways, because old versions of `pasta` lose what
+/// comes with the first or the last segment, or repeat it on a busy machine; one that is silent all the
+/// same is tried again.
 fn ask(address: &str, port: u16, file: &str) -> String {
     let hear = format!(
-        "{{ echo; sleep 2; }} | timeout 5 nc -w 3 {address} {port} 2>/dev/null | head -n 1 >/{file}"
+        "{{ echo; sleep 2; }} | timeout 5 nc -w 3 {address} {port} 2>/dev/null | sort -u >/{file}"
     );
     format!(
         "for try in 1 2 3 4; do {hear}; test -s /{file} && break; done; test -s /{file} || echo failed >/{file}\n"
