@@ -3,8 +3,8 @@
 //! # What is in a key
 //!
 //! A vertex has two keys, and either one finds its remembered result (a snapshot: the layer it
-//! made). The *definition key* is known before anything runs; the *content key* needs the results
-//! of the inputs.
+//! made). The *definition key* is known before anything runs, but for one case below; the *content
+//! key* needs the results of the inputs.
 //!
 //! | vertex | definition key | content key |
 //! |---|---|---|

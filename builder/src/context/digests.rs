@@ -3,14 +3,15 @@
 //! They are BLAKE3, not SHA-256: nobody outside of the cache sees them, and a pass over a large context
 //! takes a fifth of the time.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::SystemTime;
 
 use super::key::KeyError;
-use super::metadata::Metadata;
+use super::metadata::{Kind, Metadata};
+use super::select::Picked;
 use super::stat_cache::Remembered;
 use super::xattr::{self, Xattr};
 use super::{ContextError, Tree, lock, threads};
@@ -74,33 +75,65 @@ impl Found {
     }
 }
 
+/// A file of an item, with its number there.
+type Numbered<'a> = (usize, &'a Picked);
+
+/// Of each file of an item that is a further name of one before it, the number of that one.
+pub(super) fn first_names(files: &[Picked]) -> Vec<Option<usize>> {
+    let mut inodes = HashMap::new();
+    let first = |(number, file): Numbered<'_>| {
+        let inode = file.metadata.hard_link()?;
+        let first = *inodes.entry(inode).or_insert(number);
+        (first != number).then_some(first)
+    };
+    files.iter().enumerate().map(first).collect()
+}
+
+/// The regular files that have contents of their own.
+fn regular<'a>(files: &'a [Picked], firsts: &[Option<usize>]) -> Vec<Numbered<'a>> {
+    let numbered = files.iter().enumerate().zip(firsts);
+    numbered
+        .filter(|((_, file), first)| file.metadata.kind == Kind::File && first.is_none())
+        .map(|(file, _)| file)
+        .collect()
+}
+
 impl Tree {
-    /// The contents of regular files that are known without opening any; the first that is not is
-    /// the error.
+    /// The contents of the regular files of an item, with their numbers and in their order, as far as
+    /// they are known without opening any; the first that is not is the error. Further names, which
+    /// [`first_names`] gives, are left out.
     pub(super) fn known_contents(
         &self,
-        files: &[(&Path, &Metadata)],
-    ) -> Result<Vec<Content>, KeyError> {
-        let known = self.remembered(files).into_iter().zip(files);
-        let known = known.map(|(content, (path, _))| {
-            content.ok_or_else(|| KeyError::Unknown(path.to_path_buf()))
+        files: &[Picked],
+        firsts: &[Option<usize>],
+    ) -> Result<Vec<(usize, Content)>, KeyError> {
+        let files = regular(files, firsts);
+        let known = self.remembered(&files).into_iter().zip(files);
+        let known = known.map(|(content, (number, file))| {
+            let content = content.ok_or_else(|| KeyError::Unknown(file.path.clone()))?;
+            Ok((number, content))
         });
         known.collect()
     }
 
-    /// The contents of regular files, in the order of `files`.
+    /// The same, with those read that are not known.
     pub(super) fn contents(
         &self,
-        files: &[(&Path, &Metadata)],
-    ) -> Result<Vec<Content>, ContextError> {
-        let mut contents = self.remembered(files);
+        files: &[Picked],
+        firsts: &[Option<usize>],
+    ) -> Result<Vec<(usize, Content)>, ContextError> {
+        let files = regular(files, firsts);
+        let mut contents = self.remembered(&files);
         let unknown: Vec<usize> = (0..files.len())
             .filter(|&index| contents[index].is_none())
             .collect();
-        for (index, content) in self.read_all(files, &unknown)? {
+        for (index, content) in self.read_all(&files, &unknown)? {
             contents[index] = Some(content);
         }
-        Ok(contents.into_iter().flatten().collect())
+        let numbered = files.iter().zip(contents);
+        Ok(numbered
+            .filter_map(|((number, _), content)| Some((*number, content?)))
+            .collect())
     }
 
     /// What is known of a file whose times say that it is unchanged.
@@ -118,10 +151,10 @@ impl Tree {
     }
 
     /// What is known without opening a file: most, in a build that was done before.
-    fn remembered(&self, files: &[(&Path, &Metadata)]) -> Vec<Option<Content>> {
+    fn remembered(&self, files: &[Numbered<'_>]) -> Vec<Option<Content>> {
         let mut stats = lock(&self.stats);
-        let known = files.iter().map(|(_, metadata)| {
-            let Remembered { digest, plain } = stats.get(metadata)?;
+        let known = files.iter().map(|(_, file)| {
+            let Remembered { digest, plain } = stats.get(&file.metadata)?;
             let xattrs = Vec::new();
             plain.then_some(Content { digest, xattrs })
         });
@@ -131,7 +164,7 @@ impl Tree {
     /// Reads those of the files on several threads; gives their indices with the contents.
     fn read_all(
         &self,
-        files: &[(&Path, &Metadata)],
+        files: &[Numbered<'_>],
         wanted: &[usize],
     ) -> Result<Vec<(usize, Content)>, ContextError> {
         if wanted.is_empty() {
@@ -142,8 +175,8 @@ impl Tree {
             let mut buffer = vec![0; content::BUFFER];
             let mut done = Vec::new();
             while let Some(&index) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let (path, metadata) = files[index];
-                match self.content(path, metadata, &mut buffer) {
+                let (_, file) = files[index];
+                match self.content(file, &mut buffer) {
                     Ok(content) => done.push((index, content)),
                     Err(error) => {
                         // The others need not go on.
@@ -173,12 +206,8 @@ impl Tree {
         })
     }
 
-    fn content(
-        &self,
-        path: &Path,
-        metadata: &Metadata,
-        buffer: &mut [u8],
-    ) -> Result<Content, ContextError> {
+    fn content(&self, file: &Picked, buffer: &mut [u8]) -> Result<Content, ContextError> {
+        let (path, metadata) = (file.path.as_path(), &file.metadata);
         let remembered = self.known(metadata);
         let begun = SystemTime::now();
         let failed = |error| self.read_error(path, error);

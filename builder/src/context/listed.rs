@@ -1,14 +1,13 @@
 //! The files that a copy selects, in the few bytes that tell later what changed of them.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::Tree;
 use super::chmod::ModeChange;
-use super::digests::{Content, Found};
+use super::digests::{Content, Found, first_names};
 use super::key::{INLINE_MODE, KeyError, directory_xattrs};
 use super::metadata::{Kind, Metadata};
 use super::select::{Item, Picked, Selection};
@@ -99,27 +98,19 @@ impl List<'_> {
     }
 
     fn files(&mut self, tree: &Tree, files: &[Picked]) -> Result<(), KeyError> {
+        let firsts = first_names(files);
         let contents = match self.found.of(self.items) {
             Some(copied) => Cow::Borrowed(&copied.contents),
-            None => Cow::Owned(contents(tree, files)?),
+            None => Cow::Owned(tree.contents(files, &firsts)?),
         };
-        let mut contents = contents.iter().peekable();
-        // Further names of a file that was copied under its first one.
-        let mut inodes = HashMap::new();
         self.files.reserve(files.len());
-        for (number, file) in files.iter().enumerate() {
+        for (number, (file, first)) in files.iter().zip(firsts).enumerate() {
             let (content, attributes) = match file.metadata.kind {
                 Kind::File => {
-                    let inode = file.metadata.hard_link();
-                    let content = contents.next_if(|(of, _)| *of == number);
-                    let content = match (content, inode) {
-                        (Some((_, content)), Some(inode)) => {
-                            Some(*inodes.entry(inode).or_insert(content))
-                        }
-                        (Some((_, content)), None) => Some(content),
-                        (None, inode) => inode.and_then(|inode| inodes.get(&inode).copied()),
-                    };
-                    content.map_or(([0; 8], [0; 8]), |Content { digest, xattrs }| {
+                    let number = first.unwrap_or(number);
+                    let found = contents.binary_search_by_key(&number, |(of, _)| *of);
+                    found.map_or(([0; 8], [0; 8]), |index| {
+                        let Content { digest, xattrs } = &contents[index].1;
                         let first = digest.first_chunk().copied().unwrap_or_default();
                         (first, attributes(xattrs))
                     })
@@ -156,18 +147,6 @@ impl List<'_> {
             attributes,
         }
     }
-}
-
-/// The contents of regular files, with their numbers.
-fn contents(tree: &Tree, files: &[Picked]) -> Result<Vec<(usize, Content)>, KeyError> {
-    let (numbers, regular): (Vec<usize>, Vec<(&Path, &Metadata)>) = files
-        .iter()
-        .enumerate()
-        .filter(|(_, file)| file.metadata.kind == Kind::File)
-        .map(|(number, file)| (number, (file.path.as_path(), &file.metadata)))
-        .unzip();
-    let contents = tree.contents(&regular)?;
-    Ok(numbers.into_iter().zip(contents).collect())
 }
 
 fn attributes(xattrs: &[Xattr]) -> [u8; 8] {

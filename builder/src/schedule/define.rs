@@ -15,6 +15,7 @@ use crate::cache::{CacheKey, content_key, definition_key, shape_key};
 use crate::graph::{Op, Vertex, VertexId};
 use crate::snapshot::SnapshotId;
 use crate::step::{Selections, Stack, StepError};
+use crate::store::Store;
 
 /// What is known of a vertex before anything runs.
 #[derive(Clone, Debug)]
@@ -49,20 +50,19 @@ impl Defined {
 
 /// The definitions of all vertices that the root needs.
 #[derive(Debug, Default)]
-pub(super) struct Definitions {
-    all: RwLock<BTreeMap<VertexId, Defined>>,
-    ids: BTreeSet<VertexId>,
-}
+pub(super) struct Definitions(RwLock<BTreeMap<VertexId, Defined>>);
 
 impl Definitions {
     /// The vertices, inputs before what needs them.
-    pub(super) fn ids(&self) -> impl DoubleEndedIterator<Item = VertexId> {
-        self.ids.iter().copied()
+    pub(super) fn ids(&self) -> impl DoubleEndedIterator<Item = VertexId> + use<> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let ids: Vec<VertexId> = all.keys().copied().collect();
+        ids.into_iter()
     }
 
     /// What is known of a vertex, where the root needs it.
     pub(super) fn find(&self, id: VertexId) -> Option<Defined> {
-        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
         all.get(&id).cloned()
     }
 
@@ -73,13 +73,8 @@ impl Definitions {
     }
 
     fn set(&self, id: VertexId, defined: Defined) {
-        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         all.insert(id, defined);
-    }
-
-    fn add(&mut self, id: VertexId, defined: Defined) {
-        self.ids.insert(id);
-        self.set(id, defined);
     }
 }
 
@@ -108,13 +103,13 @@ impl Schedule {
             .filter(|&id| matches!(self.graph.vertex(id).op, Op::Fetch(_) | Op::Git(_)))
             .collect();
         self.compute(&fetches).await?;
-        let mut definitions = Definitions::default();
+        let definitions = Definitions::default();
         for id in needed {
             let defined = self
                 .define_one(&definitions, id, reading)
                 .await
                 .map_err(|error| Failure { vertex: id, error })?;
-            definitions.add(id, defined);
+            definitions.set(id, defined);
         }
         self.definitions = Arc::new(definitions);
         self.open = self.open();
@@ -263,11 +258,7 @@ impl Schedule {
                 if let Some(digest) = files.known_digest()? {
                     return Ok(Some(digest));
                 }
-                let impossible = || {
-                    let shapes = shapes(&vertex, &files)?;
-                    Ok::<_, StepError>(!store.has_shape(shapes.each_ref())?)
-                };
-                if files.are_better_copied() && (forced || impossible()?) {
+                if files.are_better_copied() && (forced || !has_shape(&store, &vertex, &files)?) {
                     return Ok(None);
                 }
             }
@@ -284,14 +275,14 @@ impl Schedule {
     ) -> Result<bool, StepError> {
         let (store, files) = (Arc::clone(&self.worker.store), Arc::clone(files));
         let vertex = self.graph.vertex(id).clone();
-        blocking(move || Ok(store.has_shape(shapes(&vertex, &files)?.each_ref())?)).await
+        blocking(move || has_shape(&store, &vertex, &files)).await
     }
 }
 
-/// The shapes of which there must be no layer for files to be copied unread.
-fn shapes(vertex: &Vertex, files: &Selections) -> Result<[Digest; 2], StepError> {
-    let shape = files.shape()?;
-    Ok([shape_key(vertex, Some(&shape)), shape_key(vertex, None)])
+/// Whether there may be a layer of a copy of files that look like these.
+fn has_shape(store: &Store, vertex: &Vertex, files: &Selections) -> Result<bool, StepError> {
+    let shape = shape_key(vertex, Some(&files.shape()?));
+    Ok(store.has_shape([&shape, &shape_key(vertex, None)])?)
 }
 
 /// Whether the result of a vertex depends on its first input (A11.9).

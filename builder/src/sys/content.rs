@@ -61,15 +61,15 @@ pub fn read(
     copier.all(size, holes)
 }
 
-/// Copies the content of files, and says what it is.
+/// Copies the content of many files, and says of those that are asked for what it is.
 #[derive(Debug)]
-pub struct Listener {
+pub struct FileCopier {
     buffer: Vec<u8>,
     /// Whether the file system may be able to let two files share blocks.
     shares: bool,
 }
 
-impl Default for Listener {
+impl Default for FileCopier {
     fn default() -> Self {
         Self {
             buffer: vec![0; BUFFER],
@@ -78,7 +78,7 @@ impl Default for Listener {
     }
 }
 
-impl Listener {
+impl FileCopier {
     /// Does what [`copy`] does, and lets `hear` have all bytes in their order, those of holes too. They
     /// are read once, so that they are those that were copied; only where files can share blocks they
     /// are not read for the copy.
@@ -91,8 +91,11 @@ impl Listener {
         target: impl AsFd,
         size: u64,
         holes: bool,
-        hear: &mut Hear<'_>,
+        hear: Option<&mut Hear<'_>>,
     ) -> io::Result<()> {
+        let Some(hear) = hear else {
+            return copy(source, target, size, holes, &mut self.buffer);
+        };
         let worth = self.shares && size > BUFFER as u64;
         // The first refusal is one for all: they are copied from one place to another.
         let shared = worth && rustix::fs::ioctl_ficlone(&target, &source).is_ok();
@@ -228,5 +231,75 @@ impl Copier<'_> {
             }
         }
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+    use super::*;
+
+    /// What is heard of a file is what it holds, holes too, and its copy holds the same, and has holes.
+    #[test]
+    fn what_is_heard_is_what_is_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str| dir.path().join(name);
+        // Where data is, and how long the file is.
+        let cases: [(&[(u64, usize)], u64); 7] = [
+            (&[], 0),
+            (&[(0, 7)], 7),
+            (&[(0, BUFFER)], BUFFER as u64),
+            (&[(0, 3 * BUFFER + 5)], 3 * BUFFER as u64 + 5),
+            (&[(1 << 20, 10_000)], 3 << 20),
+            (
+                &[(0, 4096), (2 << 20, BUFFER + 1)],
+                (2 << 20) + BUFFER as u64 + 1,
+            ),
+            (&[], 5 << 20),
+        ];
+        let mut copier = FileCopier::default();
+        for (number, (data, size)) in cases.iter().enumerate() {
+            let source = File::create_new(place("source")).unwrap();
+            for (at, length) in *data {
+                let bytes: Vec<u8> = (1..=251).cycle().take(*length).collect();
+                source.write_all_at(&bytes, *at).unwrap();
+            }
+            source.set_len(*size).unwrap();
+            let source = File::open(place("source")).unwrap();
+            let expected = fs::read(place("source")).unwrap();
+            let holes = source.metadata().unwrap().blocks() * 512 < *size;
+            let (mut heard, mut read) = (Vec::new(), Vec::new());
+            let target = File::create_new(place("target")).unwrap();
+            let mut hear = |bytes: &[u8]| heard.extend_from_slice(bytes);
+            let hear: Option<&mut Hear<'_>> = Some(&mut hear);
+            copier.copy(&source, &target, *size, holes, hear).unwrap();
+            let mut hear = |bytes: &[u8]| read.extend_from_slice(bytes);
+            super::read(&source, *size, holes, &mut vec![0; BUFFER], &mut hear).unwrap();
+            assert!(heard == expected && read == expected, "case {number}");
+            assert!(
+                fs::read(place("target")).unwrap() == expected,
+                "case {number}"
+            );
+            let held = target.metadata().unwrap().blocks() * 512;
+            assert!(!holes || held < *size, "case {number}");
+            for name in ["source", "target"] {
+                fs::remove_file(place(name)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+        fs::write(&source, [7; 100]).unwrap();
+        let source = File::open(source).unwrap();
+        let target = File::create_new(target).unwrap();
+        let mut hear = |_: &[u8]| {};
+        let hear: Option<&mut Hear<'_>> = Some(&mut hear);
+        let error = FileCopier::default().copy(&source, &target, 101, false, hear);
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

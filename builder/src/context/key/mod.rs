@@ -12,7 +12,6 @@
 //! Every field has a fixed length or its length before it, so no two selections encode alike.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use std::path::{Path, PathBuf};
 use kiln_registry::digest::{Digest, Hasher};
 
 use super::chmod::{ModeChange, ModeError};
-use super::digests::{Content, Copied, Found};
+use super::digests::{Content, Copied, Found, first_names};
 use super::metadata::{Kind, Metadata};
 use super::select::{Item, Picked, Selection};
 use super::xattr::{self, Xattr};
@@ -57,8 +56,8 @@ pub enum KeyError {
 const SHAPE: &[u8] = b"kiln copy shape 1\n";
 
 /// Computes the content key of what [`select_all`](super::select::select_all) found; `trees` are
-/// the same as there. Reads the contents of the selected files that are not known. Where anything was
-/// `found` of an input while its files were copied, that counts, and nothing of other builds.
+/// the same as there. Reads the contents of the selected files that are not known. Of items whose files
+/// were copied, what was `found` then counts, and nothing else.
 ///
 /// # Errors
 /// [`KeyError`], mostly for files that cannot be read.
@@ -210,19 +209,12 @@ impl<'a> Key<'a> {
     }
 
     fn files(&mut self, tree: &Tree, files: &[Picked]) -> Result<(), KeyError> {
-        let mut links: HashMap<(u64, u64), &Path> = HashMap::new();
-        let firsts: Vec<Option<&Path>> = files
-            .iter()
-            .map(|file| {
-                let first = *links
-                    .entry(file.metadata.hard_link()?)
-                    .or_insert(&file.name);
-                (first != file.name).then_some(first)
-            })
-            .collect();
-        let contents = match self.copied() {
-            Some(copied) => Cow::Borrowed(&copied.contents),
-            None => Cow::Owned(self.contents(tree, files, &firsts)?),
+        let firsts = first_names(files);
+        let contents = match (self.copied(), self.source) {
+            (Some(copied), _) => Cow::Borrowed(&copied.contents),
+            (None, Source::Nowhere) => Cow::Owned(Vec::new()),
+            (None, Source::Memory) => Cow::Owned(tree.known_contents(files, &firsts)?),
+            (None, Source::Anywhere(_)) => Cow::Owned(tree.contents(files, &firsts)?),
         };
         let mut contents = contents.iter().peekable();
         self.number(files.len() as u64);
@@ -231,7 +223,7 @@ impl<'a> Key<'a> {
             self.metadata(&file.metadata);
             if let Some(first) = first {
                 self.tag(b'h');
-                self.name(first.as_os_str());
+                self.name(files[first].name.as_os_str());
             } else if self.is_shape() {
                 if file.metadata.kind == Kind::File {
                     self.number(file.metadata.size);
@@ -242,28 +234,6 @@ impl<'a> Key<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The contents of regular files, with their numbers, but for further names of one file.
-    fn contents(
-        &self,
-        tree: &Tree,
-        files: &[Picked],
-        firsts: &[Option<&Path>],
-    ) -> Result<Vec<(usize, Content)>, KeyError> {
-        let (numbers, regular): (Vec<usize>, Vec<(&Path, &Metadata)>) = files
-            .iter()
-            .zip(firsts)
-            .enumerate()
-            .filter(|(_, (file, first))| file.metadata.kind == Kind::File && first.is_none())
-            .map(|(number, (file, _))| (number, (file.path.as_path(), &file.metadata)))
-            .unzip();
-        let contents = match self.source {
-            Source::Nowhere => Vec::new(),
-            Source::Memory => tree.known_contents(&regular)?,
-            Source::Anywhere(_) => tree.contents(&regular)?,
-        };
-        Ok(numbers.into_iter().zip(contents).collect())
     }
 
     fn content(

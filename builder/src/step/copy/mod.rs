@@ -2,7 +2,7 @@
 //!
 //! 1. [`select_all`](crate::context::select::select_all) finds what the sources name and
 //!    [`content_key`](crate::context::key::content_key) makes a key of it; a step that is cached
-//!    ends there.
+//!    ends there. Where it cannot be, the key is made afterwards, of what was copied.
 //! 2. [`copy`] writes the same selections into the upper directory of a new layer: `destination`
 //!    is that layer above the lower ones, `merge` decides for every file where it goes and whether
 //!    it may, `write` writes files on several threads, `sys::content` copies bytes, `attributes` sets

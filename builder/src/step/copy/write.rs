@@ -17,7 +17,7 @@ use super::{CopyError, Note, destination, merge};
 use crate::context::metadata::Metadata;
 use crate::context::{Content, ContentHasher, Copied, Tree, threads, xattr};
 use crate::layer::Writing;
-use crate::sys::content::{self, Listener};
+use crate::sys::content::{FileCopier, Hear};
 use crate::sys::root::Root;
 
 /// Files that one thread takes at once: neighbours, mostly in one directory.
@@ -140,8 +140,7 @@ struct Writer<'a> {
     order: Order<'a>,
     owners: Owners,
     opened: Option<(Arc<Path>, OwnedFd)>,
-    buffer: Vec<u8>,
-    listener: Listener,
+    copier: FileCopier,
     copied: Copied,
 }
 
@@ -153,8 +152,7 @@ impl<'a> Writer<'a> {
             order,
             owners,
             opened: None,
-            buffer: vec![0; content::BUFFER],
-            listener: Listener::default(),
+            copier: FileCopier::default(),
             copied: Copied::default(),
         }
     }
@@ -184,13 +182,11 @@ impl<'a> Writer<'a> {
         let (size, holes) = (job.metadata.size, job.metadata.is_sparse());
         let unknown = self.order.learn && known.is_none();
         let mut hasher = unknown.then(|| ContentHasher::new(size));
-        let copied = match &mut hasher {
-            None => content::copy(&source, &target, size, holes, &mut self.buffer),
-            Some(hasher) => {
-                let mut hear = |bytes: &[u8]| hasher.update(bytes);
-                (self.listener).copy(&source, &target, size, holes, &mut hear)
-            }
-        };
+        let mut hear = hasher
+            .as_mut()
+            .map(|hasher| |bytes: &[u8]| hasher.update(bytes));
+        let hear = hear.as_mut().map(|hear| hear as &mut Hear<'_>);
+        let copied = self.copier.copy(&source, &target, size, holes, hear);
         // A file that became shorter ends too early; that it changed is the better message.
         tree.check_unchanged(job.source, &source, job.metadata)?;
         copied.map_err(|error| CopyError::write("copy to", &path, error))?;
