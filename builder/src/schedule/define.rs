@@ -25,16 +25,9 @@ pub(super) struct Defined {
     /// Names its layer and those below, for what stands on it. They differ with `--link` only.
     pub(super) stack: CacheKey,
     /// The files it copies, where they are known already.
-    pub(super) selected: Option<Selected>,
+    pub(super) selected: Option<Arc<Selections>>,
     /// Whether a key is none yet, but stands in for it.
     pub(super) stand_in: bool,
-}
-
-/// The files that a copy selects, and the digest of them; `None` as long as they were not read.
-#[derive(Clone, Debug)]
-pub(super) struct Selected {
-    pub(super) files: Arc<Selections>,
-    pub(super) digest: Option<Digest>,
 }
 
 /// The files that a copy selects, and their digest.
@@ -43,8 +36,8 @@ pub(super) type Digested = (Arc<Selections>, Digest);
 impl Defined {
     /// The files it copies, where they were read.
     pub(super) fn digested(&self) -> Option<Digested> {
-        let Selected { files, digest } = self.selected.as_ref()?;
-        Some((Arc::clone(files), (*digest)?))
+        let files = self.selected.as_ref()?;
+        Some((Arc::clone(files), files.taken_digest()?))
     }
 }
 
@@ -160,8 +153,8 @@ impl Schedule {
         let selected = if self.selects_locally(vertex) {
             let inputs = vertex.inputs[1..].iter().map(|input| self.finished(*input));
             let files = self.select(id, inputs.collect()).await?;
-            let digest = self.read(id, &files, reading).await?;
-            Some(Selected { files, digest })
+            self.read(id, &files, reading).await?;
+            Some(files)
         } else {
             None
         };
@@ -183,7 +176,7 @@ impl Schedule {
         &self,
         definitions: &Definitions,
         id: VertexId,
-        selected: Option<Selected>,
+        selected: Option<Arc<Selections>>,
     ) -> Defined {
         let vertex = self.graph.vertex(id);
         let inputs = match &selected {
@@ -192,11 +185,11 @@ impl Schedule {
         };
         let below: Vec<Defined> = inputs.iter().map(|input| definitions.of(*input)).collect();
         let keys: Vec<CacheKey> = below.iter().map(|input| input.stack).collect();
-        let unread = matches!(&selected, Some(Selected { digest: None, .. }));
-        let digest = selected.as_ref().map(|selected| {
+        let taken = selected.as_ref().map(|files| files.taken_digest());
+        let digest = taken.map(|digest| {
             // Stands for what was not read yet: a digest that was never there before.
             let stand_in = || Digest::of(SnapshotId::random().name().as_bytes());
-            selected.digest.unwrap_or_else(stand_in)
+            digest.unwrap_or_else(stand_in)
         });
         let stack = definition_key(vertex, &keys, digest.as_ref());
         let key = if reads_root(vertex) {
@@ -208,22 +201,15 @@ impl Schedule {
             key,
             stack,
             selected,
-            stand_in: unread || below.iter().any(|input| input.stand_in),
+            stand_in: taken == Some(None) || below.iter().any(|input| input.stand_in),
         }
     }
 
-    /// Makes the keys of a vertex anew, whose inputs have run, and which has read `digested` where it
-    /// copies files.
-    pub(super) fn redefine(&self, id: VertexId, digested: Option<Digested>) -> Defined {
-        let mut defined = self.defined(id);
+    /// Makes the keys of a vertex anew, whose inputs have run, or whose files were read.
+    pub(super) fn redefine(&self, id: VertexId) -> Defined {
+        let defined = self.defined(id);
         if !defined.stand_in {
             return defined;
-        }
-        if defined.selected.is_some()
-            && let Some((files, digest)) = digested
-        {
-            let digest = Some(digest);
-            defined.selected = Some(Selected { files, digest });
         }
         let defined = self.keyed(&self.definitions, id, defined.selected);
         self.definitions.set(id, defined.clone());
@@ -240,29 +226,28 @@ impl Schedule {
         blocking(move || Ok(Arc::new(Selections::of(&worker, &graph, id, &inputs)?))).await
     }
 
-    /// The digest of what a `COPY` selects; `None` where that can wait until it is copied, because
+    /// Takes the digest of what a `COPY` selects, but where that can wait until it is copied, because
     /// there is no layer for it.
     pub(super) async fn read(
         &self,
         id: VertexId,
         files: &Arc<Selections>,
         reading: Reading,
-    ) -> Result<Option<Digest>, StepError> {
+    ) -> Result<(), StepError> {
         // A layer that is elsewhere is asked for by its key, and a miss that is an error has a reason.
         let once =
             reading == Reading::Once && self.rules.required.is_empty() && !self.imports_any();
         let (store, files) = (Arc::clone(&self.worker.store), Arc::clone(files));
         let (vertex, forced) = (self.graph.vertex(id).clone(), self.is_forced(id));
         blocking(move || {
-            if once {
-                if let Some(digest) = files.known_digest()? {
-                    return Ok(Some(digest));
-                }
-                if files.are_better_copied() && (forced || !has_shape(&store, &vertex, &files)?) {
-                    return Ok(None);
-                }
+            let waits = once
+                && files.known_digest()?.is_none()
+                && files.are_better_copied()
+                && (forced || !has_shape(&store, &vertex, &files)?);
+            if !waits {
+                files.digest()?;
             }
-            Ok(Some(files.digest()?))
+            Ok(())
         })
         .await
     }

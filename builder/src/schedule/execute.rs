@@ -9,7 +9,7 @@ use futures_util::future::join;
 use kiln_registry::digest::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::define::{Digested, Reading, Selected};
+use super::define::{Digested, Reading};
 use super::{Schedule, blocking};
 use crate::cache::explain::reason::Reason;
 use crate::cache::{CacheKey, content_key, shape_key};
@@ -80,20 +80,20 @@ impl Schedule {
         let vertex = self.graph.vertex(id);
         let inputs = self.all_with_files(inputs).await?;
         let selected = self.selected(id, &inputs).await?;
-        if let Some(Selected { files, digest }) = &selected
-            && digest.is_none()
+        if let Some(files) = &selected
+            && files.taken_digest().is_none()
             && let Some(made) = self.copied_unread(id, &root, &inputs, files).await?
         {
             return Ok(made);
         }
         let digested = match selected {
-            Some(Selected { files, .. }) => {
+            Some(files) => {
                 let digest = self.digest(&files).await?;
                 Some((files, digest))
             }
             None => None,
         };
-        let defined = self.redefine(id, digested.clone());
+        let defined = self.redefine(id);
         let known = self.copied(vertex);
         let content = match (&digested, &vertex.op) {
             (Some((_, digest)), _) => Some(*digest),
@@ -115,11 +115,13 @@ impl Schedule {
             self.cached_event(id);
             return Ok(layer.into());
         }
-        // Its files are not waited for, unless the root may turn out to be another one.
-        if self.rules.required.contains(&id) && !root.built.iter().any(|it| self.is_elsewhere(it)) {
-            return Err(self.not_cached(id, digested).await);
-        }
-        let root = self.with_files(root).await?;
+        // Nobody waits for the files below a step that must not be executed, unless these may turn out to
+        // be others.
+        let refused = self.rules.required.contains(&id);
+        let root = match refused && !root.built.iter().any(|it| self.is_elsewhere(it)) {
+            true => root,
+            false => self.with_files(root).await?,
+        };
         let key = content_key(vertex, &root.identity(), content.as_ref());
         let upon = self.upon(vertex, &root, &inputs);
         let definition = (defined.key.digest(), Some(upon.as_str()));
@@ -158,10 +160,10 @@ impl Schedule {
             return Ok(None);
         }
         let root = self.with_files(root.clone()).await?;
-        let (reason, digest, made) = self
+        let (reason, made) = self
             .copy_explained(id, root.clone(), inputs.to_vec(), files)
             .await?;
-        let defined = self.defined(id);
+        let (defined, digest) = (self.defined(id), self.digest(files).await?);
         let reads = self.note_reads(id, Some(&digest));
         let key = content_key(vertex, &root.identity(), Some(&digest));
         let upon = self.upon(vertex, &root, inputs);
@@ -189,14 +191,14 @@ impl Schedule {
         &self,
         id: VertexId,
         inputs: &[Stack],
-    ) -> Result<Option<Selected>, StepError> {
-        let known = self.redefine(id, None).selected;
+    ) -> Result<Option<Arc<Selections>>, StepError> {
+        let known = self.redefine(id).selected;
         if known.is_some() || !matches!(self.graph.vertex(id).op, Op::Copy(_)) {
             return Ok(known);
         }
         let files = self.select(id, inputs.to_vec()).await?;
-        let digest = self.read(id, &files, Reading::Once).await?;
-        Ok(Some(Selected { files, digest }))
+        self.read(id, &files, Reading::Once).await?;
+        Ok(Some(files))
     }
 
     /// Digest of the files that a copy selects.
@@ -250,7 +252,8 @@ impl Schedule {
         digested: Option<Digested>,
     ) -> Result<(Reason, Made), StepError> {
         if self.rules.required.contains(&id) {
-            return Err(self.not_cached(id, digested).await);
+            let reason = self.explain(id, digested).await?;
+            return Err(StepError::NotCached(reason.to_string()));
         }
         let explain = self.explain(id, digested.clone());
         let files = digested.as_ref().map(|(files, _)| Arc::clone(files));
@@ -265,14 +268,6 @@ impl Schedule {
         result
     }
 
-    /// Why a step is refused that must be in the cache.
-    async fn not_cached(&self, id: VertexId, digested: Option<Digested>) -> StepError {
-        match self.explain(id, digested).await {
-            Ok(reason) => StepError::NotCached(reason.to_string()),
-            Err(error) => error,
-        }
-    }
-
     /// Copies files that were not read yet, and says why then: what changed is known afterwards.
     async fn copy_explained(
         &self,
@@ -280,30 +275,27 @@ impl Schedule {
         root: Stack,
         inputs: Vec<Stack>,
         files: &Arc<Selections>,
-    ) -> Result<(Reason, Digest, Made), StepError> {
+    ) -> Result<(Reason, Made), StepError> {
         let known = BTreeMap::new();
+        let digested = || Some((Arc::clone(files), files.taken_digest()?));
         let work = async {
             let copied = async {
                 let made = self.execute(id, root, inputs, known, Some(Arc::clone(files)));
                 let made = made.await?;
-                let digest = self.digest(files).await;
-                if digest.is_err() {
+                if let Err(error) = self.digest(files).await {
                     self.worker.snapshots.forget(&made.layer)?;
+                    return Err(error);
                 }
-                Ok::<_, StepError>((digest?, made))
+                Ok(made)
             };
-            let copied = copied.await;
-            let digest = copied.as_ref().ok().map(|(digest, _)| *digest);
-            let digested = digest.map(|digest| (Arc::clone(files), digest));
-            self.redefine(id, digested.clone());
-            let reason = self.told(id, self.explain(id, digested)).await;
-            let (digest, made) = copied?;
-            Ok((reason?, digest, made))
+            let made = copied.await;
+            self.redefine(id);
+            let reason = self.told(id, self.explain(id, digested())).await;
+            let made = made?;
+            Ok((reason?, made))
         };
         let result = self.observed(id, work).await;
-        let digest = result.as_ref().ok().map(|(_, digest, _)| *digest);
-        let digested = digest.map(|digest| (Arc::clone(files), digest));
-        self.executed(id, digested, &result);
+        self.executed(id, digested(), &result);
         result
     }
 

@@ -496,7 +496,7 @@ impl History {
         // Files that were not read yet are none that there were before.
         let unread = || Digest::of(b"");
         let selected = self.definitions.of(id).selected;
-        let files = selected.map(|selected| selected.digest.unwrap_or_else(unread));
+        let files = selected.map(|files| files.taken_digest().unwrap_or_else(unread));
         let key = |input: VertexId| self.definitions.of(input).stack;
         Description::of(&self.graph, id, &names, &key, files)
     }

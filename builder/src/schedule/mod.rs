@@ -370,7 +370,7 @@ impl Schedule {
         };
         let (root, Made { layer, following }) = made.map_err(fail)?;
         // Of a copy that did not wait for its root, the key of what stands upon both.
-        self.redefine(id, None);
+        self.redefine(id);
         self.start_seal(id, &layer, following).await;
         Ok(root.with(layer))
     }

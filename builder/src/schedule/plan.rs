@@ -166,7 +166,8 @@ impl Schedule {
             (_, Some((_, digest))) => Some(digest),
             (Op::Copy(_), None) if self.are_here(&inputs)? => {
                 let files = self.select(id, inputs).await?;
-                self.read(id, &files, Reading::First).await?
+                self.read(id, &files, Reading::First).await?;
+                files.taken_digest()
             }
             (Op::Copy(_), None) => return Ok(None),
             (Op::Run(_), None) if inputs.is_empty() => None,

@@ -86,11 +86,17 @@ impl Selections {
     /// # Errors
     /// When a file cannot be read.
     pub fn digest(&self) -> Result<Digest, StepError> {
-        if let Some(digest) = self.digest.get() {
-            return Ok(*digest);
+        if let Some(digest) = self.taken_digest() {
+            return Ok(digest);
         }
         let digest = content_key(&self.op, &self.trees(), &self.files, self.found())?;
         Ok(*self.digest.get_or_init(|| digest))
+    }
+
+    /// The digest, where it was taken already.
+    #[must_use]
+    pub fn taken_digest(&self) -> Option<Digest> {
+        self.digest.get().copied()
     }
 
     /// The digest, where it is known without reading a file.
@@ -182,7 +188,7 @@ impl Selections {
             scratch: &active.work(),
             time: worker.settings.time(),
             follow: follow && self.is_large(),
-            learn: self.digest.get().is_none(),
+            learn: self.taken_digest().is_none(),
         };
         let report = copy::copy(&self.op, &self.files, &inputs, &mut unpack)?;
         if inputs.learn {
