@@ -213,8 +213,7 @@ impl Tree {
             })
     }
 
-    /// How many bytes regular files have, of a copy of these, and how many of them are in files that are
-    /// not known.
+    /// How many bytes the regular files among these hold, and how many those of them that are not known.
     pub(crate) fn unknown_bytes(&self, files: &[Picked]) -> (u64, u64) {
         let mut stats = lock(&self.stats);
         let mut bytes = (0_u64, 0_u64);

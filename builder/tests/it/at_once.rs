@@ -1,9 +1,11 @@
 //! Steps that several stages, builds and processes want at once.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::cache::steps;
-use crate::env::{Output, test_env};
+use crate::env::{Output, TestEnv, test_env};
+use crate::traces::wait_until;
 
 #[test]
 fn two_builds_at_once_execute_each_step_once() {
@@ -84,6 +86,36 @@ fn jobs_says_how_many_steps_run_at_once() {
     env.build("one").args(["--jobs", "many"]).failure(125);
 }
 
+/// The file that a step has left in its cache mount.
+fn begun(env: &TestEnv) -> Option<PathBuf> {
+    let files = walkdir::WalkDir::new(env.store().join("mounts")).into_iter();
+    let mut files = files.flatten();
+    let file = files.find(|file| file.file_name() == "begun")?;
+    Some(file.into_path())
+}
+
+/// What another process is about to finish is in the cache for who must not execute it.
+#[test]
+fn a_step_that_another_process_executes_is_awaited_by_who_must_not() {
+    let env = test_env!().with_busybox();
+    env.dockerfile(
+        "FROM busybox\n\
+         RUN --mount=type=cache,target=/c touch /c/begun; \
+         while test ! -e /c/end; do usleep 10000; done\n",
+    );
+    let first = env.build("first").spawn();
+    let begun = wait_until("the step", || begun(&env));
+    let mut second = env.build("second").arg("--require-cached").spawn();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!(second.try_wait().unwrap(), None, "it waits");
+    fs::write(begun.with_file_name("end"), "").unwrap();
+    for (build, executed) in [(first, 1), (second, 0)] {
+        let output = Output::of(build);
+        assert_eq!(output.code, Some(0), "{output}");
+        assert_eq!(steps(&output).0.len(), executed, "{output}");
+    }
+}
+
 /// A process that awaits the result of another executes the step itself when that fails or is killed.
 #[test]
 fn a_step_that_another_process_does_not_finish_is_executed_by_who_waits() {
@@ -105,14 +137,9 @@ fn a_step_that_another_process_does_not_finish_is_executed_by_who_waits() {
                 .spawn()
         };
         let mut first = start("first", "wait");
-        let mount = || {
-            let files = walkdir::WalkDir::new(env.store().join("mounts")).into_iter();
-            let mut files = files.flatten();
-            files.find(|file| file.file_name() == "begun")
-        };
         let begun = loop {
-            if let Some(file) = mount() {
-                break file.into_path();
+            if let Some(file) = begun(&env) {
+                break file;
             }
             assert_eq!(first.try_wait().unwrap(), None, "the first one still waits");
             std::thread::sleep(std::time::Duration::from_millis(10));
