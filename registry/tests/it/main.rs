@@ -6,6 +6,7 @@ mod auth;
 mod aws;
 #[path = "../support/aws_fake.rs"]
 mod aws_fake;
+mod buckets;
 mod conditions;
 mod copies;
 mod distribution;

@@ -189,6 +189,7 @@ impl Fields {
             blobs_prefix,
             manifests_prefix,
             touch_refresh: self.duration("touch_refresh", TOUCH)?,
+            part_size: None,
         });
         Ok(Spec::S3 { bucket, names })
     }

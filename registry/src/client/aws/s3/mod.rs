@@ -3,45 +3,40 @@
 //!
 //! A blob lies under its digest, a manifest under a name. Requests are signed with their content's
 //! digest, which of a blob is known before: it is sent as it is read, and what arrives otherwise is
-//! refused by the service.
+//! refused by the service. A large blob goes in parts (`upload`).
+
+mod upload;
 
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::stream;
 use jiff::Timestamp;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LAST_MODIFIED, RANGE};
 use reqwest::{Body, Method, Response, Url};
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, sleep};
-use tokio_util::io::{ReaderStream, StreamReader};
+use tokio_util::io::StreamReader;
 
 use super::sigv4::{self, Scope, hash};
 use super::sources::Sources;
-use super::{AwsEnvironment, AwsError, Keys, Services, refusal};
-use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put, Step};
+use super::{AwsEnvironment, AwsError, Keys, Services, element, refusal};
+use crate::blob::{BlobError, BlobReader, BlobSink, BlobSource, BoxFuture, Progress, Put};
 use crate::client::error::ClientError;
 use crate::client::retry::{Backoff, http_date};
-use crate::client::transport::lock;
 use crate::client::wire::{Counter, Outgoing, PATIENCE, Pace, Request, Watch, io_error};
 use crate::client::{Client, Shared};
 use crate::credentials::Secret;
 use crate::digest::Digest;
 use crate::spec::Descriptor;
 
-/// The largest object that one request may bring, bytes.
-const LARGEST: u64 = 5 << 30;
 /// The largest document that is read, bytes.
 const DOCUMENT: usize = 8 << 20;
 /// How much of an error answer is read, bytes.
 const ERROR: usize = 64 << 10;
-/// How much is read from a source at once, bytes.
-const PIECE: usize = 256 << 10;
 /// How long keys are used before they are looked for anew: those of roles end.
 const FRESH: Duration = Duration::from_secs(300);
 
@@ -67,6 +62,9 @@ pub struct BucketOptions {
     /// A blob that is older than this is written to itself when it is wanted again, for services
     /// that delete what is old.
     pub touch_refresh: Duration,
+    /// A blob that is larger than this is sent in parts of this size, bytes; without a value 512
+    /// MiB. AWS takes no part under 5 MiB but the last, and none above 5 GiB.
+    pub part_size: Option<u64>,
 }
 
 /// The keys in use, and since when.
@@ -307,6 +305,22 @@ impl Bucket {
         Err(error)
     }
 
+    /// Sends a request with a small body; the address, and the text of the answer.
+    async fn ask(&self, mut request: Request, body: &[u8]) -> Result<(Url, String), ClientError> {
+        self.signed(&mut request, &hash(body)).await?;
+        let (method, url) = (request.method.clone(), request.url.clone());
+        let body = Body::from(body.to_vec());
+        let answer = self.send(request, body, self.watch()).await?;
+        let wire = &self.shared.transport.wire;
+        let bytes = wire.body(&method, &url, answer, ERROR).await?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        // Where work takes long its status comes before it is done; what becomes of it stands below.
+        if element(&text, "Error").is_some() {
+            return Err(refusal(&method, &url, 500, &bytes));
+        }
+        Ok((url, text))
+    }
+
     /// Tries again where that may help.
     async fn retried<T, F: Future<Output = Result<T, ClientError>>>(
         &self,
@@ -372,27 +386,8 @@ impl Bucket {
         }))
     }
 
-    /// Writes an object to itself, so that it is new.
-    async fn touch(&self, key: &str) -> Result<(), ClientError> {
-        let mut request = Request::new(Method::PUT, self.url(key)?);
-        let path = key
-            .split('/')
-            .map(sigv4::encode)
-            .collect::<Vec<_>>()
-            .join("/");
-        let from = format!("/{}/{path}", sigv4::encode(&self.options.bucket));
-        let from = HeaderValue::from_str(&from);
-        let from = from.map_err(|_| ClientError::Address(self.to_string()))?;
-        request.headers.insert("x-amz-copy-source", from);
-        let replace = HeaderValue::from_static("REPLACE");
-        request.headers.insert("x-amz-metadata-directive", replace);
-        self.signed(&mut request, &hash(b"")).await?;
-        self.send(request, Body::default(), self.watch()).await?;
-        Ok(())
-    }
-
     /// Whether the blob is there, and young enough to stay.
-    async fn has(&self, key: &str, blob: &Descriptor) -> Result<bool, ClientError> {
+    async fn has(&self, key: &str, blob: &Descriptor) -> Result<bool, BlobError> {
         let Some(object) = self.retried(|| self.head(key)).await? else {
             return Ok(false);
         };
@@ -405,90 +400,9 @@ impl Bucket {
             .modified
             .is_some_and(|at| now.saturating_sub(at) > old)
         {
-            self.retried(|| self.touch(key)).await?;
+            self.touch(key, blob.size).await?;
         }
         Ok(true)
-    }
-
-    async fn put_blob(
-        &self,
-        blob: &Descriptor,
-        source: &dyn BlobSource,
-        progress: &Progress,
-    ) -> Result<Put, BlobError> {
-        let key = self.blob_key(&blob.digest);
-        if self.has(&key, blob).await? {
-            return Ok(Put::Existed);
-        }
-        if blob.size > LARGEST {
-            return Err(BlobError::Io {
-                action: format!("cannot send {} to {self}", blob.digest),
-                source: io::Error::other(
-                    "it is larger than 5 GiB, which takes uploads in parts: these are not supported",
-                ),
-            });
-        }
-        let mut backoff = Backoff::new(self.shared.transport.policy);
-        loop {
-            let error = match self.send_blob(&key, blob, source, progress).await {
-                Ok(()) => return Ok(Put::Sent),
-                Err(BlobError::Client(error)) => error,
-                Err(error) => return Err(error),
-            };
-            let Some(wait) = backoff.next(&error) else {
-                return Err(error.into());
-            };
-            let told = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            progress(blob, Step::Retry(told, error.reason()));
-            sleep(wait).await;
-        }
-    }
-
-    async fn send_blob(
-        &self,
-        key: &str,
-        blob: &Descriptor,
-        source: &dyn BlobSource,
-        progress: &Progress,
-    ) -> Result<(), BlobError> {
-        let mut request = Request::new(Method::PUT, self.url(key)?);
-        self.signed(&mut request, &blob.digest.hex()).await?;
-        request.headers.insert(CONTENT_LENGTH, blob.size.into());
-        let reader = source.open(blob, 0).await?.take(blob.size);
-        let counter = Counter::default();
-        let sent = Arc::clone(&counter);
-        let broken: Arc<Mutex<Option<io::Error>>> = Arc::default();
-        let told = Arc::clone(&broken);
-        let pieces = ReaderStream::with_capacity(reader, PIECE)
-            .inspect_ok(move |piece| {
-                sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            })
-            .map_err(move |error| {
-                let kind = error.kind();
-                *lock(&told) = Some(error);
-                io::Error::new(kind, "the source of the blob failed")
-            });
-        let progress = |sent| progress(blob, Step::Bytes(sent));
-        let watch = Watch {
-            counter,
-            length: blob.size,
-            progress: &progress,
-            ..self.watch()
-        };
-        let body = match blob.size {
-            0 => Body::default(),
-            _ => Body::wrap_stream(pieces.boxed()),
-        };
-        let answer = self.send(request, body, watch).await;
-        // When the source broke, the request broke for that reason and no other.
-        if let Some(source) = lock(&broken).take() {
-            return Err(BlobError::Io {
-                action: format!("cannot read {} to send it", blob.digest),
-                source,
-            });
-        }
-        answer?;
-        Ok(())
     }
 
     async fn put_document(&self, key: &str, kind: &str, bytes: &[u8]) -> Result<(), ClientError> {
@@ -496,10 +410,7 @@ impl Bucket {
         if let Ok(kind) = HeaderValue::from_str(kind) {
             request.headers.insert(CONTENT_TYPE, kind);
         }
-        self.signed(&mut request, &hash(bytes)).await?;
-        let body = Body::from(bytes.to_vec());
-        self.send(request, body, self.watch()).await?;
-        Ok(())
+        self.ask(request, bytes).await.map(drop)
     }
 }
 
