@@ -7,6 +7,7 @@ mod record;
 mod resolve;
 mod rules;
 mod run;
+mod share;
 mod shell;
 
 use std::collections::BTreeMap;
@@ -23,14 +24,14 @@ use kiln_registry::digest::Digest;
 use kiln_registry::reference::{Reference, ReferenceError};
 
 use crate::cache::mounts::SavedMounts;
-use crate::cache::remote::options::{CacheFrom, CacheMounts, CacheTo, Target};
-use crate::cache::remote::{Entry, Exporter, INLINE, Imports, RemoteError, Summary, inline};
+use crate::cache::remote::RemoteError;
+use crate::cache::remote::options::{CacheFrom, CacheMounts, CacheTo};
 use crate::context::ContextError;
 use crate::event::{Event, Observer};
 use crate::image::{self, ImageError};
 use crate::lower::{self, BaseImages, LowerOptions, Plan};
 use crate::runtime::{Cancel, RuntimeError};
-use crate::schedule::{Failure, Forecast, Schedule, Sharing};
+use crate::schedule::{Failure, Forecast, Schedule};
 use crate::snapshot::{Backend, Snapshots, now};
 use crate::step::secrets::SecretSource;
 use crate::step::{ResolveError, Settings, StepError, Worker};
@@ -39,10 +40,12 @@ use crate::store::{Store, StoreError};
 use files::{ignore_file, open_folder, read_dockerfile, read_ignore_file};
 use record::{Keep, Numbers};
 use resolve::Resolver;
+use share::{imports, saved_mounts, share, share_unfinished, sharing};
 
 pub use check::{CheckRequest, Checked, check};
 pub use rules::Wishes;
 pub use run::{Invocation, RunError, Volume, run};
+pub use share::Shared;
 pub use shell::{Shell, ShellError, Which, image_shell};
 
 /// What is to be built.
@@ -102,23 +105,20 @@ pub struct Outcome {
     pub mounts: Option<Arc<SavedMounts>>,
 }
 
-/// The cache of a finished build that is shared beyond its store.
+/// A build that failed.
 #[derive(Debug)]
-pub struct Shared {
-    /// Steps that were found in a cache.
-    pub hits: usize,
-    /// Steps that were executed.
-    pub executed: usize,
-    export: Option<(Exporter, Vec<Entry>)>,
+pub struct Unfinished {
+    /// Why.
+    pub error: BuildError,
+    /// The cache of the steps that were done before, where it is exported.
+    pub shared: Option<Shared>,
 }
 
-impl Shared {
-    /// Waits until the cache is exported, if it is.
-    pub async fn finish(&mut self, cancel: &Cancel) -> Option<Summary> {
-        let (exporter, entries) = self.export.take()?;
-        tokio::select! {
-            summary = exporter.finish(&entries) => Some(summary),
-            () = cancel.cancelled() => None,
+impl From<BuildError> for Unfinished {
+    fn from(error: BuildError) -> Self {
+        Self {
+            error,
+            shared: None,
         }
     }
 }
@@ -257,17 +257,17 @@ pub enum BaseError {
     Cancelled,
 }
 
-/// Builds an image, stores it and gives it its names.
+/// Builds an image, stores it and gives it its names. `cancel` is cancelled when a step fails, too.
 ///
 /// # Errors
-/// [`BuildError`]; what was finished before stays in the cache, everything else is gone.
+/// [`Unfinished`]; what was finished before stays in the cache, everything else is gone.
 pub async fn build(
     request: Request,
     store: Arc<Store>,
     client: Client,
     observer: Observer,
     cancel: Cancel,
-) -> Result<Outcome, BuildError> {
+) -> Result<Outcome, Unfinished> {
     let Prepared {
         source,
         mut plan,
@@ -289,13 +289,21 @@ pub async fn build(
     if !cancel.is_cancelled() || finished.is_err() {
         rules::record(&schedule, &observer, finished.as_ref().err()).await;
     }
-    let finished = finished.map_err(|failure| step_error(failure, &plan, &source, kept))?;
+    let finished = match finished {
+        Ok(finished) => finished,
+        Err(failure) => {
+            let error = step_error(failure, &plan, &source, kept);
+            let shared = share_unfinished(&error, &mut schedule).await;
+            return Err(Unfinished { error, shared });
+        }
+    };
     save_stat_caches(&worker);
 
     let shared = share(&request, &mut schedule, &store, &mut plan).await?;
-    let image = image::assemble(&store, &plan, &finished.layers, request.epoch)?;
+    let image = image::assemble(&store, &plan, &finished.layers, request.epoch);
+    let image = image.map_err(BuildError::from)?;
     for tag in &request.tags {
-        store.tag(tag, &image)?;
+        store.tag(tag, &image).map_err(BuildError::from)?;
     }
     Ok(Outcome {
         image,
@@ -432,52 +440,6 @@ async fn prepare(
     })
 }
 
-/// Begins to read the caches that the build may use.
-fn imports(
-    request: &Request,
-    client: &Client,
-    observer: &Observer,
-) -> Result<Option<Arc<Imports>>, BuildError> {
-    let from = request.cache_from.as_slice();
-    if from.is_empty() || request.wishes.no_cache {
-        return Ok(None);
-    }
-    let imports = Imports::start(from, client, &request.options.platform, observer);
-    Ok(Some(Arc::new(imports.map_err(BuildError::Cache)?)))
-}
-
-/// Begins to read what cache mounts are restored from.
-fn saved_mounts(
-    request: &Request,
-    client: &Client,
-    store: &Arc<Store>,
-    observer: &Observer,
-) -> Result<Option<Arc<SavedMounts>>, BuildError> {
-    let Some(mounts) = &request.cache_mounts else {
-        return Ok(None);
-    };
-    let saved = SavedMounts::start(mounts, client, store, observer);
-    Ok(Some(Arc::new(saved.map_err(BuildError::Cache)?)))
-}
-
-/// How the build shares its cache: where it takes from, and where its own goes.
-fn sharing(
-    request: &Request,
-    worker: &Worker,
-    imports: Option<Arc<Imports>>,
-) -> Result<Sharing, BuildError> {
-    let exporter = Exporter::start(
-        &request.cache_to,
-        &worker.client,
-        &request.options.platform,
-        &worker.snapshots,
-        &worker.store,
-        imports.clone(),
-    );
-    let exporter = exporter.map_err(BuildError::Cache)?;
-    Ok(Sharing { imports, exporter })
-}
-
 /// Keeps the digests of files for the next build.
 fn save_stat_caches(worker: &Worker) {
     // A stat cache that cannot be written costs time in the next build, no more.
@@ -487,39 +449,6 @@ fn save_stat_caches(worker: &Worker) {
             text: error.to_string(),
         });
     }
-}
-
-/// What is shared of a build whose steps are done; with `type=inline` the image's config says it.
-async fn share(
-    request: &Request,
-    schedule: &mut Schedule,
-    store: &Store,
-    plan: &mut Plan,
-) -> Result<Option<Shared>, BuildError> {
-    // That of the base image, if it has any, is not this one's.
-    plan.config.extra.remove(INLINE);
-    if request.cache_from.is_empty() && request.cache_to.is_empty() {
-        return Ok(None);
-    }
-    let (hits, executed) = schedule.counts();
-    let mut export = None;
-    if !request.cache_to.is_empty() {
-        let entries = schedule.entries().await.map_err(ImageError::from)?;
-        if request
-            .cache_to
-            .iter()
-            .any(|to| to.target == Target::Inline)
-        {
-            let cache = inline(store, &entries).map_err(BuildError::Cache)?;
-            plan.config.extra.insert(INLINE.to_owned(), cache);
-        }
-        export = schedule.take_exporter().map(|exporter| (exporter, entries));
-    }
-    Ok(Some(Shared {
-        hits,
-        executed,
-        export,
-    }))
 }
 
 /// What the Dockerfile, or the build argument that replaces its word, wants to hear of (A2.7).

@@ -5,7 +5,7 @@ use std::process::{Child, Output};
 
 use rustix::process::{Pid, Signal};
 
-use crate::env::{TestEnv, test_env};
+use crate::env::{Run, TestEnv, test_env};
 use crate::liar::{Fault, Liar};
 use crate::traces::{Process, descendants, files, wait_until};
 
@@ -42,7 +42,11 @@ impl Drop for Running {
 
 /// Starts the endless build and waits until both processes of its step run.
 fn endless(env: &TestEnv) -> (Running, Vec<Process>) {
-    let build = Running(Some(env.dockerfile(ENDLESS).build("endless").spawn()));
+    started(env.dockerfile(ENDLESS).build("endless"))
+}
+
+fn started(run: Run) -> (Running, Vec<Process>) {
+    let build = Running(Some(run.spawn()));
     let processes = wait_until("the step's processes", || {
         let all = descendants(build.id());
         let runs = |argument: &str| all.iter().any(|process| process.has_argument(argument));
@@ -92,6 +96,21 @@ fn ctrl_c_in_a_step_ends_all_of_it_and_exits_130() {
 #[test]
 fn a_request_to_end_in_a_step_ends_all_of_it_and_exits_143() {
     interrupted_step(Signal::TERM, 143);
+}
+
+/// Who stops a build waits for nothing (C5).
+#[test]
+fn an_interrupted_build_exports_no_cache() {
+    let env = test_env!().with_busybox();
+    let run = env.dockerfile(ENDLESS).build("endless");
+    let (build, _) = started(run.args(["--cache-to", "type=local,dest=cache"]));
+    build.signal(Signal::INT);
+    let output = build.end();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(!stderr.contains("cache: "), "{stderr}");
+    let index = std::fs::read_to_string(env.path("cache/index.json"));
+    assert!(index.is_ok_and(|index| index.contains("\"manifests\":[]")));
 }
 
 #[test]

@@ -82,6 +82,7 @@ mod saved_mounts;
 mod security;
 mod shared_cache;
 mod shared_cache_damage;
+mod shared_cache_failed;
 mod shell;
 mod ssh;
 mod standalone;

@@ -28,6 +28,9 @@ use crate::store::Store;
 /// Layers that are got ready for one place at once.
 const JOBS: usize = 8;
 
+/// As many steps are kept at least when a build that failed adds its own to those of others.
+const KEPT: usize = 500;
+
 /// Where the layer of a step is.
 #[derive(Clone, Debug)]
 pub enum Made {
@@ -170,14 +173,15 @@ impl Exporter {
         }
     }
 
-    /// Sends what is missing, and then what names it.
-    pub async fn finish(self, entries: &[Entry]) -> Summary {
+    /// Sends what is missing, and then what names it. Of a build that is not `complete` it is added
+    /// to what the places have.
+    pub async fn finish(self, entries: &[Entry], complete: bool) -> Summary {
         let start = Instant::now();
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         while tasks.join_next().await.is_some() {}
         let shared = &self.shared;
         let finished = shared.targets.iter().map(|target| async move {
-            let result = shared.finish(target, entries).await;
+            let result = shared.finish(target, entries, complete).await;
             (target, result)
         });
         let mut summary = Summary::default();
@@ -268,6 +272,7 @@ impl Shared {
         &self,
         target: &Target,
         entries: &[Entry],
+        complete: bool,
     ) -> Result<Option<(u64, u64)>, RemoteError> {
         let wanted = |entry: &&Entry| entry.in_image || target.to.mode == Mode::Max;
         let entries: Vec<&Entry> = entries.iter().filter(wanted).collect();
@@ -298,40 +303,17 @@ impl Shared {
         if collected.contents.steps.is_empty() {
             return Ok(None);
         }
-        self.publish(target, collected).await
-    }
-
-    async fn publish(
-        &self,
-        target: &Target,
-        mut collected: Collected,
-    ) -> Result<Option<(u64, u64)>, RemoteError> {
-        let Place::Local { path, .. } = &target.place else {
-            target
-                .place
-                .publish(&collected.contents, target.to.oci)
-                .await?;
-            return Ok(None);
+        let older = target.older(complete).await?;
+        let most = match complete {
+            true => usize::MAX,
+            false => older.steps.len().max(KEPT),
         };
-        // Read again now that it is locked: another build may have written meanwhile.
-        if !target.to.reset {
-            let older = target
-                .place
-                .read(&Platform::host())
-                .await
-                .unwrap_or_default();
-            for step in &older.steps {
+        for step in &older.steps {
+            if collected.contents.steps.len() < most {
                 collected.add(step.key, step.content, &older.layers[step.layer]);
             }
         }
-        let mut contents = collected.contents;
-        let held = fit(&mut contents, target.to.max);
-        target.place.publish(&contents, target.to.oci).await?;
-        if target.to.max.is_some() || target.to.reset {
-            let path = path.clone();
-            blocking(move || prune(&path)).await?;
-        }
-        Ok(target.to.max.map(|max| (held, max)))
+        target.publish(collected.contents).await
     }
 
     /// What a step read and stood on, from this build or from what the place said of it before.
@@ -358,6 +340,34 @@ impl Shared {
 }
 
 impl Target {
+    /// What stays of what is there. It is read now: another build may have written meanwhile.
+    async fn older(&self, complete: bool) -> Result<Contents, RemoteError> {
+        let is_folder = self.place.folder().is_some();
+        if complete && (!is_folder || self.to.reset) {
+            return Ok(Contents::default());
+        }
+        match self.place.read(&Platform::host()).await {
+            // What a build that failed did not get to must not be lost by it.
+            Err(error) if !complete && !matches!(error, RemoteError::Missing) => Err(error),
+            older => Ok(older.unwrap_or_default()),
+        }
+    }
+
+    /// Puts the documents; gives the bytes that are kept in a folder of how many.
+    async fn publish(&self, mut contents: Contents) -> Result<Option<(u64, u64)>, RemoteError> {
+        let Place::Local { path, .. } = &self.place else {
+            self.place.publish(&contents, self.to.oci).await?;
+            return Ok(None);
+        };
+        let held = fit(&mut contents, self.to.max);
+        self.place.publish(&contents, self.to.oci).await?;
+        if self.to.max.is_some() || self.to.reset {
+            let path = path.clone();
+            blocking(move || prune(&path)).await?;
+        }
+        Ok(self.to.max.map(|max| (held, max)))
+    }
+
     /// Sends a blob where it is not there.
     async fn put(&self, blob: &Descriptor, source: &dyn BlobSource) -> Result<(), RemoteError> {
         let permit = self.jobs.acquire().await;

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use kiln_builder::event::Observer;
 use kiln_builder::lower::{LowerOptions, NamedContext};
 use kiln_builder::pipeline::{
-    self, BuildError, DockerfileFrom, Outcome, Request, Wishes, build_time,
+    self, BuildError, DockerfileFrom, Outcome, Request, Unfinished, Wishes, build_time,
 };
 use kiln_builder::runtime::isolation::Level;
 use kiln_builder::runtime::{Cancel, Isolation};
@@ -18,7 +19,9 @@ use kiln_builder::snapshot::Backend;
 use kiln_builder::step::Settings;
 use kiln_builder::step::agent::{Agent, AgentError, AgentSource};
 use kiln_builder::step::secrets::{SecretError, SecretSource};
+use kiln_builder::store::Store;
 use kiln_grammar::syntax::MAX_SIZE;
+use kiln_registry::client::Client;
 use kiln_registry::credentials::SecretBytes;
 use kiln_registry::reference::Reference;
 use kiln_registry::spec::Platform;
@@ -94,14 +97,8 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
     let (stored, epoch) = (request.tags.clone(), request.epoch);
     let settings = request.settings.clone();
     let built = block_on(&cancel, async {
-        let mut outcome = pipeline::build(
-            request,
-            Arc::clone(&store),
-            client.clone(),
-            observer,
-            cancel.clone(),
-        )
-        .await?;
+        let from = (&store, &client);
+        let mut outcome = build(request, from, observer, &cancel, args.quiet).await?;
         if !args.quiet {
             say(&outcome, &stored);
         }
@@ -132,6 +129,28 @@ pub(crate) fn run(setup: &Setup, args: &BuildArgs) -> anyhow::Result<()> {
         shell::in_failed(&store, backend, client.clone(), settings, source);
     }
     built
+}
+
+/// Builds; of a build that fails, what was done before is shared all the same.
+async fn build(
+    request: Request,
+    (store, client): (&Arc<Store>, &Client),
+    observer: Observer,
+    cancel: &Cancel,
+    quiet: bool,
+) -> anyhow::Result<Outcome> {
+    let (store, client) = (Arc::clone(store), client.clone());
+    // A step that fails stops the others, and not what follows upon it.
+    let steps = cancel.child()?;
+    match pipeline::build(request, store, client, observer, steps).await {
+        Ok(outcome) => Ok(outcome),
+        Err(Unfinished { error, shared }) => {
+            if let Some(shared) = shared {
+                share::unfinished(shared, cancel, quiet).await;
+            }
+            Err(error.into())
+        }
+    }
 }
 
 /// How steps are isolated, and their layers kept, where that is not what it is for root.

@@ -51,6 +51,21 @@ pub(super) async fn finish(
     cancel: &Cancel,
     quiet: bool,
 ) -> anyhow::Result<()> {
+    match exported(shared, cancel, quiet).await {
+        Some(message) => Err(NotExported(message).into()),
+        None => Ok(()),
+    }
+}
+
+/// The same for a build that failed: it ends with why, whatever becomes of its cache.
+pub(super) async fn unfinished(mut shared: Shared, cancel: &Cancel, quiet: bool) {
+    if let Some(message) = exported(&mut shared, cancel, quiet).await {
+        render::err(&format!("warning: {message}"));
+    }
+}
+
+/// Waits for the export and tells about it; gives what is an error (C5.2).
+async fn exported(shared: &mut Shared, cancel: &Cancel, quiet: bool) -> Option<String> {
     let summary = shared.finish(cancel).await;
     if !quiet {
         render::err(&line(shared.hits, shared.executed, summary.as_ref()));
@@ -61,13 +76,14 @@ pub(super) async fn finish(
             "exporting the cache to {} failed: {}",
             failed.place, failed.reason
         );
+        let message = text::printable(message.as_bytes());
         match failed.fatal {
-            true => fatal = Some(NotExported(text::printable(message.as_bytes()))),
+            true => fatal = Some(message),
             false if quiet => {}
-            false => render::err(&text::printable(format!("warning: {message}").as_bytes())),
+            false => render::err(&format!("warning: {message}")),
         }
     }
-    fatal.map_or(Ok(()), |error| Err(error.into()))
+    fatal
 }
 
 fn line(hits: usize, executed: usize, summary: Option<&Summary>) -> String {
