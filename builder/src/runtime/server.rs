@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Child;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -90,6 +91,11 @@ impl Server {
         Ok(Self { child, socket })
     }
 
+    /// Whether nobody has killed it. Its sandboxes end after it.
+    pub(super) fn is_there(&self) -> bool {
+        is_silent(&self.socket)
+    }
+
     /// Has it split off a sandbox of a kind with these ends.
     ///
     /// # Errors
@@ -112,6 +118,12 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether a socket has neither something to read nor an end.
+pub(super) fn is_silent(socket: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&Timespec::default())) == Ok(0)
 }
 
 impl Drop for Server {

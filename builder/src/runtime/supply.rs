@@ -9,10 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 
-use super::server::{Ends, Kind, Server};
+use super::server::{Ends, Kind, Server, is_silent};
 
 /// Where sandboxes come from. Dropped, it ends those that still wait.
 #[derive(Debug)]
@@ -38,8 +37,7 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Whether it has not failed, nor been killed by somebody who kills what is not theirs.
     fn is_there(&self) -> bool {
-        let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
-        rustix::event::poll(&mut fds, Some(&Timespec::default())) == Ok(0)
+        is_silent(&self.control)
     }
 }
 
@@ -61,7 +59,11 @@ impl Supply {
     /// A sandbox of a kind: the one in stock, or a new one.
     pub(super) fn take(&self, kind: Kind) -> io::Result<Waiting> {
         let spare = lock(&self.spare).take();
-        match spare.filter(|spare| spare.kind == kind && spare.is_there()) {
+        let fits = |spare: &Waiting| {
+            // One whose server is gone is about to be, too.
+            spare.kind == kind && spare.is_there() && self.serves()
+        };
+        match spare.filter(fits) {
             Some(spare) => Ok(spare),
             None => self.make(kind),
         }
@@ -95,6 +97,10 @@ impl Supply {
             stdout,
             stderr,
         })
+    }
+
+    fn serves(&self) -> bool {
+        lock(&self.server).as_ref().is_some_and(Server::is_there)
     }
 
     /// Has the server split off a sandbox. A server that somebody killed is started anew.
