@@ -51,7 +51,10 @@ impl Cancel {
     /// As of [`Self::new`].
     pub fn child(&self) -> io::Result<Self> {
         let child = Self::new()?;
-        self.0.children().push(Arc::downgrade(&child.0));
+        let mut children = self.0.children();
+        children.retain(|other| other.strong_count() > 0);
+        children.push(Arc::downgrade(&child.0));
+        drop(children);
         if self.is_cancelled() {
             child.cancel();
         }

@@ -109,8 +109,10 @@ fn an_interrupted_build_exports_no_cache() {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(!stderr.contains("cache: "), "{stderr}");
+    // The folder is there once the first layer was sent, and names nothing.
     let index = std::fs::read_to_string(env.path("cache/index.json"));
-    assert!(index.is_ok_and(|index| index.contains("\"manifests\":[]")));
+    let index = index.unwrap_or_default();
+    assert!(!index.contains("sha256:"), "{index}");
 }
 
 #[test]

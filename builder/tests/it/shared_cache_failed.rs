@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use crate::bucket::{self, Bucket};
 use crate::cache::steps;
 use crate::env::{Output, TestEnv, test_env};
 use crate::shared_cache::{build, documents, summary};
@@ -67,6 +68,22 @@ fn c5_a_build_that_fails_adds_to_a_folder() {
     let env = test_env!().with_busybox();
     let to = "type=local,dest=cache,reset=true";
     adds(&env, to, "type=local,src=cache");
+}
+
+#[test]
+fn c5_a_build_that_fails_adds_to_a_bucket() {
+    let env = test_env!()
+        .with_busybox()
+        .with_variable("AWS_ACCESS_KEY_ID", bucket::ID)
+        .with_variable("AWS_SECRET_ACCESS_KEY", bucket::SECRET)
+        .with_variable("AWS_SESSION_TOKEN", bucket::SESSION);
+    let bucket = Bucket::start();
+    let place = format!(
+        "type=s3,bucket=ci,region={},endpoint_url=http://{},name=main",
+        bucket::REGION,
+        bucket.address
+    );
+    adds(&env, &place, &place);
 }
 
 #[test]

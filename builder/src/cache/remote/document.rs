@@ -226,6 +226,16 @@ pub(super) struct Collected {
 }
 
 impl Collected {
+    /// Adds the steps that a cache had before, as long as there are not this `most` in all.
+    pub(super) fn add_older(&mut self, older: &Contents, most: usize) {
+        for step in &older.steps {
+            if self.contents.steps.len() >= most {
+                break;
+            }
+            self.add(step.key, step.content, &older.layers[step.layer]);
+        }
+    }
+
     /// Adds a step with its layer, unless it is there.
     pub(super) fn add(&mut self, key: Digest, content: Option<Content>, layer: &Layer) {
         if !self.keys.insert(key) {

@@ -308,11 +308,7 @@ impl Shared {
             true => usize::MAX,
             false => older.steps.len().max(KEPT),
         };
-        for step in &older.steps {
-            if collected.contents.steps.len() < most {
-                collected.add(step.key, step.content, &older.layers[step.layer]);
-            }
-        }
+        collected.add_older(&older, most);
         target.publish(collected.contents).await
     }
 

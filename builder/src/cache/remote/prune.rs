@@ -140,4 +140,25 @@ mod tests {
         assert_eq!(kept, [a, b, a, d], "c is the first that does not fit");
         assert_eq!(contents.layers.len(), 3);
     }
+
+    #[test]
+    fn c5_a_build_that_fails_keeps_so_many_older_steps() {
+        let of = |names: &[&str]| {
+            let mut collected = Collected::default();
+            for name in names {
+                collected.add(Digest::of(name.as_bytes()), None, &layer(name, 10));
+            }
+            collected
+        };
+        let older = of(&["a", "b", "c", "d"]).contents;
+        for (most, expected) in [
+            (9, &["new", "b", "a", "c", "d"][..]),
+            (3, &["new", "b", "a"]),
+            (1, &["new", "b"]),
+        ] {
+            let mut collected = of(&["new", "b"]);
+            collected.add_older(&older, most);
+            assert_eq!(collected.contents, of(expected).contents);
+        }
+    }
 }

@@ -154,6 +154,12 @@ fn base(options: &BucketOptions) -> Result<Url, ClientError> {
     Ok(url)
 }
 
+/// A name of an object as it stands in addresses.
+fn encoded(key: &str) -> String {
+    let segments = key.split('/').map(sigv4::encode);
+    segments.collect::<Vec<_>>().join("/")
+}
+
 impl Bucket {
     /// The manifest under a name; `None` when there is none.
     ///
@@ -195,9 +201,7 @@ impl Bucket {
 
     /// The address of an object. Whatever is special is encoded, as it is in what is signed.
     fn url(&self, key: &str) -> Result<Url, ClientError> {
-        let segments = key.split('/').map(sigv4::encode);
-        let path = segments.collect::<Vec<_>>().join("/");
-        let whole = format!("{}{path}", self.base);
+        let whole = format!("{}{}", self.base, encoded(key));
         // `..` would lead to another bucket.
         let outside = key.split('/').any(|part| matches!(part, "." | ".."));
         let url = Url::parse(&whole).ok().filter(|_| !outside);

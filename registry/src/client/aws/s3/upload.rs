@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::sleep;
 use tokio_util::io::ReaderStream;
 
-use super::Bucket;
+use super::{Bucket, encoded};
 use crate::blob::{BlobError, BlobSource, Progress, Put, Step};
 use crate::client::aws::{element, sigv4};
 use crate::client::error::ClientError;
@@ -122,9 +122,8 @@ impl Bucket {
     }
 
     fn copy_from(&self, key: &str, request: &mut Request) -> Result<(), ClientError> {
-        let path = key.split('/').map(sigv4::encode);
-        let path = path.collect::<Vec<_>>().join("/");
-        let from = format!("/{}/{path}", sigv4::encode(&self.options.bucket));
+        let bucket = sigv4::encode(&self.options.bucket);
+        let from = format!("/{bucket}/{}", encoded(key));
         let from = HeaderValue::from_str(&from);
         let from = from.map_err(|_| ClientError::Address(self.to_string()))?;
         request.headers.insert("x-amz-copy-source", from);
@@ -146,9 +145,9 @@ impl Bucket {
     }
 
     fn part_url(&self, session: &Session, number: u64) -> Result<Url, ClientError> {
-        let mut url = self.url(&session.key)?;
-        let id = sigv4::encode(&session.id);
-        url.set_query(Some(&format!("partNumber={number}&uploadId={id}")));
+        let mut url = self.session_url(session)?;
+        let query = format!("partNumber={number}&{}", url.query().unwrap_or_default());
+        url.set_query(Some(&query));
         Ok(url)
     }
 
