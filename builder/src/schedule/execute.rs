@@ -261,7 +261,7 @@ impl Schedule {
             let told = self.told(id, explain);
             let execution = self.execute(id, root, inputs, known, files);
             let (reason, made) = join(told, execution).await;
-            Ok((reason?, made?))
+            self.with_reason(reason, made)
         };
         let result = self.observed(id, work).await;
         self.executed(id, digested, &result);
@@ -291,12 +291,27 @@ impl Schedule {
             let made = copied.await;
             self.redefine(id);
             let reason = self.told(id, self.explain(id, digested())).await;
-            let made = made?;
-            Ok((reason?, made))
+            self.with_reason(reason, made)
         };
         let result = self.observed(id, work).await;
         self.executed(id, digested(), &result);
         result
+    }
+
+    /// A layer with why it was made; without that nothing is left of it, as nobody will remember it.
+    fn with_reason(
+        &self,
+        reason: Result<Reason, StepError>,
+        made: Result<Made, StepError>,
+    ) -> Result<(Reason, Made), StepError> {
+        let made = made?;
+        match reason {
+            Ok(reason) => Ok((reason, made)),
+            Err(error) => {
+                self.worker.snapshots.forget(&made.layer)?;
+                Err(error)
+            }
+        }
     }
 
     /// Tells the observer why a step is executed.
